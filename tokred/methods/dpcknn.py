@@ -1,0 +1,48 @@
+"""DPC-KNN: density peaks clustering with k nearest neighbours."""
+
+from __future__ import annotations
+
+import torch
+
+from tokred.reducer import Reducer, View
+from tokred.reduction import Merge
+from tokred.registry import register
+
+
+@register("dpcknn", paper="Du et al., 2016; Zeng et al., CVPR 2022, arXiv:2204.08680")
+class DPCKNN(Reducer):
+    """Average the tokens around density peaks: tokens that are dense and far from denser ones.
+
+    The form of the TokenReduction benchmark: distances are divided by sqrt(C), the density is exp(-mean squared distance to the
+    nearest tokens, itself included), a token's score is its density times its distance to the nearest denser token, and the tokens
+    with the highest scores are the centres. The published code breaks density ties by random noise; here the lower index is denser.
+    Clusters are averaged with equal weights.
+
+    Args:
+        neighbors: nearest tokens that make up the density.
+    """
+
+    site = "pre"
+
+    def __init__(self, n: int, keep: int, dim: int, heads: int, *, neighbors: int = 5) -> None:
+        super().__init__(n, keep, dim, heads)
+        self.neighbors = min(neighbors, n)
+
+    def forward(self, view: View) -> Merge:
+        tokens = view.x.detach().float()
+        distance = torch.cdist(tokens, tokens) / self.dim**0.5  # [B, n, n]
+        index = torch.arange(self.n, device=tokens.device)
+        distance = distance.masked_fill(index.unsqueeze(-1) == index, 0)
+
+        nearest = distance.topk(self.neighbors, dim=-1, largest=False).values
+        density = torch.exp(-nearest.square().mean(-1))  # [B, n]
+        own, other = density.unsqueeze(2), density.unsqueeze(1)
+        denser = (other > own) | ((other == own) & (index < index.unsqueeze(-1)))  # [B, i, j]: j is denser than i
+        farthest = distance.amax((1, 2)).unsqueeze(-1)
+        separation = distance.masked_fill(~denser, torch.inf).amin(-1)
+        separation = torch.where(denser.any(-1), separation, farthest)  # the densest token has no denser one
+
+        center = (density * separation).argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
+        label = distance.gather(2, center.unsqueeze(1).expand(-1, self.n, -1)).argmin(-1)
+        slots = torch.arange(self.keep, device=center.device).expand_as(center)
+        return Merge(label.scatter(1, center, slots), self.keep)  # a centre belongs to its own cluster, even beside a twin

@@ -1,0 +1,189 @@
+"""The one interface: `Reducer` decides where the patch tokens of one block go; `View` is all that it may look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokred.errors import TokredError
+from tokred.reduction import Reduction
+
+Site = Literal["mid", "pre"]
+Knob = Literal["removed", "rate"]
+
+_QUERY_CHUNK = 256  # rows of the attention map that exist at once when a reducer asks for column sums
+
+
+class Reducer(nn.Module):
+    """Base class of all methods. One instance serves one stage of a plan.
+
+    A reducer decides and never edits: `forward` returns a `Keep`, `Merge` or `Mix`, and the framework applies it to features,
+    sizes and sources. Prefix tokens (CLS, distillation, registers) are set aside before and come back first, unchanged.
+
+    Args:
+        n: patch tokens in.
+        keep: patch-side tokens out, a fused token included.
+        dim: channels.
+        heads: attention heads.
+
+    Subclasses take their options as keyword-only arguments with defaults and state these facts:
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+
+    site: Site = "mid"
+    """"mid": between attention and MLP of the stage's layer. "pre": before the layer, seeing the previous layer's attention."""
+    stages: ClassVar[tuple[int, ...] | Literal["all"]] = (4, 7, 10)
+    """Default layers, one-based; "all" for every layer."""
+    knob: ClassVar[Knob] = "rate"
+    """The published knob: "removed" tokens per stage, or keep "rate" with cumulative counts int(n0 * rate^s)."""
+    extra: ClassVar[int] = 0
+    """Tokens that the method adds to what its knob counts (EViT's fused token)."""
+    proportional: bool = False
+    """Add log(size) to the attention scores of later layers."""
+    needs_cls: bool = False
+    """Refused on models without a CLS token."""
+    control: ClassVar[bool] = False
+    """A control shows what a method must beat; tables mark it."""
+
+    def __init__(self, n: int, keep: int, dim: int, heads: int) -> None:
+        super().__init__()
+        if not self.floor(n) <= keep <= n:
+            raise TokredError(f"{self.name or type(self).__name__} takes {n} tokens to between {self.floor(n)} and {n}, not to {keep}.")
+        self.n, self.keep, self.dim, self.heads = n, keep, dim, heads
+
+    @classmethod
+    def floor(cls, n: int) -> int:
+        """Fewest tokens that one application can leave of n."""
+        return 1
+
+    @property
+    def learned(self) -> bool:
+        """Whether the method owns parameters, so that it means nothing before it is fitted."""
+        return any(True for _ in self.parameters())
+
+    def forward(self, view: View) -> Reduction:
+        """Decide where the tokens of `view.x` [B, n, dim] go, leaving `keep`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement forward(view).")
+
+
+@dataclass
+class Attention:
+    """Queries, keys and values of one layer, [B, H, P + N, d], prefix first, as they entered the scores."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+    bias: Tensor | None = None  # [B, 1, 1, P + N], log(size) under proportional attention
+
+
+@dataclass
+class Rng:
+    """Random numbers that are a function of (seed, layer, image, position): no state, the same on every device and in every batch.
+
+    Args:
+        seed: of the run.
+        images: [B] int64, a key for every image. Without keys all images of a batch draw the same numbers.
+    """
+
+    seed: int = 0
+    images: Tensor | None = None
+    layer: int = 0
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) for every token of `like` [B, N, ...], as [B, N] float32."""
+        batch, n = like.shape[:2]
+        position = torch.arange(n, device=like.device)
+        image = torch.zeros(batch, dtype=torch.long, device=like.device) if self.images is None else self.images.to(like.device)
+        state = _scramble(_scramble(image + 0x9E3779B9 * (self.seed + 1)) + self.layer).unsqueeze(1) + position
+        return (_scramble(state) >> 8).float() / 2**24
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """A 32-bit integer hash (two rounds of xor-shift and multiply) in int64 arithmetic."""
+    for multiplier in (0x7FEB352D, 0x6C50B47D):
+        x = x & 0xFFFFFFFF
+        x = ((x ^ (x >> 16)) * multiplier) & 0xFFFFFFFF
+    return x ^ (x >> 15)
+
+
+@dataclass
+class View:
+    """What a reducer may look at: the patch tokens of one block, and lazily what its attention computed anyway.
+
+    Attributes:
+        x: [B, N, C] patch tokens, after the attention residual at site "mid", entering the layer at site "pre".
+        size: [B, N] patches that each token stands for.
+        prefix: [B, P, C] prefix tokens, for reading.
+        layer: one-based.
+        depth: layers of the model.
+        has_cls: whether the first prefix token is a CLS token.
+        rng: the only randomness.
+    """
+
+    x: Tensor
+    size: Tensor
+    prefix: Tensor
+    layer: int = 1
+    depth: int = 12
+    has_cls: bool = True
+    rng: Rng = field(default_factory=Rng)
+    attention: Attention | None = None
+
+    @property
+    def num_prefix(self) -> int:
+        return self.prefix.shape[1]
+
+    @property
+    def keys(self) -> Tensor:
+        """Attention keys of the patch tokens, [B, H, N, d]."""
+        return self._attention().k[:, :, self.num_prefix :]
+
+    @cached_property
+    def key_metric(self) -> Tensor:
+        """Keys averaged over heads, [B, N, d], in float32 (ToMe's similarity metric)."""
+        return self.keys.float().mean(1)
+
+    @cached_property
+    def cls_attention(self) -> Tensor:
+        """Attention that the CLS token pays to every patch token, mean over heads, [B, N], float32.
+
+        The softmax runs over all keys, prefix included; prefix columns are dropped after it and nothing is renormalised. It is one
+        query row against all keys, so the layer's own attention stays fused.
+
+        Raises:
+            TokredError: the model has no CLS token.
+        """
+        if not self.has_cls:
+            raise TokredError("This model has no CLS token, so there is no CLS attention; use a method that does not need it.")
+        return self._probabilities(slice(0, 1)).squeeze(2).mean(1)[:, self.num_prefix :]
+
+    @cached_property
+    def received_attention(self) -> Tensor:
+        """Attention that every patch token receives, summed over heads and over all queries, prefix included, [B, N], float32.
+
+        This needs the full map; it is computed a slice of queries at a time, and its cost counts.
+        """
+        queries = self._attention().q.shape[2]
+        chunks = (slice(start, min(start + _QUERY_CHUNK, queries)) for start in range(0, queries, _QUERY_CHUNK))
+        total = torch.stack([self._probabilities(rows).sum((1, 2)) for rows in chunks]).sum(0)
+        return total[:, self.num_prefix :]
+
+    def _probabilities(self, rows: slice) -> Tensor:
+        """Rows of the softmax attention map, [B, H, rows, P + N], float32."""
+        attention = self._attention()
+        scores = torch.matmul(attention.q[:, :, rows].float() * attention.scale, attention.k.float().mT)
+        if attention.bias is not None:
+            scores = scores + attention.bias.float()
+        return scores.softmax(-1)
+
+    def _attention(self) -> Attention:
+        if self.attention is None:
+            raise TokredError('There is no attention to look at before layer 1: start site "pre" methods at layer 2 or later.')
+        return self.attention

@@ -1,0 +1,185 @@
+"""What a reducer returns: where every token goes. `Keep`, `Merge` and `Mix` are applied to features, sizes and sources alike.
+
+A decision maps N tokens to M. Features follow `pool`. Extensive quantities (token sizes, source maps) follow `carry`, which never
+uses the weights of a decision: a token that stands for three patches brings its three patches wherever it goes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Reduction(ABC):
+    """A decision about N tokens of every image of a batch. Shapes: x is [B, N, C], the result [B, M, C]."""
+
+    @abstractmethod
+    def pool(self, x: Tensor) -> Tensor:
+        """Features of the M outputs, [B, M, C], from those of the N inputs, [B, N, C]."""
+
+    @abstractmethod
+    def carry(self, mass: Tensor) -> Tensor:
+        """Move an extensive quantity, [B, N, K], to the outputs, [B, M, K]: sums over what each output absorbs."""
+
+    @abstractmethod
+    def labels(self) -> Tensor:
+        """Output slot of every input token, [B, N] int64; -1 where the token is dropped. For `Mix`, the largest share."""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """The weights that `pool` applies, [B, M, N]."""
+
+    def sizes(self, size: Tensor) -> Tensor:
+        """Patches that each output stands for, [B, M], from those of the inputs, [B, N]."""
+        return self.carry(size.unsqueeze(-1)).squeeze(-1)
+
+    def unmerge(self, y: Tensor) -> Tensor:
+        """Give every input token its output's features back, [B, M, C] to [B, N, C]; zeros where it was dropped."""
+        labels = self.labels()
+        full = _take(y, labels.clamp(min=0))
+        return full * (labels >= 0).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Keep(Reduction):
+    """Some tokens stay as they are, the others go: pruning, and medoids.
+
+    Args:
+        index: [B, M] int64, the input that becomes each output, without repetition.
+        label: [B, N] int64, the output that absorbs each input's size and sources; -1 for none. By default dropped tokens are lost.
+    """
+
+    index: Tensor
+    n: int
+    label: Tensor | None = None
+
+    def pool(self, x: Tensor) -> Tensor:
+        return _take(x, self.index)
+
+    def carry(self, mass: Tensor) -> Tensor:
+        if self.label is None:
+            return _take(mass, self.index)
+        return _sum_groups(mass * (self.label >= 0).unsqueeze(-1), self.label.clamp(min=0), self.index.shape[1])
+
+    def labels(self) -> Tensor:
+        if self.label is not None:
+            return self.label
+        slots = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
+        return torch.full((len(self.index), self.n), -1, device=self.index.device).scatter(1, self.index, slots)
+
+    def matrix(self) -> Tensor:
+        return F.one_hot(self.index, self.n).float()
+
+
+@dataclass(frozen=True)
+class Merge(Reduction):
+    """Hard groups: every token goes to exactly one output, which is the mean of its group.
+
+    Args:
+        label: [B, N] int64 in [0, m), the group of each token. Every group has a member.
+        m: number of groups, M.
+        weight: [B, N], weight of each token within its group; by default all equal. ToMe passes the token sizes.
+        mean: divide by the group's weight. EViT's fused token is a plain weighted sum.
+    """
+
+    label: Tensor
+    m: int
+    weight: Tensor | None = None
+    mean: bool = True
+
+    def pool(self, x: Tensor) -> Tensor:
+        # Sums of many bfloat16 tokens lose bits; groups are added in float32 and rounded once.
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        weight = torch.ones_like(wide[..., :1]) if self.weight is None else self.weight.unsqueeze(-1).to(wide.dtype)
+        total = _sum_groups(wide * weight, self.label, self.m)
+        if self.mean:
+            total = total / _sum_groups(weight, self.label, self.m)
+        return total.to(x.dtype)
+
+    def carry(self, mass: Tensor) -> Tensor:
+        return _sum_groups(mass, self.label, self.m)
+
+    def labels(self) -> Tensor:
+        return self.label
+
+    def matrix(self) -> Tensor:
+        member = F.one_hot(self.label, self.m).mT.float()
+        weighted = member if self.weight is None else member * self.weight.float().unsqueeze(1)
+        return weighted / weighted.sum(-1, keepdim=True) if self.mean else weighted
+
+
+@dataclass(frozen=True)
+class Mix(Reduction):
+    """Soft assignment: every output is a weighted sum over all tokens.
+
+    Args:
+        weight: [B, M, N].
+        value: [B, N, C], pooled instead of the tokens themselves (PatchMerger pools normalised tokens).
+    """
+
+    weight: Tensor
+    value: Tensor | None = None
+
+    def pool(self, x: Tensor) -> Tensor:
+        value = x if self.value is None else self.value
+        return torch.matmul(self.weight.to(value.dtype), value).to(x.dtype)
+
+    def carry(self, mass: Tensor) -> Tensor:
+        return torch.matmul(self.shares().to(mass.dtype), mass)
+
+    def shares(self) -> Tensor:
+        """How each input token is shared out over the outputs, [B, M, N]: columns sum to one."""
+        weight = self.weight.float()
+        return weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+
+    def labels(self) -> Tensor:
+        return self.weight.argmax(1)
+
+    def matrix(self) -> Tensor:
+        return self.weight
+
+    def unmerge(self, y: Tensor) -> Tensor:
+        return torch.matmul(self.shares().mT.to(y.dtype), y)
+
+
+def compose(reductions: Sequence[Reduction]) -> Tensor:
+    """The source map of several stages in a row, [B, M, N0]: how much of each original token every final token holds."""
+    if not reductions:
+        raise ValueError("compose() needs at least one reduction; an empty plan leaves every token where it is.")
+    first = reductions[0].labels()
+    source = torch.eye(first.shape[1], device=first.device).expand(len(first), -1, -1)
+    for reduction in reductions:
+        source = reduction.carry(source)
+    return source
+
+
+def compose_labels(reductions: Sequence[Reduction]) -> Tensor:
+    """The final token of every original token, [B, N0]; -1 where it was dropped on the way."""
+    labels = reductions[0].labels()
+    for reduction in reductions[1:]:
+        later = reduction.labels().gather(1, labels.clamp(min=0))
+        labels = torch.where(labels < 0, labels, later)
+    return labels
+
+
+def unmerge(reductions: Sequence[Reduction], y: Tensor) -> Tensor:
+    """Undo several stages: [B, M, C] features of the final tokens, back to [B, N0, C]."""
+    for reduction in reversed(reductions):
+        y = reduction.unmerge(y)
+    return y
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` [B, M] of x [B, N, C]."""
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def _sum_groups(x: Tensor, label: Tensor, m: int) -> Tensor:
+    """Sum of the rows of x [B, N, C] that carry each label, [B, m, C]."""
+    out = x.new_zeros(x.shape[0], m, x.shape[-1])
+    return out.scatter_add(1, label.unsqueeze(-1).expand(-1, -1, x.shape[-1]), x)

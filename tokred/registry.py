@@ -1,0 +1,188 @@
+"""The registry of reducers: `@register`, discovery of `methods/` and of installed plugins, "did you mean".
+
+This module imports neither torch nor any method. What `names()` and `catalog()` tell about a method is read from its source, so
+listing is instant; a method's module is imported when `get` is asked for it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tokred.errors import TokredError, UnknownName
+
+if TYPE_CHECKING:
+    from tokred.reducer import Reducer
+
+ENTRY_POINTS = "tokred.methods"
+FOLDER = Path(__file__).parent / "methods"
+
+T = TypeVar("T", bound="type[Reducer]")
+
+_classes: dict[str, type[Reducer]] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known about a method before it is imported."""
+
+    name: str
+    module: str
+    origin: str  # file, or the distribution of a plugin
+    summary: str = ""
+    paper: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)  # literal class attributes: site, stages, knob, control ...
+
+
+def register(name: str, paper: str = "") -> Callable[[T], T]:
+    """Class decorator: make a `Reducer` known under `name`.
+
+    Raises:
+        TokredError: the name is taken by another class, or the class is no Reducer or has no docstring.
+    """
+
+    def decorate(cls: T) -> T:
+        from tokred.reducer import Reducer
+
+        if not (inspect.isclass(cls) and issubclass(cls, Reducer)):
+            raise TokredError(f"@register({name!r}) needs a subclass of tokred.Reducer, got {cls!r}.")
+        if not (cls.__doc__ or "").strip():
+            raise TokredError(f"{cls.__qualname__} needs a docstring: its first line is what `tokred methods` prints.")
+        taken = _classes.get(name)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TokredError(_clash(name, _file_of(taken), _file_of(cls)))
+        cls.name, cls.paper = name, paper
+        _classes[name] = cls
+        return cls
+
+    return decorate
+
+
+def names() -> list[str]:
+    """Names of all registered methods, sorted."""
+    return sorted(set(catalog()) | set(_classes))
+
+
+def get(name: str) -> type[Reducer]:
+    """The reducer class of a name, or of "module:Class" for one that is not registered.
+
+    Raises:
+        UnknownName: no such method; the message suggests near ones.
+        TokredError: the method's module cannot be imported, or two files claim the name.
+    """
+    if ":" in name:
+        return _import_class(name)
+    if name in _classes:
+        return _classes[name]
+    entry = catalog().get(name)
+    if entry is None:
+        raise UnknownName(unknown("method", name, names()))
+    if entry.origin.startswith("plugin "):
+        cls = _import_class(entry.module)
+        return register(name, entry.paper)(cls) if name not in _classes else _classes[name]
+    importlib.import_module(entry.module)
+    return _classes[name]
+
+
+def catalog() -> dict[str, Entry]:
+    """Every discoverable method by name: the files of `methods/`, the entry points, and what is registered already."""
+    found: dict[str, Entry] = {}
+    for entry in (*_folder_entries(), *map(_plugin_entry, entry_points(group=ENTRY_POINTS))):
+        if entry.name in found:
+            raise TokredError(_clash(entry.name, found[entry.name].origin, entry.origin))
+        found[entry.name] = entry
+    for name, cls in _classes.items():
+        if name not in found:
+            facts = {key: getattr(cls, key) for key in ("site", "stages", "knob", "control")}
+            summary = (cls.__doc__ or "").strip().splitlines()[0]
+            found[name] = Entry(name, cls.__module__, _file_of(cls), summary, cls.paper, facts)
+        elif cls.__module__ != found[name].module.partition(":")[0]:
+            raise TokredError(_clash(name, found[name].origin, _file_of(cls)))
+    return dict(sorted(found.items()))
+
+
+def unknown(kind: str, name: str, known: list[str]) -> str:
+    """One sentence for an unknown name, with the nearest known ones."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean: {', '.join(near)}?" if near else f"Known: {', '.join(known)}."
+    return f"Unknown {kind} {name!r}. {hint}"
+
+
+def _folder_entries() -> Iterator[Entry]:
+    for path in sorted(FOLDER.glob("*.py")):
+        yield from _read_source(path, f"tokred.methods.{path.stem}")
+
+
+def _plugin_entry(point: EntryPoint) -> Entry:
+    distribution = point.dist.name if point.dist else "unknown distribution"
+    module, _, attribute = point.value.partition(":")
+    origin = f"plugin {distribution} ({point.value})"
+    try:
+        spec = importlib.util.find_spec(module)
+        described = [e for e in _read_source(Path(spec.origin), module)] if spec and spec.origin else []
+    except (ImportError, OSError, SyntaxError, ValueError):
+        described = []  # `get` reports what is wrong with it; listing goes on
+    for entry in described:
+        if entry.facts.get("class") == attribute:
+            return Entry(point.name, point.value, origin, entry.summary, entry.paper, entry.facts)
+    return Entry(point.name, point.value, origin)
+
+
+def _read_source(path: Path, module: str) -> Iterator[Entry]:
+    """The classes of a file that carry `@register("name", paper="...")`, read without importing it."""
+    for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        call = next((d for d in node.decorator_list if isinstance(d, ast.Call) and _called(d) == "register"), None)
+        if call is None or not call.args or not isinstance(call.args[0], ast.Constant):
+            continue
+        paper = next((k.value.value for k in call.keywords if k.arg == "paper" and isinstance(k.value, ast.Constant)), "")
+        summary = (ast.get_docstring(node) or "").partition("\n")[0]
+        yield Entry(str(call.args[0].value), module, str(path), summary, str(paper), _literals(node) | {"class": node.name})
+
+
+def _called(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _literals(node: ast.ClassDef) -> dict[str, Any]:
+    facts = {}
+    for statement in node.body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            try:
+                facts[statement.targets[0].id] = ast.literal_eval(statement.value)
+            except ValueError:
+                continue
+    return facts
+
+
+def _import_class(target: str) -> type[Reducer]:
+    from tokred.reducer import Reducer
+
+    module, _, attribute = target.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise TokredError(f"Cannot load the method {target!r}: {error}; expected an importable module:Class.") from error
+    if not (inspect.isclass(cls) and issubclass(cls, Reducer)):
+        raise TokredError(f"{target!r} is no subclass of tokred.Reducer; point to the class itself.")
+    return cls
+
+
+def _file_of(cls: type) -> str:
+    try:
+        return inspect.getfile(cls)
+    except (OSError, TypeError):
+        return cls.__module__
+
+
+def _clash(name: str, first: str, second: str) -> str:
+    return f"Two methods are called {name!r}: one in {first}, one in {second}; rename one of them."

@@ -1,0 +1,254 @@
+"""`ReducedViT`: a timm ViT with reducers between its layers. The backbone is called, never changed.
+
+This is the only file that knows a timm class by name. A forward pass is a `State` that moves through sites: before each layer ("pre")
+and between its attention and its MLP ("mid"). It can start from any state, which lets many plans share one dense prefix.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.layers import Attention as TimmAttention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from tokred.errors import TokredError, UnsupportedModel
+from tokred.reducer import Attention, Reducer, Rng, Site, View
+from tokred.reduction import Reduction
+from tokred.schedule import Plan
+
+Point = tuple[int, Site]
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that the rest of a forward pass depends on.
+
+    Attributes:
+        x: [B, P + N, C] tokens, prefix first.
+        layer: one-based layer that comes next, or that has run its attention (site "mid"). One past the last when done.
+        site: where in that layer.
+        size: [B, N] patches that each token stands for; None while all are 1.
+        attention: of the last layer that ran, where it was recorded.
+        images: [B] keys of the images for `View.rng`.
+        reductions: of the stages passed so far.
+    """
+
+    x: Tensor
+    layer: int = 1
+    site: Site = "pre"
+    size: Tensor | None = None
+    attention: Attention | None = None
+    images: Tensor | None = None
+    reductions: tuple[Reduction, ...] = ()
+
+
+class Stage(nn.Module):
+    """One reducer at one site: shows it a view and applies its decision to features, sizes and sources."""
+
+    def __init__(self, reducer: Reducer, layer: int, depth: int, num_prefix: int, has_cls: bool, seed: int) -> None:
+        super().__init__()
+        self.reducer = reducer
+        self.layer, self.depth, self.num_prefix, self.has_cls, self.seed = layer, depth, num_prefix, has_cls, seed
+
+    def forward(self, state: State) -> State:
+        prefix, x = state.x[:, : self.num_prefix], state.x[:, self.num_prefix :]
+        if x.shape[1] != self.reducer.n:
+            raise TokredError(
+                f"Layer {self.layer} was planned for {self.reducer.n} patch tokens, but this image gives {x.shape[1]}; "
+                "make the plan for the image size that you run."
+            )
+        size = torch.ones_like(x[..., 0], dtype=torch.float32) if state.size is None else state.size
+        rng = Rng(self.seed, state.images, self.layer)
+        view = View(x, size, prefix, self.layer, self.depth, self.has_cls, rng, state.attention)
+        with torch.autocast(x.device.type, enabled=False):  # similarities in bfloat16 are full of ties
+            reduction = self.reducer(view)
+            tokens = torch.cat([prefix, reduction.pool(x)], dim=1)
+            sizes = reduction.sizes(size)
+        return replace(state, x=tokens, size=sizes, reductions=(*state.reductions, reduction))
+
+
+class Recorder(nn.Module):
+    """Calls a module and remembers what it returned."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.output: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.output = self.module(x)
+        return self.output
+
+    def take(self) -> Tensor:
+        output, self.output = self.output, None
+        assert output is not None
+        return output
+
+
+class ReducedViT(nn.Module):
+    """A timm `VisionTransformer` that runs a plan. With the empty plan its logits are the backbone's, bit for bit.
+
+    Args:
+        backbone: built from timm's standard `Block`, with token or average pooling. It is shared, not copied: any number of
+            `ReducedViT` may hold the same one.
+        plan: which tokens go where; by default none.
+        record: further layers whose attention `advance` leaves in the state.
+        seed: of `View.rng`.
+
+    Raises:
+        UnsupportedModel: blocks, attention or pooling that are not timm's standard ones, or a method that needs a CLS token which
+            the model lacks.
+    """
+
+    def __init__(self, backbone: VisionTransformer, plan: Plan | None = None, record: Iterable[int] = (), seed: int = 0) -> None:
+        super().__init__()
+        check_supported(backbone)
+        self.backbone, self.plan = backbone, plan or Plan()
+        self.depth, self.num_prefix = len(backbone.blocks), backbone.num_prefix_tokens
+        self.has_cls = backbone.cls_token is not None
+        self.stages = nn.ModuleDict()
+        self._build_stages(seed)
+        reducers = [stage.reducer for stage in self.stages.values()]
+        self.proportional = any(reducer.proportional for reducer in reducers)
+        # A plain dict: the taps share their modules with the backbone and stay out of the state dict.
+        self._taps = {layer: _tap(backbone.blocks[layer - 1].attn) for layer in self._recorded() | set(record)}
+
+    def _build_stages(self, seed: int) -> None:
+        if not self.plan.stages:
+            return
+        cls, n = self.plan.reducer, num_patches(self.backbone)
+        for layer, keep in zip(self.plan.stages, self.plan.tokens, strict=True):
+            if keep == n:
+                continue  # nothing to remove: the reducer is bypassed
+            reducer = cls(n, keep, self.backbone.embed_dim, num_heads(self.backbone), **self.plan.options)
+            if reducer.needs_cls and not self.has_cls:
+                raise UnsupportedModel(f"{cls.name} needs a CLS token, which this model does not have; choose a method that works without.")
+            stage = Stage(reducer, layer, self.depth, self.num_prefix, self.has_cls, seed)
+            self.stages[_key(layer, reducer.site)] = stage
+            n = keep
+
+    def _recorded(self) -> set[int]:
+        """Layers whose attention a stage looks at: its own at "mid", the one before at "pre"."""
+        layers = {stage.layer - (stage.reducer.site == "pre") for stage in self.stages.values()}
+        return layers - {0}
+
+    @property
+    def first_point(self) -> Point | None:
+        """Where this model first differs from the dense one; None for the dense model itself."""
+        for stage in self.stages.values():
+            return stage.layer, stage.reducer.site
+        return None
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Logits, [B, classes], of images [B, 3, H, W]."""
+        return self.head(self.run(x, attn_mask))
+
+    def run(self, x: Tensor, attn_mask: Tensor | None = None) -> State:
+        """The state after the last layer: final tokens, their sizes and the reductions on the way."""
+        if attn_mask is not None:
+            raise TokredError("ReducedViT takes no attn_mask: tokens move, so a mask given from outside loses its meaning.")
+        return self.advance(self.embed(x))
+
+    def embed(self, x: Tensor, images: Tensor | None = None) -> State:
+        """Images [B, 3, H, W] to the state before layer 1. `images` are keys for random numbers, [B] int64."""
+        backbone = self.backbone
+        tokens = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(x))))
+        return State(tokens, images=images)
+
+    def advance(self, state: State, stop: Point | None = None) -> State:
+        """Run layers and stages from a state up to a point, whose own stage is not yet applied; by default to the end."""
+        while state.layer <= self.depth and (state.layer, state.site) != stop:
+            key = _key(state.layer, state.site)
+            if key in self.stages:
+                state = self.stages[key](state)
+            state = self._attend(state) if state.site == "pre" else self._mlp(state)
+        return state
+
+    def head(self, state: State) -> Tensor:
+        """Logits of a state after the last layer."""
+        x = self.backbone.norm(state.x)
+        if self.backbone.global_pool == "avg" and state.size is not None:
+            # The head averages patch tokens; one token that is their mean by size gives it what it would have averaged.
+            size = state.size.to(x.dtype).unsqueeze(-1)
+            mean = (x[:, self.num_prefix :] * size).sum(1, keepdim=True) / size.sum(1, keepdim=True)
+            x = torch.cat([x[:, : self.num_prefix], mean], dim=1)
+        return self.backbone.forward_head(x)
+
+    def _attend(self, state: State) -> State:
+        block = self.backbone.blocks[state.layer - 1]
+        tap = self._taps.get(state.layer)
+        bias = self._log_size(state)
+        x = state.x + block.drop_path1(block.ls1((tap or block.attn)(block.norm1(state.x), attn_mask=bias)))
+        return replace(state, x=x, site="mid", attention=_recorded_attention(tap, bias) if tap else None)
+
+    def _mlp(self, state: State) -> State:
+        block = self.backbone.blocks[state.layer - 1]
+        x = state.x + block.drop_path2(block.ls2(block.mlp(block.norm2(state.x))))
+        return replace(state, x=x, layer=state.layer + 1, site="pre")
+
+    def _log_size(self, state: State) -> Tensor | None:
+        """Additive mask of proportional attention, [B, 1, 1, P + N]."""
+        if not self.proportional or state.size is None:
+            return None
+        prefix = state.size.new_ones(len(state.size), self.num_prefix)
+        return torch.cat([prefix, state.size], dim=1).log().to(state.x.dtype)[:, None, None, :]
+
+    def train(self, mode: bool = True) -> ReducedViT:
+        super().train(mode)
+        for tap in self._taps.values():
+            tap.training = mode
+        return self
+
+
+def check_supported(model: nn.Module) -> None:
+    """Refuse, by name, a model that `ReducedViT` would run wrongly.
+
+    Raises:
+        UnsupportedModel
+    """
+    name = type(model).__name__
+    if not isinstance(model, VisionTransformer) or type(model).forward_features is not VisionTransformer.forward_features:
+        raise UnsupportedModel(f"{name} is not a standard timm VisionTransformer; tokred reduces ViT and DeiT models, such as deit_s.")
+    for block in model.blocks:
+        if type(block) is not Block:
+            raise UnsupportedModel(f"{name} is built from {type(block).__name__}, but tokred knows only timm's standard Block.")
+        if type(block.attn) is not TimmAttention:
+            raise UnsupportedModel(f"{name} uses {type(block.attn).__name__}, but tokred knows only timm's standard Attention.")
+    if model.global_pool not in ("token", "avg") or model.attn_pool is not None or getattr(model, "pool_include_prefix", False):
+        raise UnsupportedModel(f"{name} pools by {model.global_pool or 'nothing'!r}; tokred supports pooling by CLS token and by patch average.")
+
+
+def num_patches(model: VisionTransformer) -> int:
+    """Patch tokens of an image of the model's own size."""
+    return int(model.patch_embed.num_patches)
+
+
+def num_heads(model: VisionTransformer) -> int:
+    return int(model.blocks[0].attn.num_heads)
+
+
+def _key(layer: int, site: Site) -> str:
+    return f"{site}{layer}"
+
+
+def _tap(attn: nn.Module) -> Any:
+    """A shallow copy of an attention module, on the same weights, that remembers its queries, keys and values.
+
+    A hook registered inside `forward` would do the same but not survive `torch.compile` and `torch.export`.
+    """
+    tap = copy.copy(attn)
+    tap._modules = dict(attn._modules)
+    for name in ("qkv", "q_norm", "k_norm"):
+        tap._modules[name] = Recorder(attn._modules[name])  # type: ignore[arg-type]
+    return tap
+
+
+def _recorded_attention(tap: Any, bias: Tensor | None) -> Attention:
+    qkv = tap.qkv.take()
+    v = qkv.chunk(3, dim=-1)[2].unflatten(-1, (tap.num_heads, tap.head_dim)).transpose(1, 2)
+    return Attention(tap.q_norm.take(), tap.k_norm.take(), v, tap.scale, bias)
