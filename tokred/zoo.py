@@ -1,0 +1,180 @@
+"""Models by name, and which weights they carry and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from tokred import registry
+from tokred.errors import TokredError, UnknownName
+from tokred.vit import check_supported
+
+ALIASES = {
+    "deit_t": "deit_tiny_patch16_224",
+    "deit_s": "deit_small_patch16_224",
+    "deit_b": "deit_base_patch16_224",
+    "deit_t_distilled": "deit_tiny_distilled_patch16_224",
+    "deit_s_distilled": "deit_small_distilled_patch16_224",
+    "deit_b_distilled": "deit_base_distilled_patch16_224",
+}
+SHIPPED = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for evaluation and where its weights come from.
+
+    Attributes:
+        model: in eval mode, float32, on the CPU.
+        name: as the user gave it.
+        weights: one phrase about the weights, for tables.
+        weights_hash: SHA-256 over all parameters and buffers.
+        card: of the weights, where they have one.
+    """
+
+    model: Any
+    name: str
+    weights: str
+    weights_hash: str
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+def timm_name(name: str) -> str:
+    """timm's name of a model.
+
+    Raises:
+        UnknownName: neither an alias of tokred nor a timm model; the message suggests near ones.
+    """
+    resolved = ALIASES.get(name, name)
+    if not timm.is_model(resolved):
+        known = [*ALIASES, *timm.list_models("*vit_*"), *timm.list_models("deit_*")]
+        near = registry.unknown("model", name, known)
+        raise UnknownName(near if "Did you mean" in near else f"Unknown model {name!r}. Known: {', '.join(ALIASES)}, and every ViT of timm.")
+    return resolved
+
+
+def build(name: str, num_classes: int | None = None, **options: Any) -> Any:
+    """An untrained model by name; `num_classes` None keeps timm's own.
+
+    Raises:
+        UnknownName: no such model.
+        UnsupportedModel: tokred cannot reduce it.
+    """
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    model = timm.create_model(timm_name(name), **options)
+    check_supported(model)
+    return model.eval()
+
+
+def load_shipped(name: str) -> Loaded:
+    """A model with the weights that tokred ships for PhotoDigits.
+
+    Raises:
+        TokredError: none are shipped for this model.
+    """
+    path = SHIPPED / f"{name}.safetensors"
+    if not path.exists():
+        have = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors"))) or "none"
+        timm_name(name)
+        raise TokredError(
+            f"No PhotoDigits weights are shipped for {name} (there are: {have}). "
+            f"Give images with --data, weights with --weights, or train some: tokred train --model {name}."
+        )
+    return load_file(name, path, shipped=True)
+
+
+def load_file(name: str, path: Path, shipped: bool = False) -> Loaded:
+    """A model with weights from a .safetensors file, or from a .pth file read without executing code.
+
+    Raises:
+        TokredError: the file is missing, corrupt or of another architecture.
+    """
+    tensors = read_weights(path)
+    head = next((tensors[key] for key in ("head.weight", "fc.weight") if key in tensors), None)
+    model = build(name, num_classes=None if head is None else len(head))
+    missing, unexpected = _fit(model, tensors, name, path)
+    if missing or unexpected:
+        what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, which {name} has not"
+        raise TokredError(f"The weights in {path} are not for {name}: the file {what}; choose the --model that they belong to.")
+    card_path = path.with_suffix(".json")
+    card = json.loads(card_path.read_text(encoding="utf-8")) if card_path.exists() else {}
+    about = f"tokred's {path.stem}, trained on PhotoDigits" if shipped else path.name
+    return Loaded(model.eval(), name, about, hash_weights(model), card)
+
+
+def load_pretrained(name: str, num_classes: int | None = None) -> Loaded:
+    """A model with timm's pretrained weights, from the local cache or the hub.
+
+    Raises:
+        TokredError: they cannot be had, for instance without a network.
+    """
+    resolved = timm_name(name)
+    try:
+        model = build(name, num_classes, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise TokredError(f"timm's pretrained weights of {resolved} cannot be loaded ({reason}); give a file with --weights.") from error
+    tag = model.pretrained_cfg.get("tag") or "default"
+    return Loaded(model.eval(), name, f"timm {resolved}.{tag}", hash_weights(model))
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a weight file, float32.
+
+    Raises:
+        TokredError: missing or corrupt.
+    """
+    if not path.is_file():
+        raise TokredError(f"No weight file at {path}; give the path of a .safetensors or .pth file.")
+    try:
+        if path.suffix == ".safetensors":
+            tensors = safetensors.torch.load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = tensors.get("model", tensors.get("state_dict", tensors))
+        return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, AttributeError, EOFError) as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise TokredError(f"The weight file {path} cannot be read ({reason}); it may be cut off, fetch or write it again.") from error
+    except Exception as error:  # torch.load's unpickling error is a class of pickle's, with advice to switch its safety off
+        raise TokredError(f"The weight file {path} is not a plain file of tensors; convert it to .safetensors.") from error
+
+
+def write_weights(model: nn.Module, path: Path, card: dict[str, Any]) -> None:
+    """Write float16 weights and their card beside them, each in one step."""
+    tensors = {key: value.detach().half().contiguous() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    safetensors.torch.save_file(tensors, temporary)
+    os.replace(temporary, path)
+    temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path.with_suffix(".json"))
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else str(value.item()).encode())
+    return digest.hexdigest()
+
+
+def _fit(model: nn.Module, tensors: dict[str, torch.Tensor], name: str, path: Path) -> tuple[list[str], list[str]]:
+    try:
+        result = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise TokredError(f"The weights in {path} are not for {name}: {detail}") from error
+    return list(result.missing_keys), list(result.unexpected_keys)
