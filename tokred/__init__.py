@@ -1,3 +1,36 @@
-"""tokred: compare token-reduction methods for Vision Transformers at one FLOP budget."""
+"""tokred: compare token-reduction methods for Vision Transformers at one FLOP budget.
+
+    model = tokred.reduce(timm_model, "lotm", budget=0.3)   # a reduced model, ready to use
+    tokred.compare("deit_s", budget=0.3)                    # the cross-method table
+
+Names are imported when they are first used, so that the command line starts at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "reduce": "tokred.api",
+    "compare": "tokred.comparison",
+    "register": "tokred.registry",
+    "Reducer": "tokred.reducer",
+    "View": "tokred.reducer",
+    "Keep": "tokred.reduction",
+    "Merge": "tokred.reduction",
+    "Mix": "tokred.reduction",
+    "ReducedViT": "tokred.vit",
+    "Plan": "tokred.schedule",
+    "TokredError": "tokred.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tokred' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

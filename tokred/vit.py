@@ -138,6 +138,12 @@ class ReducedViT(nn.Module):
         return layers - {0}
 
     @property
+    def recorded_before_first(self) -> set[int]:
+        """Layers whose attention the first stage looks at and a dense model must therefore record for it."""
+        point = self.first_point
+        return {layer for layer in self._recorded() if point and layer <= point[0] - (point[1] == "pre")}
+
+    @property
     def first_point(self) -> Point | None:
         """Where this model first differs from the dense one; None for the dense model itself."""
         for stage in self.stages.values():
@@ -197,6 +203,12 @@ class ReducedViT(nn.Module):
             return None
         prefix = state.size.new_ones(len(state.size), self.num_prefix)
         return torch.cat([prefix, state.size], dim=1).log().to(state.x.dtype)[:, None, None, :]
+
+    def twin(self) -> ReducedViT:
+        """The same model on the same weights, for use in another thread: attention on its way to a stage is kept in the model."""
+        twin = copy.copy(self)
+        twin._taps = {layer: _tap(self.backbone.blocks[layer - 1].attn) for layer in self._taps}
+        return twin
 
     def train(self, mode: bool = True) -> ReducedViT:
         super().train(mode)

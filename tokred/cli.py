@@ -1,0 +1,250 @@
+"""The command line. No logic here; heavy imports wait inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tokred import __version__, registry
+from tokred.errors import TokredError
+
+app = typer.Typer(
+    help="Compare token-reduction methods for Vision Transformers at one FLOP budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="deit_t, deit_s, deit_b, or any ViT of timm.")]
+Budget = Annotated[float, typer.Option("--budget", "-b", help="Fraction of FLOPs to save, between 0 and 1.")]
+Methods = Annotated[str | None, typer.Option(help="Comma-separated methods; by default all.")]
+ProtocolName = Annotated[str, typer.Option(help="native: each method's published layers; common: layers 4, 7, 10 for all.")]
+Stages = Annotated[str | None, typer.Option(help='Layers for all methods, one-based, such as "4 7 10".')]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Option of a method, such as lotm.order=append. Repeatable.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+PrecisionName = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+
+
+@app.command()
+def compare(
+    budget: Budget = 0.3,
+    model: Model = "deit_s",
+    methods: Methods = None,
+    protocol: ProtocolName = "native",
+    stages: Stages = None,
+    settings: Settings = None,
+    data: Annotated[str | None, typer.Option(help="Folder of class folders, or a timm data set; by default PhotoDigits.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data: test for PhotoDigits, validation elsewhere.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weight file; by default the shipped ones, or timm's with --data.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Evaluate only the first images; the rows say so.")] = None,
+    seed: Seed = 0,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder for the results; by default one under runs/.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    precision: PrecisionName = "auto",
+    batch_size: Annotated[int, typer.Option(help="Images that run together.")] = 50,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
+) -> None:
+    """Evaluate all methods at one FLOP budget and write their leaderboard."""
+    from tokred import results
+    from tokred.comparison import Config, Job
+
+    _check_budget(budget)
+    if limit is not None and limit < 1:
+        raise TokredError(f"--limit is the number of images to evaluate and must be at least 1, got {limit}.")
+    config = Config(
+        model, budget, _names(methods), _options(settings), protocol, _layers(stages), data, split,  # type: ignore[arg-type]
+        None if weights is None else str(weights), limit, seed, device, precision, batch_size,
+    )  # fmt: skip
+    job = Job(config)
+    out.print(escape(job.describe()))
+    target = folder or Path("runs") / f"{model.replace('/', '-')}-{job.source.name}-{budget:g}-{job.key}"
+    with _progress(len(job.source), "images") as advance:
+        comparison = job.run(target, workers, advance)
+    out.print(results.terminal_table(comparison.rows, comparison.title))
+    out.print(escape(f"{comparison.seconds:.0f} s. Leaderboard, tables and per-image predictions: {target}"), soft_wrap=True)
+    if comparison.failed:
+        for row in comparison.failed:
+            err.print(escape(f"{row.method}: {row.error}"), soft_wrap=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def match(
+    budget: Budget = 0.3,
+    model: Model = "deit_s",
+    methods: Methods = None,
+    protocol: ProtocolName = "native",
+    stages: Stages = None,
+    settings: Settings = None,
+) -> None:
+    """Print for every method the knob, tokens, FLOPs and reduction that meet a budget. Needs no data."""
+    from rich.table import Table
+
+    from tokred import budget as budgets
+    from tokred import comparison, zoo
+    from tokred.flops import CostTable
+
+    _check_budget(budget)
+    config = comparison.Config(model, budget, _names(methods), _options(settings))
+    costs = CostTable(zoo.build(model))
+    table = Table(title=f"{model}: {costs.dense / 1e9:.3f} G, {budget:.0%} to save", title_justify="left", header_style="bold")
+    for header in ("Method", "Knob", "Stages", "Tokens", "FLOPs (G)", "Reducers (G)", "Reduction"):
+        table.add_column(header, overflow="fold", justify="left" if header in ("Method", "Stages", "Tokens") else "right")
+    refused = {}
+    for name in comparison.method_names(config):
+        try:
+            found = budgets.match(
+                costs, name, budget, protocol=protocol, stages=_layers(stages), options=dict(config.options.get(name, {}))  # type: ignore[arg-type]
+            )
+        except (budgets.Unreachable, budgets.UnsupportedModel) as error:
+            refused[name] = str(error)
+            continue
+        kind = registry.get(name).knob
+        gap = "" if found.gap <= budgets.TOLERANCE else f" ({100 * found.gap:.2f} points over)"
+        table.add_row(
+            name, f"{kind} {found.plan.knob:.4g}", _spaced(found.plan.stages), _spaced(found.plan.tokens),
+            f"{found.flops / 1e9:.4f}", f"{found.reducer_flops / 1e9:.4f}", f"{found.reduction:.3%}{gap}",
+        )  # fmt: skip
+    if table.row_count:
+        out.print(table)
+    for message in refused.values():
+        err.print(escape(message), soft_wrap=True)
+    if not table.row_count:
+        raise typer.Exit(2)
+
+
+@app.command()
+def methods() -> None:
+    """List all methods with what they do, their site, default layers and knob."""
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    for header in ("Method", "What it does", "Site", "Layers", "Knob", "Source"):
+        table.add_column(header, overflow="fold")
+    for entry in registry.catalog().values():
+        layers = entry.facts.get("stages", (4, 7, 10))
+        what = entry.summary + (" (control)" if entry.facts.get("control") else "")
+        table.add_row(
+            entry.name, escape(what), entry.facts.get("site", "mid"), layers if isinstance(layers, str) else _spaced(layers),
+            entry.facts.get("knob", "rate"), escape(entry.paper),
+        )  # fmt: skip
+    out.print(table)
+
+
+@app.command()
+def train(
+    model: Model = "deit_t",
+    recipe: Annotated[str | None, typer.Option(help="Recipe by name or YAML file; by default train_MODEL, if there is one.")] = None,
+    images: Annotated[int | None, typer.Option(help="Images to see, in place of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and images, in place of the recipe's.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder for checkpoint and weights; by default runs/train-MODEL.")] = None,
+    precision: PrecisionName = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw images.")] = 1,
+) -> None:
+    """Train a backbone on PhotoDigits. A killed run goes on where it stopped, with the same command."""
+    import torch
+
+    from tokred import configs, evaluate
+    from tokred.train import Recipe, Trainer
+
+    values = configs.load(recipe) if recipe else configs.find(f"train_{model}") or {}
+    values |= {key: value for key, value in {"images": images, "seed": seed}.items() if value is not None}
+    chosen = configs.parse(Recipe, {**values, "model": model}, recipe or f"train_{model}")
+    target = folder or Path("runs") / f"train-{model}"
+    trainer = Trainer(chosen, target, evaluate.resolve_precision(precision, torch.device("cpu")), workers)
+    if trainer.resume():
+        out.print(f"Going on at image {trainer.step * chosen.batch_size} of {chosen.images}.")
+    with _progress(chosen.steps, "steps", trainer.step) as advance:
+        trainer.run(lambda state: advance(1, f"accuracy {state.accuracy:.1%}"))
+    path = trainer.finish("tokred " + shlex.join(sys.argv[1:]))
+    out.print(escape(f"Weights and card: {path}"), soft_wrap=True)
+
+
+@app.command()
+def check(method: Annotated[str, typer.Argument(help="A registered name, or module:Class.")]) -> None:
+    """Run the battery of tests that every method must pass."""
+    sys.path.insert(0, str(Path.cwd()))  # a method under development is looked for where the command runs
+    from tokred.testing import CHECKS, check_reducer
+
+    problems = check_reducer(registry.get(method), progress=lambda name: out.print(f"  {name}", highlight=False))
+    for name, problem in problems.items():
+        err.print(escape(f"{name}: {problem}"), soft_wrap=True)
+    out.print(f"{method}: {len(CHECKS) - len(problems)} of {len(CHECKS)} checks passed.")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: errors that are the user's to solve are one sentence and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except TokredError as error:
+        err.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+class _progress:
+    """A progress bar that knows the remaining time; `with` gives a function that advances it."""
+
+    def __init__(self, total: int, unit: str, done: int = 0) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn(), TextColumn("remaining"), TimeRemainingColumn())
+        self.bar = Progress(*columns, TextColumn("{task.description}"), console=err)
+        self.task = self.bar.add_task("", total=total, completed=done)
+
+    def __enter__(self) -> Callable[..., None]:
+        self.bar.start()
+        return lambda count, description="": self.bar.update(self.task, advance=count, description=description)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def _check_budget(budget: float) -> None:
+    if not 0 < budget < 1:
+        raise TokredError(f"--budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3 for 30 %; got {budget:g}.")
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(layer) for layer in text.replace(",", " ").split())
+    except ValueError:
+        raise TokredError(f'--stages takes layer numbers, such as "4 7 10"; got {text!r}.') from None
+
+
+def _options(settings: list[str] | None) -> dict[str, dict[str, Any]]:
+    options: dict[str, dict[str, Any]] = {}
+    for setting in settings or []:
+        target, equals, value = setting.partition("=")
+        method, dot, name = target.partition(".")
+        if not (equals and dot and method and name):
+            raise TokredError(f"--set takes METHOD.OPTION=VALUE, such as lotm.order=append; got {setting!r}.")
+        options.setdefault(method, {})[name] = value
+    return options
+
+
+def _spaced(numbers: tuple[int, ...]) -> str:
+    return " ".join(map(str, numbers))

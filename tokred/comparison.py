@@ -1,0 +1,289 @@
+"""`compare`: match the budget, evaluate all methods in one pass, leave a leaderboard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import fvcore
+import numpy as np
+import timm
+import torch
+
+from tokred import __version__, registry, results, zoo
+from tokred.budget import Match, match
+from tokred.data import sources
+from tokred.errors import TokredError, UnknownName, Unreachable
+from tokred.evaluate import Evaluation, dense_model, evaluate, resolve_device, resolve_precision
+from tokred.flops import CostTable
+from tokred.metrics import Outcomes, score
+from tokred.results import BASELINE, Folder, Row
+from tokred.schedule import Protocol
+from tokred.vit import ReducedViT
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to compare. Everything here decides the numbers; where they are written does not.
+
+    Attributes:
+        model: a name of tokred or timm.
+        budget: fraction of FLOPs to save.
+        methods: names; by default all registered.
+        options: of methods, {"lotm": {"order": "append"}}.
+        protocol: "native" or "common" stages.
+        stages: layers for all methods, in place of the protocol's.
+        data: folder or timm data set; None for PhotoDigits.
+        split: of the data.
+        weights: a file; by default the shipped weights for PhotoDigits, timm's pretrained ones elsewhere.
+        limit: evaluate only the first images.
+        seed: of the random control and of the intervals.
+        device: "auto", "cpu", "cuda" ...
+        precision: "auto", "fp32", "bf16" or "fp16".
+        batch_size: images that run together.
+    """
+
+    model: str = "deit_s"
+    budget: float = 0.3
+    methods: tuple[str, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    protocol: Protocol = "native"
+    stages: tuple[int, ...] | None = None
+    data: str | None = None
+    split: str | None = None
+    weights: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 50
+
+
+@dataclass
+class Comparison:
+    """A finished comparison: its rows, best first, and where they were written."""
+
+    rows: list[Row]
+    title: str
+    out: Path | None
+    seconds: float
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if row.status != "ok"]
+
+
+class Job:
+    """A comparison whose input has been checked and whose plans are made: `describe` it, then `run` it.
+
+    Raises:
+        TokredError: anything wrong with the configuration, before any image is read.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        if config.batch_size < 1:
+            raise TokredError(f"--batch-size is the number of images that run together and must be at least 1, got {config.batch_size}.")
+        self.device = resolve_device(config.device)
+        self.dtype = resolve_precision(config.precision, self.device)
+        self.names = method_names(config)
+        self.source = sources.open_source(config.data, config.split).limit(config.limit)
+        self.loaded = load_model(config.model, config.weights, config.data)
+        _check_classes(self.loaded, self.source)
+        self.preparation = sources.prepare(self.loaded.model, self.source.name)
+        self.costs = CostTable(self.loaded.model)
+        self.matches: dict[str, Match] = {}
+        self.refused: dict[str, str] = {}
+        self._match_all()
+        self.configuration = {**asdict(config), "methods": self.names, "weights_hash": self.loaded.weights_hash, "data_hash": self.source.hash}
+        self.configuration = json.loads(json.dumps(self.configuration))  # as run.json will hold it
+
+    def _match_all(self) -> None:
+        config = self.config
+        for name in self.names:
+            options = dict(config.options.get(name, {}))
+            try:
+                self.matches[name] = match(self.costs, name, config.budget, protocol=config.protocol, stages=config.stages, options=options)
+            except (Unreachable, zoo.UnsupportedModel) as error:
+                self.refused[name] = str(error)
+        if not self.matches:
+            raise Unreachable(next(iter(self.refused.values())))
+
+    @property
+    def key(self) -> str:
+        """A short hash of everything that decides the numbers."""
+        return hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def title(self) -> str:
+        return f"{self.config.model} on {self.source.name} {self.source.split} ({len(self.source)} images), {self.config.budget:.0%} fewer FLOPs"
+
+    def describe(self) -> str:
+        """One line: data, weights, precision, device."""
+        what = "the embedded benchmark PhotoDigits" if self.source.name == sources.EMBEDDED else f"{self.source.name}"
+        precision = str(self.dtype).removeprefix("torch.")
+        first = f"the first {len(self.source)}" if self.source.limited else str(len(self.source))
+        return f"Data: {what}, {self.source.split} split, {first} images. Weights: {self.loaded.weights}. Precision: {precision} on {self.device}."
+
+    def run(self, out: Path | None = None, workers: int = 1, progress: Callable[[int], None] = lambda images: None) -> Comparison:
+        """Evaluate, and write the folder `out` unless it is None. `progress` hears of each finished batch's images.
+
+        Raises:
+            TokredError: `out` is not writable or belongs to another run; an image cannot be read; the dense model fails.
+        """
+        folder = Folder(out, self.configuration) if out else None
+        start = time.monotonic()
+        backbone = self.loaded.model
+        models = {name: ReducedViT(backbone, found.plan, seed=self.config.seed) for name, found in self.matches.items()}
+        batches = sources.loader(self.source, self.preparation, self.config.batch_size, workers)
+        dense = dense_model(backbone, models.values())
+        evaluation = evaluate(dense, models, batches, len(self.source), device=self.device, dtype=self.dtype, progress=progress)
+        seconds = time.monotonic() - start
+        rows = results.rank(self._rows(evaluation))
+        if folder:
+            self._write(folder, rows, evaluation, seconds)
+        return Comparison(rows, self.title, out, seconds)
+
+    def _rows(self, evaluation: Evaluation) -> list[Row]:
+        rows = [self._scored(self._row(BASELINE), evaluation, evaluation.dense)]
+        for name in self.names:
+            row = self._row(name)
+            if name in evaluation.methods:
+                self._scored(row, evaluation, evaluation.methods[name])
+            else:
+                row.status = "unreachable" if name in self.refused else "failed"
+                row.error = self.refused.get(name) or evaluation.failed[name]
+            rows.append(row)
+        return rows
+
+    def _scored(self, row: Row, evaluation: Evaluation, outcomes: Outcomes) -> Row:
+        scores = score(outcomes, evaluation.dense, evaluation.labels, self.source.groups, self.config.seed)
+        for name, value in asdict(scores).items():
+            setattr(row, name, value)
+        if row.method == BASELINE:
+            row.p_value = row.agreement = row.kl = row.drop_lo = row.drop_hi = None
+        return row
+
+    def _row(self, name: str) -> Row:
+        """Everything about a row but its scores."""
+        config, found = self.config, self.matches.get(name)
+        row = Row(
+            name,
+            model=config.model,
+            dataset=self.source.name,
+            split=self.source.split,
+            n_images=len(self.source),
+            n_failed=0,
+            limited=self.source.limited,
+            training="none",
+            weights=self.loaded.weights,
+            weights_hash=self.loaded.weights_hash,
+            data_hash=self.source.hash,
+            img_size=self.preparation.img_size,
+            crop_pct=self.preparation.crop_pct,
+            interpolation=self.preparation.interpolation,
+            precision=str(self.dtype).removeprefix("torch."),
+            device=str(self.device),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            **versions(),
+        )
+        if name == BASELINE:
+            row.gflops, row.reduction, row.reducer_gflops = self.costs.dense / 1e9, 0.0, 0.0
+            return row
+        row.budget, row.protocol = config.budget, config.protocol if config.stages is None else "custom"
+        row.control = registry.get(name).control
+        row.options = " ".join(f"{key}={value}" for key, value in sorted(config.options.get(name, {}).items()))
+        if found:
+            row.reduction, row.gflops, row.reducer_gflops = found.reduction, found.flops / 1e9, found.reducer_flops / 1e9
+            row.stages, row.tokens, row.knob = _spaced(found.plan.stages), _spaced(found.plan.tokens), found.plan.knob
+        return row
+
+    def _write(self, folder: Folder, rows: list[Row], evaluation: Evaluation, seconds: float) -> None:
+        run = {
+            "configuration": self.configuration,
+            "title": self.title,
+            "seconds": round(seconds, 1),
+            "threads": torch.get_num_threads(),
+            "card": self.loaded.card,
+            "errors": {row.method: row.error for row in rows if row.error},
+            **versions(),
+        }
+        arrays = {"labels": evaluation.labels, "groups": self.source.groups}
+        for name, outcomes in {BASELINE: evaluation.dense, **evaluation.methods}.items():
+            arrays |= {f"{name}/prediction": outcomes.prediction, f"{name}/top5": outcomes.top5, f"{name}/kl": outcomes.kl}
+        folder.write("run.json", json.dumps(run, indent=2) + "\n")
+        folder.write_predictions(arrays)
+        folder.write("table.md", results.markdown(rows))
+        folder.write("table.tex", results.latex(rows))
+        folder.write("report.html", results.report(rows, self.title, run))
+        folder.write("leaderboard.csv", results.csv_text(rows))
+
+
+def compare(model: str = "deit_s", budget: float = 0.3, out: str | Path | None = None, workers: int = 1, **settings: Any) -> Comparison:
+    """Compare methods on one model at one budget; `settings` are the other fields of `Config`.
+
+    Raises:
+        TokredError: see `Job`.
+    """
+    return Job(Config(model=model, budget=budget, **settings)).run(Path(out) if out else None, workers)
+
+
+def load_model(name: str, weights: str | None, data: str | None) -> zoo.Loaded:
+    """The model with the weights that fit the data: a file where given, the shipped ones on PhotoDigits, timm's elsewhere."""
+    if weights is not None:
+        return zoo.load_file(name, Path(weights))
+    if data is None or data == sources.EMBEDDED:
+        return zoo.load_shipped(name)
+    return zoo.load_pretrained(name)
+
+
+def versions() -> dict[str, str]:
+    """Versions and the date, as rows carry them."""
+    return {
+        "tokred": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "fvcore": fvcore.__version__,
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def _commit() -> str:
+    """The commit of the source tree that tokred runs from; empty for an installed package."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if (here.parent / ".git").exists() else ""
+
+
+def method_names(config: Config) -> list[str]:
+    known = registry.names()
+    names = list(dict.fromkeys(config.methods)) or known
+    for name in (*names, *config.options):
+        if name not in known:
+            raise UnknownName(registry.unknown("method", name, known))
+    return names
+
+
+def _check_classes(loaded: zoo.Loaded, source: sources.Source) -> None:
+    classes = loaded.model.num_classes
+    if source.classes is not None and source.classes != classes:
+        raise TokredError(
+            f"{source.name} has {source.classes} classes, but the weights ({loaded.weights}) tell {classes} apart; "
+            "choose weights that were trained for this data with --weights."
+        )
+
+
+def _spaced(numbers: tuple[int, ...]) -> str:
+    return " ".join(map(str, numbers))

@@ -1,0 +1,58 @@
+"""Named configurations: YAML files in this folder, found by name from anywhere, or a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tokred import registry
+from tokred.errors import TokredError, UnknownName
+
+FOLDER = Path(__file__).parent
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def names() -> list[str]:
+    """Names of the configurations that tokred ships."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find(name: str) -> dict[str, Any] | None:
+    """A shipped configuration, or None."""
+    return load(name) if name in names() else None
+
+
+def load(name: str) -> dict[str, Any]:
+    """The mapping in a shipped configuration or in a YAML file.
+
+    Raises:
+        TokredError: no such configuration, or not a YAML mapping.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise UnknownName(registry.unknown("configuration", name, names()))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise TokredError(f"The configuration {path} cannot be read: {str(error).splitlines()[0]}.") from error
+    if not isinstance(values, dict):
+        raise TokredError(f"The configuration {path} must be a mapping of names to values.")
+    return values
+
+
+def parse(schema: type[T], values: dict[str, Any], origin: str) -> T:
+    """Validate a mapping.
+
+    Raises:
+        TokredError: one sentence about the first value that is wrong.
+    """
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise TokredError(f"In {origin}, {where} is wrong: {first['msg'].lower()} (got {first.get('input')!r}).") from error

@@ -1,0 +1,161 @@
+"""Where images come from: the embedded benchmark, or a folder or data set that timm reads."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_dataset, create_transform, resolve_data_config
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from tokred.data import photodigits
+from tokred.errors import TokredError
+
+EMBEDDED = "photodigits"
+_SPLITS = ("validation", "val", "test", "train")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images in a fixed order, and what a table must say about them.
+
+    Attributes:
+        images: index to (PIL image in RGB, label).
+        name: of the data set.
+        split: of it.
+        hash: SHA-256 that changes when the images do: over pixels for PhotoDigits, over names and sizes for files.
+        groups: [n], images that are not independent share a number.
+        classes: number of classes; None where the reader does not know.
+        limited: whether this is only the beginning of the split.
+    """
+
+    images: Dataset[tuple[Image.Image, int]]
+    name: str
+    split: str
+    hash: str
+    groups: np.ndarray
+    classes: int | None
+    limited: bool = False
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def limit(self, count: int | None) -> Source:
+        """The first `count` images; all of them for None.
+
+        Raises:
+            TokredError: the count is not positive.
+        """
+        if count is None or count >= len(self):
+            return self
+        if count < 1:
+            raise TokredError(f"--limit is the number of images to evaluate and must be at least 1, got {count}.")
+        return Source(Subset(self.images, range(count)), self.name, self.split, self.hash, self.groups[:count], self.classes, limited=True)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How pixels become the model's input: timm's evaluation transform and the figures that tables print."""
+
+    transform: Any
+    img_size: int
+    crop_pct: float
+    interpolation: str
+
+
+class StrictImages(Dataset[tuple[Image.Image, int]]):
+    """Images of a timm reader, where an unreadable one is an error that names it: timm's own data set returns its neighbour instead."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        try:
+            image, target = self.reader[index]
+            image = image if isinstance(image, Image.Image) else Image.open(image)
+            return image.convert("RGB"), int(target)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            name = self.reader.filename(index, absolute=True)
+            raise TokredError(f"The image {name} cannot be read ({error}); repair or remove it.") from error
+
+
+def open_source(data: str | None = None, split: str | None = None) -> Source:
+    """The images to evaluate on.
+
+    Args:
+        data: None for PhotoDigits, else a folder with one folder for each class (or with such folders for each split), or a name that
+            timm reads, such as "hfds/imagenet-1k".
+        split: by default "test" for PhotoDigits, "validation" elsewhere.
+
+    Raises:
+        TokredError: no such folder, split or data set.
+    """
+    if data is None or data == EMBEDDED:
+        chosen = split or "test"
+        if chosen not in photodigits.SPLIT_IMAGES:
+            raise TokredError(f"PhotoDigits has the splits {' and '.join(photodigits.SPLIT_IMAGES)} to evaluate on, not {chosen!r}.")
+        embedded = photodigits.PhotoDigits(chosen)  # type: ignore[arg-type]
+        return Source(embedded, EMBEDDED, chosen, photodigits.SPLIT_HASHES[chosen], embedded.groups(), photodigits.NUM_CLASSES)
+    return _open_timm(data, split or "validation")
+
+
+def prepare(model: Any, source_name: str) -> Preparation:
+    """timm's evaluation transform of a model. PhotoDigits images have the model's size, so nothing is cropped away from them."""
+    overrides = {"crop_pct": 1.0} if source_name == EMBEDDED else {}
+    config = resolve_data_config(overrides, model=model)
+    return Preparation(create_transform(**config), int(config["input_size"][-1]), float(config["crop_pct"]), str(config["interpolation"]))
+
+
+def loader(source: Source, preparation: Preparation, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of (images [B, 3, H, W], labels [B], indices [B]); boundaries are fixed by index, whatever the number of workers."""
+    return DataLoader(_Indexed(source.images, preparation.transform), batch_size, shuffle=False, num_workers=workers)
+
+
+class _Indexed(Dataset[tuple[Tensor, int, int]]):
+    def __init__(self, images: Any, transform: Any) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        image, label = self.images[index]
+        return self.transform(image), label, index
+
+
+def _open_timm(data: str, split: str) -> Source:
+    is_name = data.split("/")[0] in ("hfds", "tfds", "torch", "wds", "hfids") and not Path(data).exists()
+    if not is_name and not Path(data).exists():
+        raise TokredError(f"No data at {data!r}: give a folder with one folder of images for each class, or leave --data out for PhotoDigits.")
+    try:
+        dataset = create_dataset(data, root=None, split=split) if is_name else create_dataset("", root=data, split=split)
+        reader = dataset.reader
+        files = [reader.filename(index) for index in range(len(reader))]
+    except TokredError:
+        raise
+    except Exception as error:  # each reader of timm fails in its own way
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise TokredError(f"No images can be read from {data!r}, split {split!r} ({reason}); expected one folder for each class.") from error
+    digest = hashlib.sha256()
+    for index, name in enumerate(files):
+        digest.update(f"{name}\0{_size(reader, index)}\n".encode())
+    classes = len(getattr(reader, "class_to_idx", {}) or {}) or None
+    return Source(StrictImages(reader), Path(data).name, split, digest.hexdigest(), np.arange(len(files)), classes)
+
+
+def _size(reader: Any, index: int) -> int:
+    try:
+        return Path(reader.filename(index, absolute=True)).stat().st_size
+    except (OSError, TypeError, ValueError):
+        return 0
+
+

@@ -1,0 +1,120 @@
+"""Accuracy, fidelity to the dense model, and how sure they are.
+
+Images are compared in pairs: every method sees the same ones. Images that share a group (the same source digit) are not independent,
+so intervals resample groups and the test counts groups; elsewhere every image is a group of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.nn import functional as F
+
+LEVEL = 0.95
+_RESAMPLES = 10_000
+_BATCH_ENTRIES = 20_000_000  # resampled numbers in memory at once
+
+
+@dataclass
+class Outcomes:
+    """What one model did with every image; arrays of length n."""
+
+    prediction: np.ndarray  # int64, most likely class
+    top5: np.ndarray  # bool, whether the label is among the five most likely
+    kl: np.ndarray  # float32, KL divergence from the dense model's distribution to this one's, in nats
+
+    @classmethod
+    def empty(cls, n: int) -> Outcomes:
+        return cls(np.full(n, -1), np.zeros(n, dtype=bool), np.full(n, np.nan, dtype=np.float32))
+
+    def put(self, rows: np.ndarray, logits: Tensor, labels: Tensor, dense_logits: Tensor) -> None:
+        """Enter a batch at the given rows."""
+        logits, dense_logits = logits.float(), dense_logits.float()
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        self.prediction[rows] = logits.argmax(1).cpu().numpy()
+        self.top5[rows] = (best == labels[:, None]).any(1).cpu().numpy()
+        divergence = F.kl_div(logits.log_softmax(1), dense_logits.log_softmax(1), reduction="none", log_target=True)
+        self.kl[rows] = divergence.sum(1).clamp(min=0).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Summary of one model against the dense one; accuracies in per cent, `agreement` a fraction, `kl` in nats."""
+
+    top1: float
+    top1_lo: float
+    top1_hi: float
+    top5: float
+    drop: float
+    drop_lo: float
+    drop_hi: float
+    p_value: float
+    agreement: float
+    kl: float
+
+
+def score(outcomes: Outcomes, dense: Outcomes, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> Scores:
+    """Summarise one model. Intervals are 95 % percentile bootstrap intervals over groups."""
+    correct = (outcomes.prediction == labels).astype(float)
+    lost = (dense.prediction == labels) - correct  # 1 where only the dense model is right
+    _, group = np.unique(groups, return_inverse=True)
+    count, correct_sum, lost_sum = (np.bincount(group, weights=w) for w in (np.ones_like(correct), correct, lost))
+    top1_lo, top1_hi = interval(correct_sum, count, seed)
+    drop_lo, drop_hi = interval(lost_sum, count, seed)
+    return Scores(
+        top1=100 * correct.mean(),
+        top1_lo=100 * top1_lo,
+        top1_hi=100 * top1_hi,
+        top5=100 * outcomes.top5.mean(),
+        drop=100 * lost.mean(),
+        drop_lo=100 * drop_lo,
+        drop_hi=100 * drop_hi,
+        p_value=mcnemar(lost_sum),
+        agreement=float((outcomes.prediction == dense.prediction).mean()),
+        kl=float(outcomes.kl.mean()),
+    )
+
+
+def interval(total: np.ndarray, count: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap interval of sum(total) / sum(count), resampling groups, [g] each."""
+    if len(total) < 2:
+        mean = float(total.sum() / count.sum())
+        return mean, mean
+
+    def ratio(total: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
+        return total.sum(axis) / count.sum(axis)
+
+    resamples = _RESAMPLES if len(total) <= 5_000 else 2_000
+    result = stats.bootstrap(
+        (total, count),
+        ratio,
+        n_resamples=resamples,
+        batch=max(1, _BATCH_ENTRIES // len(total)),
+        paired=True,
+        vectorized=True,
+        confidence_level=LEVEL,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def mcnemar(lost: np.ndarray) -> float:
+    """Exact two-sided p-value that neither model is better, from each group's net loss, [g].
+
+    With single images as groups this is McNemar's exact test on the discordant pairs. Of images that share a source only the sign of
+    their net difference counts, as in a sign test, because they are not independent.
+    """
+    worse, better = int((lost > 0).sum()), int((lost < 0).sum())
+    if worse + better == 0:
+        return 1.0
+    return float(stats.binomtest(worse, worse + better, 0.5).pvalue)
+
+
+def finite(logits: Tensor) -> bool:
+    """Whether all logits are numbers."""
+    return bool(torch.isfinite(logits).all())

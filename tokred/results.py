@@ -1,0 +1,249 @@
+"""Rows of a comparison, and everything that a run leaves behind: CSV, Markdown, LaTeX, HTML, JSON and per-image predictions."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokred.errors import TokredError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BASELINE = "baseline"
+
+
+@dataclass
+class Row:
+    """One line of a leaderboard; the field order is the column order, and columns are only ever appended.
+
+    Budget, reduction, agreement and promise_share are fractions; top1, top5, drop and their limits are per cent; gflops count one
+    multiply-accumulate as one; stages and tokens are space-separated. None is "not measured" and an empty cell.
+    """
+
+    method: str
+    options: str = ""
+    control: bool = False
+    model: str = ""
+    dataset: str = ""
+    split: str = ""
+    n_images: int | None = None
+    n_failed: int | None = None
+    limited: bool = False
+    budget: float | None = None
+    reduction: float | None = None
+    gflops: float | None = None
+    reducer_gflops: float | None = None
+    protocol: str = ""
+    stages: str = ""
+    tokens: str = ""
+    knob: float | None = None
+    top1: float | None = None
+    top1_lo: float | None = None
+    top1_hi: float | None = None
+    top5: float | None = None
+    drop: float | None = None
+    drop_lo: float | None = None
+    drop_hi: float | None = None
+    p_value: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    images_per_s: float | None = None
+    latency_ms: float | None = None
+    speedup: float | None = None
+    promise_share: float | None = None
+    peak_mem_mb: float | None = None
+    training: str = ""
+    images_seen: int | None = None
+    weights: str = ""
+    weights_hash: str = ""
+    data_hash: str = ""
+    img_size: int | None = None
+    crop_pct: float | None = None
+    interpolation: str = ""
+    precision: str = ""
+    device: str = ""
+    batch_size: int | None = None
+    seed: int | None = None
+    status: str = "ok"
+    error: str = ""
+    tokred: str = ""
+    torch: str = ""
+    timm: str = ""
+    fvcore: str = ""
+    commit: str = ""
+    date: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+TABLE_HEADERS = ("Method", "Top-1 (%)", "Drop", "95 % interval", "FLOPs (G)", "Reduction", "Training", "Note")
+
+
+def rank(rows: Iterable[Row]) -> list[Row]:
+    """The baseline first, then methods by accuracy, then by FLOPs, then by name; failed ones last."""
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return (row.method != BASELINE, row.status != "ok", -(row.top1 or 0), row.gflops or 0, row.method)
+
+    return sorted(rows, key=key)
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The rows as CSV with all columns: raw numbers, empty cells for what was not measured."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([_cell(getattr(row, name)) for name in COLUMNS])
+    return out.getvalue()
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """A leaderboard as dictionaries of text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(round(value, 8)) if isinstance(value, float) else str(value)
+
+
+def display(row: Row) -> tuple[str, ...]:
+    """The cells of the short table: what the paper's tables show, with the interval and the training beside it."""
+    note = [row.options] if row.options else []
+    if row.control:
+        note.append("control")
+    if row.limited:
+        note.append(f"first {row.n_images} images only")
+    if row.status != "ok":
+        note.append(f"{row.status}: {row.error}")
+    elif row.method != BASELINE and row.budget is not None and row.reduction is not None and row.reduction - row.budget > 0.001:
+        note.append(f"{100 * (row.reduction - row.budget):.2f} points over the budget")
+    return (
+        row.method,
+        _number(row.top1, "{:.2f}"),
+        _number(None if row.method == BASELINE else row.drop, "{:.2f}"),
+        "" if row.drop_lo is None or row.method == BASELINE else f"{row.drop_lo:.2f} to {row.drop_hi:.2f}",
+        _number(row.gflops, "{:.3f}"),
+        _number(None if row.reduction is None else 100 * row.reduction, "{:.2f} %"),
+        row.training,
+        "; ".join(note),
+    )
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return "" if value is None else pattern.format(value)
+
+
+def terminal_table(rows: Sequence[Row], title: str) -> Table:
+    """The short table for a terminal, controls dimmed."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for index, header in enumerate(TABLE_HEADERS):
+        table.add_column(header, justify="left" if index in (0, 6, 7) else "right", overflow="fold")
+    for row in rows:
+        style = "bold" if row.method == BASELINE else "dim" if row.control else "red" if row.status != "ok" else ""
+        table.add_row(*map(escape, display(row)), style=style)
+    return table
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The short table in Markdown."""
+    body = [[cell.replace("|", "\\|") for cell in display(row)] for row in rows]
+    lines = [TABLE_HEADERS, ["---"] + ["---:"] * 5 + ["---"] * 2, *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def latex(rows: Sequence[Row]) -> str:
+    """The short table as a LaTeX tabular."""
+    special = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+               "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join("".join(special.get(c, c) for c in cell) for cell in cells) + r" \\"
+
+    lines = [r"\begin{tabular}{lrrrrrll}", r"\hline", line(TABLE_HEADERS), r"\hline"]
+    return "\n".join([*lines, *(line(display(row)) for row in rows), r"\hline", r"\end{tabular}", ""])
+
+
+def report(rows: Sequence[Row], title: str, run: Mapping[str, Any]) -> str:
+    """One self-contained HTML page: the short table, all columns, and the run's configuration."""
+
+    def table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in body)
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+    short = table(TABLE_HEADERS, map(display, rows))
+    full = table(COLUMNS, ([_cell(getattr(row, name)) for name in COLUMNS] for row in rows))
+    style = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.3em .7em;border-bottom:1px solid #ccc;text-align:left}"
+    configuration = html.escape(json.dumps(run, indent=2))
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{style}</style>"
+        f"<h1>{html.escape(title)}</h1>{short}<h2>All columns</h2><div style='overflow-x:auto'>{full}</div>"
+        f"<h2>Run</h2><pre>{configuration}</pre></html>\n"
+    )
+
+
+class Folder:
+    """The folder of one run. It belongs to one configuration; every file is written in one step.
+
+    Raises:
+        TokredError: the folder holds another configuration's run, or cannot be written.
+    """
+
+    def __init__(self, path: Path, configuration: Mapping[str, Any]) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / ".writable"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise TokredError(f"The output folder {path} cannot be written ({error.strerror}); choose another with --out.") from error
+        self._check_owner(configuration)
+
+    def _check_owner(self, configuration: Mapping[str, Any]) -> None:
+        run = self.path / "run.json"
+        if not run.exists():
+            if (self.path / "leaderboard.csv").exists():
+                raise TokredError(f"{self.path} holds a leaderboard without its run.json; choose another folder with --out.")
+            return
+        try:
+            before = json.loads(run.read_text(encoding="utf-8"))["configuration"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TokredError(f"{run} is not a run of tokred; choose another folder with --out.") from error
+        changed = sorted(key for key in {*before, *configuration} if before.get(key) != configuration.get(key))
+        if changed:
+            raise TokredError(f"{self.path} holds a run with another {', '.join(changed)}; choose another folder with --out.")
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file and swap it in, so that a reader sees the old one or the new one, never a part."""
+        temporary = self.path / f".{name}.tmp"
+        data = content.encode() if isinstance(content, str) else content
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, self.path / name)
+        except OSError as error:
+            raise TokredError(f"Cannot write {self.path / name} ({error.strerror}); what was there before is unchanged.") from error
+
+    def write_predictions(self, arrays: Mapping[str, np.ndarray]) -> None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        self.write("predictions.npz", buffer.getvalue())
