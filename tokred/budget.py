@@ -144,7 +144,7 @@ class _Search:
     def adjusted(self, start: Plan) -> Plan:
         """The plan nearest to `start` that lies within the tolerance; else the one that comes closest to the target."""
         width = TOLERANCE * self.costs.dense
-        candidates = []
+        candidates: list[tuple[bool, float, int, tuple[int, ...]]] = []
         for tokens in self._neighbours(start.tokens):
             slack = self.target - self.estimate(tokens)
             if slack >= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tokred import __version__, registry
-from tokred.errors import TokredError
+from tokred.errors import TokredError, Unreachable, UnsupportedModel
 
 app = typer.Typer(
     help="Compare token-reduction methods for Vision Transformers at one FLOP budget.",
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="deit_t, deit_s, deit_b, or any ViT of timm.")]
@@ -67,7 +68,7 @@ def compare(
     job = Job(config)
     out.print(escape(job.describe()))
     target = folder or Path("runs") / f"{model.replace('/', '-')}-{job.source.name}-{budget:g}-{job.key}"
-    with _progress(len(job.source), "images") as advance:
+    with _Progress(len(job.source), "images") as advance:
         comparison = job.run(target, workers, advance)
     out.print(results.terminal_table(comparison.rows, comparison.title))
     out.print(escape(f"{comparison.seconds:.0f} s. Leaderboard, tables and per-image predictions: {target}"), soft_wrap=True)
@@ -103,9 +104,14 @@ def match(
     for name in comparison.method_names(config):
         try:
             found = budgets.match(
-                costs, name, budget, protocol=protocol, stages=_layers(stages), options=dict(config.options.get(name, {}))  # type: ignore[arg-type]
+                costs,
+                name,
+                budget,
+                protocol=protocol,  # type: ignore[arg-type]
+                stages=_layers(stages),
+                options=dict(config.options.get(name, {})),
             )
-        except (budgets.Unreachable, budgets.UnsupportedModel) as error:
+        except (Unreachable, UnsupportedModel) as error:
             refused[name] = str(error)
             continue
         kind = registry.get(name).knob
@@ -163,7 +169,7 @@ def train(
     trainer = Trainer(chosen, target, evaluate.resolve_precision(precision, torch.device("cpu")), workers)
     if trainer.resume():
         out.print(f"Going on at image {trainer.step * chosen.batch_size} of {chosen.images}.")
-    with _progress(chosen.steps, "steps", trainer.step) as advance:
+    with _Progress(chosen.steps, "steps", trainer.step) as advance:
         trainer.run(lambda state: advance(1, f"accuracy {state.accuracy:.1%}"))
     path = trainer.finish("tokred " + shlex.join(sys.argv[1:]))
     out.print(escape(f"Weights and card: {path}"), soft_wrap=True)
@@ -184,7 +190,8 @@ def check(method: Annotated[str, typer.Argument(help="A registered name, or modu
 
 
 @app.callback(invoke_without_command=True)
-def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of tokred itself."""
     if version:
         out.print(__version__, highlight=False)
         raise typer.Exit
@@ -192,6 +199,7 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
 
 def main() -> None:
     """Entry point: errors that are the user's to solve are one sentence and exit code 2."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries warn each other; users need not read it
     try:
         app(standalone_mode=True)
     except TokredError as error:
@@ -199,7 +207,7 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-class _progress:
+class _Progress:
     """A progress bar that knows the remaining time; `with` gives a function that advances it."""
 
     def __init__(self, total: int, unit: str, done: int = 0) -> None:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import fvcore
-import numpy as np
+import pandas as pd
 import timm
 import torch
 
 from tokred import __version__, registry, results, zoo
 from tokred.budget import Match, match
 from tokred.data import sources
-from tokred.errors import TokredError, UnknownName, Unreachable
+from tokred.errors import TokredError, UnknownName, Unreachable, UnsupportedModel
 from tokred.evaluate import Evaluation, dense_model, evaluate, resolve_device, resolve_precision
 from tokred.flops import CostTable
 from tokred.metrics import Outcomes, score
@@ -76,6 +76,11 @@ class Comparison:
     seconds: float
 
     @property
+    def frame(self) -> pd.DataFrame:
+        """The leaderboard as a data frame."""
+        return results.frame(self.rows)
+
+    @property
     def failed(self) -> list[Row]:
         return [row for row in self.rows if row.status != "ok"]
 
@@ -102,7 +107,12 @@ class Job:
         self.matches: dict[str, Match] = {}
         self.refused: dict[str, str] = {}
         self._match_all()
-        self.configuration = {**asdict(config), "methods": self.names, "weights_hash": self.loaded.weights_hash, "data_hash": self.source.hash}
+        self.configuration = {
+            **asdict(config),
+            "methods": self.names,
+            "weights_hash": self.loaded.weights_hash,
+            "data_hash": self.source.hash,
+        }
         self.configuration = json.loads(json.dumps(self.configuration))  # as run.json will hold it
 
     def _match_all(self) -> None:
@@ -111,7 +121,7 @@ class Job:
             options = dict(config.options.get(name, {}))
             try:
                 self.matches[name] = match(self.costs, name, config.budget, protocol=config.protocol, stages=config.stages, options=options)
-            except (Unreachable, zoo.UnsupportedModel) as error:
+            except (Unreachable, UnsupportedModel) as error:
                 self.refused[name] = str(error)
         if not self.matches:
             raise Unreachable(next(iter(self.refused.values())))
@@ -123,14 +133,16 @@ class Job:
 
     @property
     def title(self) -> str:
-        return f"{self.config.model} on {self.source.name} {self.source.split} ({len(self.source)} images), {self.config.budget:.0%} fewer FLOPs"
+        images = f"{self.source.name} {self.source.split} ({len(self.source)} images)"
+        return f"{self.config.model} on {images}, {self.config.budget:.0%} fewer FLOPs"
 
     def describe(self) -> str:
         """One line: data, weights, precision, device."""
         what = "the embedded benchmark PhotoDigits" if self.source.name == sources.EMBEDDED else f"{self.source.name}"
         precision = str(self.dtype).removeprefix("torch.")
         first = f"the first {len(self.source)}" if self.source.limited else str(len(self.source))
-        return f"Data: {what}, {self.source.split} split, {first} images. Weights: {self.loaded.weights}. Precision: {precision} on {self.device}."
+        data = f"{what}, {self.source.split} split, {first} images"
+        return f"Data: {data}. Weights: {self.loaded.weights}. Precision: {precision} on {self.device}."
 
     def run(self, out: Path | None = None, workers: int = 1, progress: Callable[[int], None] = lambda images: None) -> Comparison:
         """Evaluate, and write the folder `out` unless it is None. `progress` hears of each finished batch's images.
@@ -245,7 +257,7 @@ def load_model(name: str, weights: str | None, data: str | None) -> zoo.Loaded:
     return zoo.load_pretrained(name)
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, Any]:
     """Versions and the date, as rows carry them."""
     return {
         "tokred": __version__,
@@ -261,13 +273,16 @@ def _commit() -> str:
     """The commit of the source tree that tokred runs from; empty for an installed package."""
     here = Path(__file__).parent
     try:
-        done = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip() if (here.parent / ".git").exists() else ""
 
 
 def method_names(config: Config) -> list[str]:
+    """The methods that a configuration asks for, all of them by default; unknown names are an error."""
     known = registry.names()
     names = list(dict.fromkeys(config.methods)) or known
     for name in (*names, *config.options):

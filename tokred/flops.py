@@ -21,25 +21,29 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
 
-from tokred.errors import TokredError, UncountedOp
+from tokred.errors import UncountedOp
 from tokred.reducer import Attention
 from tokred.schedule import Plan
 from tokred.vit import ReducedViT, Stage, State, num_heads, num_patches
 
-#: Operators that count zero: they do no multiply-accumulates that the convention knows.
-ZERO_OPS = frozenset(
-    f"aten::{name}"
-    for name in """
-    abs add add_ addcmul all amax amin any argmax argmin argsort baddbmm_zero bernoulli_ bitwise_and bitwise_or bitwise_xor
-    broadcast_tensors clamp_min clone cumsum detach div div_ elu erf exp expand_as eye feature_dropout floor_divide full_like ge gelu
-    gt index_add index_put index_select isfinite isnan le lift_fresh log log_softmax logical_and logical_not logical_or logsumexp lt
-    linalg_vector_norm max maximum mean min minimum mul mul_ ne neg new_ones new_zeros norm one_hot ones_like pow prod reciprocal
-    repeat repeat_interleave rsqrt rsub scatter scatter_ scatter_add scatter_add_ scatter_reduce sigmoid sign softmax sort sqrt square
-    std sub sub_ sum tanh tile topk tril triu unflatten upsample_bicubic2d var where zero_ __and__ __or__ __xor__ __rshift__
-    __lshift__ bitwise_right_shift bitwise_left_shift alias movedim real numpy_T mT is_nonzero masked_fill_ as_strided resolve_conj
-    frobenius_norm fill_ one_hot index_copy cummax diagonal lerp exp_ log1p expm1
-    """.split()
-)
+_ELEMENTWISE = """
+    abs add add_ addcmul bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor clamp_min div div_ elu eq erf exp exp_
+    expm1 ge gelu gt isfinite isnan le lerp log log1p log_softmax logical_and logical_not logical_or lt maximum minimum mul mul_ ne neg
+    pow reciprocal rsqrt rsub sigmoid sign softmax sqrt square sub sub_ tanh where __and__ __or__ __xor__ __lshift__ __rshift__
+"""
+_REDUCTIONS = """
+    all amax amin any argmax argmin cummax cumsum frobenius_norm linalg_vector_norm logsumexp mean min norm prod std sum var
+"""
+_SORTING = "argsort sort topk"
+_INDEXING = """
+    alias as_strided broadcast_tensors clone diagonal expand_as fill_ index_add index_copy index_put index_select lift_fresh masked_fill_
+    movedim mT numpy_T one_hot repeat repeat_interleave resolve_conj scatter scatter_ scatter_add scatter_add_ scatter_reduce tile tril triu
+    unflatten zero_
+"""
+_CREATION = "bernoulli_ eye feature_dropout new_ones ones_like real upsample_bicubic2d"
+
+#: Operators that count zero: they do no multiply-accumulates that the convention knows. fvcore itself ignores a few more of the kind.
+ZERO_OPS = frozenset(f"aten::{name}" for group in (_ELEMENTWISE, _REDUCTIONS, _SORTING, _INDEXING, _CREATION) for name in group.split())
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:

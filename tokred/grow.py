@@ -49,8 +49,11 @@ def widen(small: Any, large: Any, rng: torch.Generator, noise: float = 0.5) -> N
 def _widened(key: str, value: Tensor, target: Tensor, times: int, rng: torch.Generator, noise: float) -> Tensor:
     if value.shape == target.shape:
         return value
-    if key.endswith("qkv.weight") or key.endswith("qkv.bias"):  # queries, keys and values each repeat on their own
-        parts = [_widened(key.replace("qkv", "part"), part, goal, times, rng, noise) for part, goal in zip(value.chunk(3), target.chunk(3), strict=True)]
+    if key.endswith(("qkv.weight", "qkv.bias")):  # queries, keys and values each repeat on their own
+        parts = [
+            _widened(key.replace("qkv", "part"), part, goal, times, rng, noise)
+            for part, goal in zip(value.chunk(3), target.chunk(3), strict=True)
+        ]
         return torch.cat(parts)
     repeats_input = value.ndim == 2 and target.shape[1] == times * value.shape[1]
     if not repeats_input:  # a vector of channels, or weights that read pixels

@@ -66,11 +66,11 @@ def score(outcomes: Outcomes, dense: Outcomes, labels: np.ndarray, groups: np.nd
     top1_lo, top1_hi = interval(correct_sum, count, seed)
     drop_lo, drop_hi = interval(lost_sum, count, seed)
     return Scores(
-        top1=100 * correct.mean(),
+        top1=float(100 * correct.mean()),
         top1_lo=100 * top1_lo,
         top1_hi=100 * top1_hi,
-        top5=100 * outcomes.top5.mean(),
-        drop=100 * lost.mean(),
+        top5=float(100 * outcomes.top5.mean()),
+        drop=float(100 * lost.mean()),
         drop_lo=100 * drop_lo,
         drop_hi=100 * drop_hi,
         p_value=mcnemar(lost_sum),

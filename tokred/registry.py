@@ -127,7 +127,7 @@ def _plugin_entry(point: EntryPoint) -> Entry:
     origin = f"plugin {distribution} ({point.value})"
     try:
         spec = importlib.util.find_spec(module)
-        described = [e for e in _read_source(Path(spec.origin), module)] if spec and spec.origin else []
+        described = list(_read_source(Path(spec.origin), module)) if spec and spec.origin else []
     except (ImportError, OSError, SyntaxError, ValueError):
         described = []  # `get` reports what is wrong with it; listing goes on
     for entry in described:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import io
 import json
@@ -17,6 +16,7 @@ import numpy as np
 from tokred.errors import TokredError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.table import Table
 
 BASELINE = "baseline"
@@ -98,20 +98,16 @@ def rank(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=key)
 
 
+def frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """The rows as a data frame with all columns; what was not measured is None."""
+    import pandas as pd
+
+    return pd.DataFrame([[getattr(row, name) for name in COLUMNS] for row in rows], columns=list(COLUMNS), dtype=object)
+
+
 def csv_text(rows: Sequence[Row]) -> str:
     """The rows as CSV with all columns: raw numbers, empty cells for what was not measured."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([_cell(getattr(row, name)) for name in COLUMNS])
-    return out.getvalue()
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """A leaderboard as dictionaries of text."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return str(frame(rows).map(_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def _cell(value: Any) -> str:
@@ -119,7 +115,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return repr(round(value, 8)) if isinstance(value, float) else str(value)
+    return repr(round(float(value), 8)) if isinstance(value, float) else str(value)
 
 
 def display(row: Row) -> tuple[str, ...]:
@@ -192,7 +188,8 @@ def report(rows: Sequence[Row], title: str, run: Mapping[str, Any]) -> str:
 
     short = table(TABLE_HEADERS, map(display, rows))
     full = table(COLUMNS, ([_cell(getattr(row, name)) for name in COLUMNS] for row in rows))
-    style = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.3em .7em;border-bottom:1px solid #ccc;text-align:left}"
+    style = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
+    style += "td,th{padding:.3em .7em;border-bottom:1px solid #ccc}th{text-align:left}"
     configuration = html.escape(json.dumps(run, indent=2))
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{style}</style>"
@@ -245,5 +242,5 @@ class Folder:
 
     def write_predictions(self, arrays: Mapping[str, np.ndarray]) -> None:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
         self.write("predictions.npz", buffer.getvalue())

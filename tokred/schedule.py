@@ -21,14 +21,14 @@ class Plan:
     """One reduced model on paper: which method, at which layers, how many patch tokens after each.
 
     Args:
-        method: a registered name; "" for the empty plan, which is the dense model.
+        method: a registered name, or a class; "" for the empty plan, which is the dense model.
         stages: layers, one-based, ascending.
         tokens: patch tokens kept after each stage.
         options: the method's keyword arguments.
         knob: the published knob of the uniform plan that this one is, or started from; None where there is none.
     """
 
-    method: str = ""
+    method: str | type[Reducer] = ""
     stages: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Plan:
 
     @property
     def reducer(self) -> type[Reducer]:
-        return registry.get(self.method)
+        return registry.get(self.method) if isinstance(self.method, str) else self.method
 
 
 def resolve_stages(cls: type[Reducer], depth: int, protocol: Protocol = "native", stages: tuple[int, ...] | None = None) -> tuple[int, ...]:
@@ -50,11 +50,11 @@ def resolve_stages(cls: type[Reducer], depth: int, protocol: Protocol = "native"
     """
     if protocol not in get_args(Protocol):
         raise UnknownName(registry.unknown("protocol", protocol, list(get_args(Protocol))))
-    chosen: tuple[int, ...] | str = stages or (cls.stages if protocol == "native" else COMMON_STAGES)
-    if chosen == "all":
+    chosen = stages or (cls.stages if protocol == "native" else COMMON_STAGES)
+    if isinstance(chosen, str):
         # The layer before the first has no attention to look at.
         return tuple(range(1 if cls.site == "mid" else 2, depth + 1))
-    layers = tuple(sorted(set(chosen)))  # type: ignore[arg-type]
+    layers = tuple(sorted(set(chosen)))
     if not layers or layers[0] < 1 or layers[-1] > depth:
         raise TokredError(f"Stages must be layers from 1 to {depth} of this model, got {' '.join(map(str, layers))}; choose with --stages.")
     return layers
@@ -97,7 +97,9 @@ def check_options(cls: type[Reducer], options: dict[str, Any]) -> dict[str, Any]
     checked = {}
     for key, value in options.items():
         if key not in known:
-            raise UnknownName(registry.unknown(f"option of {cls.name}", key, sorted(known)) if known else f"{cls.name} has no options, got {key!r}.")
+            raise UnknownName(
+                registry.unknown(f"option of {cls.name}", key, sorted(known)) if known else f"{cls.name} has no options, got {key!r}."
+            )
         checked[key] = _convert(f"{cls.name}.{key}", value, hints.get(key, str))
     return checked
 

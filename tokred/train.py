@@ -128,7 +128,7 @@ def initialize(model: Any, rng: torch.Generator) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.weight.copy_(0.02 * torch.randn(module.weight.shape, generator=rng))
     model.cls_token.copy_(1e-6 * torch.randn(model.cls_token.shape, generator=rng))
-    model.pos_embed[:, :-grid * grid].zero_()
+    model.pos_embed[:, : -grid * grid].zero_()
     model.pos_embed[:, -grid * grid :].copy_(0.1 * sincos_position(grid, dim))
     fan_in = model.patch_embed.proj.weight[0].numel()
     model.patch_embed.proj.weight.copy_(fan_in**-0.5 * torch.randn(model.patch_embed.proj.weight.shape, generator=rng))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import Attention as TimmAttention
@@ -113,8 +113,7 @@ class ReducedViT(nn.Module):
         self.has_cls = backbone.cls_token is not None
         self.stages = nn.ModuleDict()
         self._build_stages(seed)
-        reducers = [stage.reducer for stage in self.stages.values()]
-        self.proportional = any(reducer.proportional for reducer in reducers)
+        self.proportional = any(stage.reducer.proportional for stage in self._all_stages())
         # A plain dict: the taps share their modules with the backbone and stay out of the state dict.
         self._taps = {layer: _tap(backbone.blocks[layer - 1].attn) for layer in self._recorded() | set(record)}
 
@@ -132,9 +131,12 @@ class ReducedViT(nn.Module):
             self.stages[_key(layer, reducer.site)] = stage
             n = keep
 
+    def _all_stages(self) -> list[Stage]:
+        return cast("list[Stage]", list(self.stages.values()))
+
     def _recorded(self) -> set[int]:
         """Layers whose attention a stage looks at: its own at "mid", the one before at "pre"."""
-        layers = {stage.layer - (stage.reducer.site == "pre") for stage in self.stages.values()}
+        layers = {stage.layer - (stage.reducer.site == "pre") for stage in self._all_stages()}
         return layers - {0}
 
     @property
@@ -146,7 +148,7 @@ class ReducedViT(nn.Module):
     @property
     def first_point(self) -> Point | None:
         """Where this model first differs from the dense one; None for the dense model itself."""
-        for stage in self.stages.values():
+        for stage in self._all_stages():
             return stage.layer, stage.reducer.site
         return None
 
@@ -232,7 +234,9 @@ def check_supported(model: nn.Module) -> None:
         if type(block.attn) is not TimmAttention:
             raise UnsupportedModel(f"{name} uses {type(block.attn).__name__}, but tokred knows only timm's standard Attention.")
     if model.global_pool not in ("token", "avg") or model.attn_pool is not None or getattr(model, "pool_include_prefix", False):
-        raise UnsupportedModel(f"{name} pools by {model.global_pool or 'nothing'!r}; tokred supports pooling by CLS token and by patch average.")
+        raise UnsupportedModel(
+            f"{name} pools by {model.global_pool or 'nothing'!r}; tokred supports pooling by CLS token and by patch average."
+        )
 
 
 def num_patches(model: VisionTransformer) -> int:
@@ -241,6 +245,7 @@ def num_patches(model: VisionTransformer) -> int:
 
 
 def num_heads(model: VisionTransformer) -> int:
+    """Attention heads of each layer."""
     return int(model.blocks[0].attn.num_heads)
 
 

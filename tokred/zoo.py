@@ -59,7 +59,9 @@ def timm_name(name: str) -> str:
     if not timm.is_model(resolved):
         known = [*ALIASES, *timm.list_models("*vit_*"), *timm.list_models("deit_*")]
         near = registry.unknown("model", name, known)
-        raise UnknownName(near if "Did you mean" in near else f"Unknown model {name!r}. Known: {', '.join(ALIASES)}, and every ViT of timm.")
+        raise UnknownName(
+            near if "Did you mean" in near else f"Unknown model {name!r}. Known: {', '.join(ALIASES)}, and every ViT of timm."
+        )
     return resolved
 
 

@@ -1,0 +1,1 @@
+"""Images: the embedded benchmark and the sources that users bring."""

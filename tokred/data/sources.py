@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_dataset, create_transform, resolve_data_config
 from torch import Tensor
@@ -115,7 +114,7 @@ def prepare(model: Any, source_name: str) -> Preparation:
     return Preparation(create_transform(**config), int(config["input_size"][-1]), float(config["crop_pct"]), str(config["interpolation"]))
 
 
-def loader(source: Source, preparation: Preparation, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+def loader(source: Source, preparation: Preparation, batch_size: int, workers: int) -> DataLoader[Any]:
     """Batches of (images [B, 3, H, W], labels [B], indices [B]); boundaries are fixed by index, whatever the number of workers."""
     return DataLoader(_Indexed(source.images, preparation.transform), batch_size, shuffle=False, num_workers=workers)
 
@@ -135,7 +134,9 @@ class _Indexed(Dataset[tuple[Tensor, int, int]]):
 def _open_timm(data: str, split: str) -> Source:
     is_name = data.split("/")[0] in ("hfds", "tfds", "torch", "wds", "hfids") and not Path(data).exists()
     if not is_name and not Path(data).exists():
-        raise TokredError(f"No data at {data!r}: give a folder with one folder of images for each class, or leave --data out for PhotoDigits.")
+        raise TokredError(
+            f"No data at {data!r}: give a folder with one folder of images for each class, or leave --data out for PhotoDigits."
+        )
     try:
         dataset = create_dataset(data, root=None, split=split) if is_name else create_dataset("", root=data, split=split)
         reader = dataset.reader
@@ -144,7 +145,9 @@ def _open_timm(data: str, split: str) -> Source:
         raise
     except Exception as error:  # each reader of timm fails in its own way
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise TokredError(f"No images can be read from {data!r}, split {split!r} ({reason}); expected one folder for each class.") from error
+        raise TokredError(
+            f"No images can be read from {data!r}, split {split!r} ({reason}); expected one folder for each class."
+        ) from error
     digest = hashlib.sha256()
     for index, name in enumerate(files):
         digest.update(f"{name}\0{_size(reader, index)}\n".encode())
@@ -157,5 +160,3 @@ def _size(reader: Any, index: int) -> int:
         return Path(reader.filename(index, absolute=True)).stat().st_size
     except (OSError, TypeError, ValueError):
         return 0
-
-

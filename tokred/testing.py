@@ -1,0 +1,366 @@
+"""The battery that every registered method must pass. It ships with tokred, so a third party can prove a method of its own.
+
+    tokred check mypackage.mymethod:MyReducer
+
+In a test file: `pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)` and `check(MyReducer)`.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from tokred.errors import TokredError
+from tokred.reducer import Attention, Reducer, Rng, View
+from tokred.reduction import Keep, Merge, Mix, Reduction, compose, unmerge
+from tokred.schedule import Plan, default_options, uniform_counts
+from tokred.vit import ReducedViT, num_heads, num_patches
+
+Check = Callable[[type[Reducer]], None]
+
+CHECKS: dict[str, Check] = {}
+DIM, HEADS = 48, 3
+
+
+def check_reducer(cls: type[Reducer], progress: Callable[[str], None] = lambda name: None) -> dict[str, str]:
+    """Run all checks on a class and return what is wrong, by name of the check; an empty mapping is a pass."""
+    problems = {}
+    for name, check in CHECKS.items():
+        progress(name)
+        try:
+            check(cls)
+        except (AssertionError, TokredError, RuntimeError, TypeError, ValueError, NotImplementedError, IndexError) as error:
+            problems[name] = str(error) or type(error).__name__
+    return problems
+
+
+def make_view(batch: int = 3, n: int = 16, prefix: int = 1, seed: int = 0, *, layer: int = 4, has_cls: bool = True, **kwargs: Any) -> View:
+    """A random view without near-ties: [batch, n, 48] tokens after `prefix` prefix tokens, 3 heads."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng, dtype=torch.float32)
+
+    q, k, v = (normal(batch, HEADS, prefix + n, DIM // HEADS) for _ in range(3))
+    size = torch.randint(1, 4, (batch, n), generator=rng).float()
+    attention = Attention(q, k, v, (DIM // HEADS) ** -0.5)
+    view = View(normal(batch, n, DIM), size, normal(batch, prefix, DIM), layer, 12, has_cls, Rng(0, torch.arange(batch)), attention)
+    for name, value in kwargs.items():
+        setattr(view, name, value)
+    return view
+
+
+def slice_view(view: View, rows: Tensor) -> View:
+    """The images `rows` of a view."""
+    a = view.attention
+    assert a is not None
+    images = None if view.rng.images is None else view.rng.images[rows]
+    attention = _like(a, lambda tensor: tensor[rows])
+    return View(
+        view.x[rows], view.size[rows], view.prefix[rows], view.layer, view.depth, view.has_cls, Rng(view.rng.seed, images), attention
+    )
+
+
+def _like(attention: Attention, change: Callable[[Tensor], Tensor]) -> Attention:
+    return Attention(change(attention.q), change(attention.k), change(attention.v), attention.scale)
+
+
+@lru_cache(maxsize=8)
+def tiny_vit(**options: Any) -> Any:
+    """A timm ViT of depth 4 and width 48 on 6 x 6 patches, with random weights that are the same every time."""
+    defaults = {"img_size": 48, "patch_size": 8, "embed_dim": DIM, "depth": 4, "num_heads": HEADS, "num_classes": 10}
+    model = timm.create_model("vit_tiny_patch16_224", **{**defaults, **options}).eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(center + 0.1 * torch.randn(parameter.shape, generator=rng))
+    return model
+
+
+def tiny_plan(cls: type[Reducer], model: Any, stages: tuple[int, ...] = (2, 3)) -> Plan:
+    """A plan that removes about a third of the tokens at each stage."""
+    n = num_patches(model)
+    knob = 0.7 if cls.knob == "rate" else n // 4
+    return Plan(cls, stages, uniform_counts(cls, n, len(stages), knob))
+
+
+def build(cls: type[Reducer], n: int, keep: int) -> Reducer:
+    """A reducer with default options and deterministic parameters."""
+    reducer = cls(n, keep, DIM, HEADS)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in reducer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng))
+    return reducer.eval()
+
+
+def reduced(cls: type[Reducer], model: Any) -> ReducedViT:
+    """A tiny reduced model of a class, registered or not."""
+    made = ReducedViT(model, tiny_plan(cls, model))
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for stage in made.stages.values():
+            for parameter in stage.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=rng))
+    return made.eval()
+
+
+def check(function: Check) -> Check:
+    """Add a function to the battery under its own name."""
+    CHECKS[function.__name__.removeprefix("check_")] = function
+    return function
+
+
+def expect(condition: bool | Tensor, message: str) -> None:
+    """Fail with a message; unlike an assert it also works under python -O."""
+    if not bool(condition):
+        raise AssertionError(message)
+
+
+def _keeps(cls: type[Reducer], n: int) -> list[int]:
+    """A few counts that the class can reach: many, half, the fewest."""
+    return sorted({max(cls.floor(n), keep) for keep in (n - 1, n - n // 3, n - n // 2, cls.floor(n)) if keep < n})
+
+
+def _runs(cls: type[Reducer]) -> list[tuple[View, Reducer]]:
+    """Views and reducers over even, odd and small counts and 1, 2 and 5 prefix tokens."""
+    shapes = [(16, 1), (15, 1), (17, 2), (16, 5), (7, 2), (3, 1)]
+    return [(make_view(n=n, prefix=prefix, seed=n), build(cls, n, keep)) for n, prefix in shapes for keep in _keeps(cls, n)]
+
+
+@check
+def check_documented(cls: type[Reducer]) -> None:
+    """The docstring starts with a sentence, and options are keyword arguments with defaults."""
+    first = inspect.cleandoc(cls.__doc__ or "").splitlines()[:1]
+    expect(bool(first) and first[0].endswith("."), "The docstring must start with one sentence that says what the method does.")
+    positional = [p.name for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    expect(
+        positional == ["self", "n", "keep", "dim", "heads"],
+        f"__init__ must take (self, n, keep, dim, heads, *, options), not {positional}.",
+    )
+    missing = [name for name, default in default_options(cls).items() if default is inspect.Parameter.empty]
+    expect(not missing, f"Options need defaults: {missing}.")
+
+
+@check
+def check_output_count(cls: type[Reducer]) -> None:
+    """Exactly `keep` tokens come out, finite, for even, odd and small counts."""
+    for view, reducer in _runs(cls):
+        pooled = reducer(view).pool(view.x)
+        expect(pooled.shape == (3, reducer.keep, DIM), f"{view.x.shape[1]} tokens to {reducer.keep} gave {tuple(pooled.shape)}.")
+        expect(pooled.isfinite().all(), "The output has values that are no numbers.")
+
+
+@check
+def check_out_of_range(cls: type[Reducer]) -> None:
+    """More tokens than there are, or fewer than the method can reach, are refused."""
+    for keep in (17, cls.floor(16) - 1):
+        try:
+            cls(16, keep, DIM, HEADS)
+        except TokredError:
+            continue
+        raise AssertionError(f"16 tokens to {keep} must raise a TokredError.")
+
+
+@check
+def check_decision(cls: type[Reducer]) -> None:
+    """The result is a Keep, Merge or Mix whose indices and labels are in range and whose matrix does what pool does."""
+    for view, reducer in _runs(cls):
+        n, keep, result = reducer.n, reducer.keep, reducer(view)
+        expect(isinstance(result, Reduction), f"forward must return Keep, Merge or Mix, not {type(result).__name__}.")
+        labels = result.labels()
+        expect(labels.dtype == torch.int64 and labels.shape == (3, n), "labels() must be int64 of shape [B, N].")
+        expect((labels < keep).all() and (labels >= -1).all(), "Labels must lie between -1 and keep - 1.")
+        if isinstance(result, Keep):
+            expect(result.index.sort(1).values.diff(dim=1).gt(0).all(), "Keep must not repeat an index.")
+        if isinstance(result, Merge):
+            used = torch.zeros(3, keep).scatter(1, labels, 1.0)
+            expect(used.all(), "Every group of a Merge needs a member.")
+        value = result.value if isinstance(result, Mix) and result.value is not None else view.x
+        product = torch.matmul(result.matrix().to(value.dtype), value)
+        expect(torch.allclose(product, result.pool(view.x), atol=1e-4), "matrix() @ x differs from pool(x).")
+
+
+@check
+def check_mass(cls: type[Reducer]) -> None:
+    """Sizes stay positive and sum to the patches that were not dropped."""
+    for view, reducer in _runs(cls):
+        result = reducer(view)
+        sizes = result.sizes(view.size)
+        expect((sizes > 0).all(), "An output stands for no patch at all.")
+        held = (view.size * (result.labels() >= 0)).sum(1)
+        expect(torch.allclose(sizes.sum(1), held, atol=1e-3), "Sizes do not sum to the patches that were kept or merged.")
+
+
+@check
+def check_unmerge(cls: type[Reducer]) -> None:
+    """unmerge gives every input token a row, zero where it was dropped."""
+    for view, reducer in _runs(cls):
+        result = reducer(view)
+        restored = result.unmerge(result.pool(view.x))
+        expect(restored.shape == view.x.shape, "unmerge must give back [B, N, C].")
+        expect((restored[result.labels() < 0] == 0).all(), "Dropped tokens must come back as zeros.")
+
+
+@check
+def check_view_untouched(cls: type[Reducer]) -> None:
+    """The view is not edited."""
+    view = make_view()
+    before = copy.deepcopy((view.x, view.size, view.prefix, view.attention))
+    build(cls, 16, _keeps(cls, 16)[0])(view)
+    same = all(torch.equal(a, b) for a, b in zip((view.x, view.size, view.prefix), before[:3], strict=True))  # type: ignore[arg-type]
+    expect(same, "The reducer edited its view.")
+    assert view.attention
+    assert before[3]
+    expect(all(torch.equal(getattr(view.attention, f), getattr(before[3], f)) for f in "qkv"), "The reducer edited the attention.")
+
+
+@check
+def check_deterministic(cls: type[Reducer]) -> None:
+    """Twice the same view gives the same result, and global random numbers are not touched."""
+    reducer, view = build(cls, 16, _keeps(cls, 16)[0]), make_view()
+    state = torch.get_rng_state()
+    first, second = reducer(view).pool(view.x), reducer(slice_view(view, torch.arange(3))).pool(view.x)
+    expect(torch.equal(first, second), "Two runs differ.")
+    expect(torch.equal(state, torch.get_rng_state()), "The reducer drew global random numbers; use view.rng.")
+
+
+@check
+def check_batch_slice(cls: type[Reducer]) -> None:
+    """An image's result does not depend on the rest of its batch."""
+    for view, reducer in _runs(cls):
+        whole = reducer(view).pool(view.x)
+        for row in range(3):
+            alone = slice_view(view, torch.tensor([row]))
+            expect(torch.allclose(reducer(alone).pool(alone.x), whole[row : row + 1], atol=1e-5), "A batch of 1 differs from its slice.")
+
+
+@check
+def check_batch_permutation(cls: type[Reducer]) -> None:
+    """Permuting the batch permutes the results."""
+    order = torch.tensor([2, 0, 1])
+    for view, reducer in _runs(cls):
+        moved = slice_view(view, order)
+        expect(torch.allclose(reducer(moved).pool(moved.x), reducer(view).pool(view.x)[order], atol=1e-5), "A permuted batch differs.")
+
+
+@check
+def check_ties(cls: type[Reducer]) -> None:
+    """All tokens alike, or all zero, still give `keep` finite tokens."""
+    reducer = build(cls, 16, _keeps(cls, 16)[0])
+    for value in (0.0, 1.0):
+        view = make_view()
+        assert view.attention
+        view.x = torch.full_like(view.x, value)
+        view.attention = _like(view.attention, partial(torch.full_like, fill_value=value))
+        pooled = reducer(view).pool(view.x)
+        expect(pooled.shape == (3, reducer.keep, DIM) and pooled.isfinite().all(), f"Tokens that are all {value:g} break the reducer.")
+
+
+@check
+def check_bfloat16(cls: type[Reducer]) -> None:
+    """bfloat16 tokens come back as finite bfloat16."""
+    view = make_view()
+    assert view.attention
+    view.x, view.prefix = view.x.bfloat16(), view.prefix.bfloat16()
+    view.attention = _like(view.attention, Tensor.bfloat16)
+    reducer = build(cls, 16, _keeps(cls, 16)[0])
+    pooled = reducer(view).pool(view.x)
+    expect(
+        pooled.dtype == torch.bfloat16 and pooled.isfinite().all(), f"bfloat16 in gave {pooled.dtype} out, or values that are no numbers."
+    )
+
+
+@check
+def check_meta(cls: type[Reducer]) -> None:
+    """Shapes depend on shapes only: the reducer runs on the meta device, so it never waits for the processor."""
+    view = make_view()
+    assert view.attention
+    a = view.attention
+    meta = View(
+        view.x.to("meta"), view.size.to("meta"), view.prefix.to("meta"), view.layer, view.depth, True, Rng(0),
+        _like(a, lambda tensor: tensor.to("meta")),
+    )  # fmt: skip
+    reducer = build(cls, 16, _keeps(cls, 16)[0]).to("meta")
+    expect(reducer(meta).pool(meta.x).shape == (3, reducer.keep, DIM), "The shape on the meta device differs.")
+
+
+@check
+def check_copies(cls: type[Reducer]) -> None:
+    """A reducer survives deepcopy and pickle."""
+    reducer, view = build(cls, 16, _keeps(cls, 16)[0]), make_view()
+    want = reducer(view).pool(view.x)
+    expect(torch.equal(copy.deepcopy(reducer)(view).pool(view.x), want), "A deep copy differs.")
+    expect(torch.equal(pickle.loads(pickle.dumps(reducer))(view).pool(view.x), want), "A pickled copy differs.")
+
+
+@check
+def check_gradients(cls: type[Reducer]) -> None:
+    """Gradients reach the tokens, and every parameter of a learned method."""
+    view = make_view()
+    view.x.requires_grad_()
+    reducer = build(cls, 16, _keeps(cls, 16)[0])
+    reducer(view).pool(view.x).square().sum().backward()
+    expect(view.x.grad is not None and view.x.grad.isfinite().all() and view.x.grad.any(), "No gradient reaches the tokens.")
+    without = [name for name, parameter in reducer.named_parameters() if parameter.grad is None]
+    expect(not without, f"No gradient reaches {without}.")
+
+
+@check
+def check_empty_plan(cls: type[Reducer]) -> None:
+    """Keeping every token gives the dense model's logits, bit for bit."""
+    model = tiny_vit()
+    n = num_patches(model)
+    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    plan = Plan(cls, (2, 3), (n, n))
+    with torch.no_grad():
+        expect(torch.equal(ReducedViT(model, plan)(images), model(images)), "An empty plan changes the logits.")
+
+
+@check
+def check_models(cls: type[Reducer]) -> None:
+    """The method runs in models with one, two and five prefix tokens; without CLS token it runs, or is refused if it needs one."""
+    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    for options in ({}, {"reg_tokens": 4}, {"global_pool": "avg"}, {"init_values": 0.1, "qk_norm": True}):
+        model = tiny_vit(**options)
+        wrapped = reduced(cls, model)
+        with torch.no_grad():
+            state = wrapped.run(images)
+        tokens = tiny_plan(cls, model).tokens[-1]
+        expect(state.x.shape[1] == model.num_prefix_tokens + tokens, f"{options} ends with {state.x.shape[1]} tokens.")
+        expect(wrapped.head(state).isfinite().all(), f"{options} gives logits that are no numbers.")
+        source = compose(state.reductions)
+        agree = state.size is not None and torch.allclose(source.sum(2), state.size, atol=1e-3)
+        expect(agree, "The source map does not agree with the sizes.")
+        expect(unmerge(state.reductions, state.x[:, -tokens:]).shape[1] == num_patches(model), "unmerge over stages lost patches.")
+    model = tiny_vit(class_token=False, global_pool="avg")
+    probe = cls(16, _keeps(cls, 16)[0], DIM, HEADS)
+    try:
+        with torch.no_grad():
+            expect(reduced(cls, model)(images).isfinite().all(), "A model without CLS token gives logits that are no numbers.")
+    except TokredError:
+        expect(probe.needs_cls, "The method is refused without a CLS token but does not state needs_cls.")
+    else:
+        expect(not probe.needs_cls, "The method states needs_cls but runs without one.")
+
+
+@check
+def check_model_batch(cls: type[Reducer]) -> None:
+    """Whole models: a batch of 1 equals its slice, and the backbone is left alone."""
+    model = tiny_vit()
+    keys = list(model.state_dict())
+    images = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    wrapped = reduced(cls, model)
+    with torch.no_grad():
+        whole, alone = wrapped(images), wrapped(images[1:2])
+        expect(torch.allclose(whole[1:2], alone, atol=1e-5), "A batch of 1 differs from its slice.")
+    expect(list(model.state_dict()) == keys and num_heads(model) == HEADS, "The backbone was changed.")
