@@ -127,6 +127,8 @@ def initialize(model: Any, rng: torch.Generator) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.weight.copy_(0.02 * torch.randn(module.weight.shape, generator=rng))
+            if module.bias is not None:
+                module.bias.zero_()
     model.cls_token.copy_(1e-6 * torch.randn(model.cls_token.shape, generator=rng))
     model.pos_embed[:, : -grid * grid].zero_()
     model.pos_embed[:, -grid * grid :].copy_(0.1 * sincos_position(grid, dim))

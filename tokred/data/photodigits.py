@@ -26,7 +26,10 @@ NUM_CLASSES = 10
 SIZE = 224
 SPLIT_IMAGES = {"validation": 500, "test": 1000}
 #: SHA-256 over the pixels and labels of the fixed splits at 224 px; `PhotoDigits.pixel_hash` recomputes them.
-SPLIT_HASHES = {"validation": "", "test": ""}
+SPLIT_HASHES = {
+    "validation": "43fa21a2abab146996b1d456122a15663d77661671f29925766ca412531e5362",
+    "test": "ad05f4b4836ad7b045d19efd030881560dd5f51abc6c3158d7e7bcd1ea85c762",
+}
 
 _SPLIT_IDS = {"train": 0, "validation": 1, "test": 2}
 _RESIDUES = {"train": (1, 2, 3, 5, 6, 8), "validation": (7,), "test": (0, 4)}  # digit index modulo 9

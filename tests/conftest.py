@@ -1,0 +1,31 @@
+"""Fixtures. Tests use small random models, never the network."""
+
+import socket
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("tokred", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("tokred")
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    """A test that reaches for the network fails."""
+
+    connect = socket.socket.connect
+
+    def local_only(self, address):
+        if self.family != socket.AF_UNIX:  # worker processes hand tensors over through these
+            raise OSError("tests run without a network")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def images():
+    """Three random images for `tokred.testing.tiny_vit`."""
+    return torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(5))

@@ -1,0 +1,50 @@
+"""Every registered method passes the battery; a new one is covered by existing."""
+
+import pytest
+
+from tokred import registry
+from tokred.reducer import Reducer
+from tokred.reduction import Keep
+from tokred.testing import CHECKS, check_reducer
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("method", registry.names())
+def test_battery(method, check):
+    CHECKS[check](registry.get(method))
+
+
+class KeepsFirst(Reducer):
+    """Keep the first tokens."""
+
+    def forward(self, view):
+        return Keep(view.x.new_zeros(view.x.shape[:2]).argsort(1, stable=True)[:, : self.keep], self.n)
+
+
+def test_a_third_party_class_passes_unregistered():
+    assert check_reducer(KeepsFirst) == {}
+
+
+class Broken(KeepsFirst):
+    """Edits its view, looks at its batch mates, and keeps too many."""
+
+    def forward(self, view):
+        view.x.add_(view.x.mean(0, keepdim=True))
+        return Keep(view.x.norm(dim=-1).argsort(1)[:, : self.keep + 1], self.n)
+
+
+def test_the_battery_finds_what_is_wrong():
+    problems = check_reducer(Broken)
+    assert {"output_count", "view_untouched", "batch_slice", "deterministic"} <= set(problems)
+    assert "Edits" not in problems.get("documented", "")
+
+
+class Undocumented(KeepsFirst):
+    """no sentence"""
+
+    def __init__(self, n, keep, dim, heads, strength):
+        super().__init__(n, keep, dim, heads)
+
+
+def test_the_battery_asks_for_a_docstring_and_keyword_options():
+    assert "documented" in check_reducer(Undocumented)

@@ -1,0 +1,124 @@
+"""Every method meets every budget that it can reach, within 0.1 points and never above it."""
+
+import pytest
+import timm
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokred import registry
+from tokred.budget import TOLERANCE, match
+from tokred.errors import TokredError, Unreachable, UnsupportedModel
+from tokred.flops import CostTable, count
+from tokred.schedule import Plan, check_options, resolve_stages, uniform_counts
+from tokred.testing import tiny_vit
+from tokred.vit import ReducedViT
+
+COSTS = {name: CostTable(timm.create_model(name)) for name in ("deit_tiny_patch16_224", "deit_small_patch16_224")}
+
+
+@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("model", COSTS)
+@pytest.mark.parametrize("budget", [0.05, 0.2, 0.3, 0.45])
+def test_within_a_tenth_of_a_point(method, model, budget):
+    costs = COSTS[model]
+    found = match(costs, method, budget)
+    assert 0 <= found.gap <= TOLERANCE
+    assert found.flops == costs.plan(found.plan)
+    counts = (196, *found.plan.tokens)
+    assert all(registry.get(method).floor(n) <= keep <= n for n, keep in zip(counts, counts[1:], strict=False))
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_the_plans_cost_is_fvcores_trace(method):
+    costs = COSTS["deit_tiny_patch16_224"]
+    found = match(costs, method, 0.3)
+    counted = count(ReducedViT(costs.backbone, found.plan))
+    assert (found.flops, found.reducer_flops) == (counted.total, counted.reducers)
+
+
+@given(st.floats(0.02, 0.6), st.sampled_from(["topk", "dpcknn", "evit"]))
+def test_any_budget(budget, method):
+    found = match(COSTS["deit_tiny_patch16_224"], method, budget)
+    assert 0 <= found.gap <= TOLERANCE
+
+
+def test_the_uniform_plan_wins_where_it_is_close_enough():
+    costs = COSTS["deit_small_patch16_224"]
+    exact = 1 - costs.plan(Plan("lotm", (4, 7, 11), (156, 116, 76))) / costs.dense
+    found = match(costs, "lotm", exact - 1e-6)
+    assert found.plan.tokens == (156, 116, 76)
+    assert found.plan.knob == 40
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_common_protocol_and_own_stages(method):
+    costs = COSTS["deit_tiny_patch16_224"]
+    assert match(costs, method, 0.3, protocol="common").plan.stages == (4, 7, 10)
+    assert match(costs, method, 0.25, stages=(5, 3)).plan.stages == (3, 5)
+
+
+def test_where_no_counts_come_close_the_gap_is_shown():
+    """One stage on a small model moves in steps of more than 0.1 points."""
+    costs = CostTable(tiny_vit())
+    found = match(costs, "topk", 0.2, stages=(2,))
+    one_more = costs.plan(Plan("topk", (2,), (found.plan.tokens[0] + 1,)))
+    assert found.flops <= (1 - 0.2) * costs.dense < one_more
+    assert found.gap > TOLERANCE
+
+
+def test_out_of_reach_tells_the_most():
+    costs = COSTS["deit_small_patch16_224"]
+    most = 1 - costs.plan(Plan("lotm", (4, 7, 11), (98, 49, 25))) / costs.dense
+    with pytest.raises(Unreachable, match=rf"lotm at layers 4 7 11 can save at most {most:.1%}.*not 60.0%.*--stages"):
+        match(costs, "lotm", 0.6)
+
+
+@pytest.mark.parametrize("budget", [0, 1, -0.1, 30, float("nan")])
+def test_budgets_outside_the_open_unit_interval(budget):
+    with pytest.raises(TokredError, match="between 0 and 1"):
+        match(COSTS["deit_tiny_patch16_224"], "lotm", budget)
+
+
+def test_a_model_without_cls_token():
+    costs = CostTable(tiny_vit(class_token=False, global_pool="avg"))
+    with pytest.raises(UnsupportedModel, match="CLS"):
+        match(costs, "evit", 0.2, stages=(1, 2))
+    assert match(costs, "lotm", 0.2, stages=(1, 2)).reduction >= 0.2
+
+
+def test_schedules_by_hand():
+    lotm, topk, evit, tome = map(registry.get, ("lotm", "topk", "evit", "tome"))
+    assert uniform_counts(topk, 196, 3, 0.7) == (137, 96, 67)
+    assert uniform_counts(topk, 196, 3, 0.25) == (49, 12, 3)
+    assert uniform_counts(evit, 196, 3, 0.7) == (138, 97, 68)
+    assert uniform_counts(lotm, 196, 3, 48) == (148, 100, 52)
+    assert uniform_counts(lotm, 196, 3, 60) == (136, 76, 38)  # half of what is left, never more
+    assert uniform_counts(tome, 196, 12, 16) == (180, 164, 148, 132, 116, 100, 84, 68, 52, 36, 20, 10)
+    assert uniform_counts(tome, 196, 4, 1.5) == (195, 193, 192, 190)
+
+
+def test_stages_by_protocol():
+    assert resolve_stages(registry.get("lotm"), 12) == (4, 7, 11)
+    assert resolve_stages(registry.get("tome"), 12) == tuple(range(1, 13))
+    assert resolve_stages(registry.get("tome"), 12, "common") == (4, 7, 10)
+    with pytest.raises(TokredError, match="layers from 1 to 4"):
+        resolve_stages(registry.get("lotm"), 4)
+    with pytest.raises(TokredError, match="Did you mean: native"):
+        resolve_stages(registry.get("lotm"), 12, "nativ")
+
+
+def test_options_are_checked_against_the_signature():
+    lotm = registry.get("lotm")
+    assert check_options(lotm, {"weighted": "true", "order": "append"}) == {"weighted": True, "order": "append"}
+    assert check_options(registry.get("dpcknn"), {"neighbors": "7"}) == {"neighbors": 7}
+    for options, words in [
+        ({"weigthed": True}, "Did you mean: weighted"),
+        ({"order": "sideways"}, "one of inplace, append"),
+        ({"weighted": "perhaps"}, "true or false"),
+    ]:
+        with pytest.raises(TokredError, match=words):
+            check_options(lotm, options)
+    with pytest.raises(TokredError, match="type int"):
+        check_options(registry.get("dpcknn"), {"neighbors": "many"})
+    with pytest.raises(TokredError, match="has no options"):
+        check_options(registry.get("random"), {"seed": 1})

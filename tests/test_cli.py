@@ -1,0 +1,238 @@
+"""The command line as a user meets it: one sentence for bad input, a whole comparison, what it leaves behind."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import tokred
+from tokred import cli, registry, zoo
+from tokred.errors import TokredError
+
+
+def run(*arguments):
+    """Call the command line in this process: (exit code, everything printed)."""
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    if isinstance(result.exception, TokredError):
+        return 2, str(result.exception)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+SMALL = ("--model", "deit_t", "--limit", "6", "--batch-size", "3", "--workers", "0", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    code, text = run("compare", *SMALL, "--out", out)
+    assert code == 0, text
+    return out, text
+
+
+def test_compare_prints_where_the_data_and_weights_come_from_first(comparison):
+    assert (
+        comparison[1]
+        .splitlines()[0]
+        .startswith("Data: the embedded benchmark PhotoDigits, test split, the first 6 images. Weights: tokred's deit_t")
+    )
+
+
+def test_leaderboard_has_the_baseline_and_every_method(comparison):
+    table = pd.read_csv(comparison[0] / "leaderboard.csv")
+    assert table.method[0] == "baseline"
+    assert set(table.method[1:]) == set(registry.names())
+    assert (table.status == "ok").all()
+    methods = table[1:]
+    assert ((methods.reduction >= 0.3) & (methods.reduction <= 0.301)).all()
+    assert (methods.top1.diff().dropna() <= 0).all()  # best first
+    assert (methods.training == "none").all()
+    assert table.limited.all()
+    assert (table.n_images == 6).all()
+
+
+def test_everything_else_it_leaves(comparison):
+    out = comparison[0]
+    assert {p.name for p in out.iterdir()} == {"leaderboard.csv", "table.md", "table.tex", "run.json", "predictions.npz", "report.html"}
+    run_json = json.loads((out / "run.json").read_text())
+    assert run_json["configuration"]["model"] == "deit_t"
+    arrays = np.load(out / "predictions.npz")
+    table = pd.read_csv(out / "leaderboard.csv").set_index("method")
+    for method in ("baseline", *registry.names()):
+        top1 = 100 * (arrays[f"{method}/prediction"] == arrays["labels"]).mean()
+        assert table.top1[method] == pytest.approx(top1)
+
+
+def test_the_same_command_gives_the_same_table(comparison, tmp_path):
+    code, _ = run("compare", *SMALL, "--out", tmp_path / "again")
+    assert code == 0
+    first, second = (pd.read_csv(path / "leaderboard.csv") for path in (comparison[0], tmp_path / "again"))
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_a_folder_of_another_configuration_is_refused_and_kept(comparison):
+    before = (comparison[0] / "leaderboard.csv").read_text()
+    code, text = run("compare", *SMALL, "--out", comparison[0], "--seed", "7")
+    assert code == 2
+    assert "another seed" in text
+    assert (comparison[0] / "leaderboard.csv").read_text() == before
+
+
+def test_an_unreachable_method_is_a_row_and_the_others_go_on(tmp_path):
+    code, text = run("compare", *SMALL, "--budget", "0.55", "--methods", "lotm,random", "--out", tmp_path)
+    assert code == 1
+    table = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method")
+    assert table.status.to_dict() == {"baseline": "ok", "random": "ok", "lotm": "unreachable"}
+    assert "can save at most" in table.error["lotm"]
+    assert np.isnan(table.top1["lotm"])
+    assert "can save at most" in text
+
+
+def test_options_are_in_the_row(tmp_path):
+    code, _ = run("compare", *SMALL, "--methods", "lotm", "--set", "lotm.order=append", "--stages", "4 7 10", "--out", tmp_path)
+    assert code == 0
+    row = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method").loc["lotm"]
+    assert (row.options, row.stages, row.protocol) == ("order=append", "4 7 10", "custom")
+
+
+def test_a_folder_of_ones_own_images(tmp_path):
+    for label in range(10):
+        (tmp_path / "data" / "val" / str(label)).mkdir(parents=True)
+        Image.new("RGB", (64, 80), (label * 20, 0, 0)).save(tmp_path / "data" / "val" / str(label) / "a.png")
+    weights = zoo.SHIPPED / "deit_t.safetensors"
+    arguments = ("--model", "deit_t", "--workers", "0", "--methods", "lotm", "--out", tmp_path / "out", "--weights", weights)
+    code, text = run("compare", "--data", tmp_path / "data", *arguments)
+    assert code == 0, text
+    row = pd.read_csv(tmp_path / "out" / "leaderboard.csv").loc[0]
+    assert (row.dataset, row.split, row.n_images, row.crop_pct) == ("data", "validation", 10, 0.9)
+    assert not row.limited
+
+
+BAD = {
+    "unknown model": (["--model", "deit_ss"], "Unknown model 'deit_ss'. Did you mean"),
+    "unsupported model": (["--model", "swin_tiny_patch4_window7_224", "--weights", "x.pth"], "No weight file"),
+    "unknown method": (["--methods", "lotm,tomee"], "Unknown method 'tomee'. Did you mean: tome"),
+    "unknown option": (["--set", "lotm.ordr=append"], "Did you mean: order"),
+    "malformed option": (["--set", "lotm"], "METHOD.OPTION=VALUE"),
+    "option of an unknown method": (["--set", "lotmm.order=append"], "Did you mean: lotm"),
+    "no data": (["--data", "/no/such/folder"], "No data at"),
+    "unknown device": (["--device", "tpu"], "cannot be used here"),
+    "unknown precision": (["--precision", "fp7"], "Unknown precision"),
+    "budget of one": (["--budget", "1"], "between 0 and 1"),
+    "budget in per cent": (["--budget", "30"], "between 0 and 1"),
+    "budget out of reach": (["--budget", "0.9", "--methods", "lotm"], "can save at most"),
+    "no images": (["--limit", "0"], "--limit"),
+    "stages in words": (["--stages", "four"], "--stages takes layer numbers"),
+    "stages too deep": (["--stages", "4 13"], "layers from 1 to 12"),
+    "unknown protocol": (["--protocol", "nativ"], "Did you mean: native"),
+    "empty batches": (["--batch-size", "0"], "at least 1"),
+    "no weights shipped": (["--model", "deit_b"], "No PhotoDigits weights are shipped for deit_b"),
+    "missing weights": (["--weights", "/no/such.safetensors"], "No weight file"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words, tmp_path):
+    base = [] if "--model" in arguments else ["--model", "deit_t"]
+    code, text = run("compare", *base, *arguments, "--out", tmp_path / "out")
+    assert code == 2
+    assert words in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_corrupt_weights_and_an_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"\0" * 40)
+    code, text = run("compare", *SMALL, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out")
+    assert code == 2
+    assert "cannot be read" in text
+    code, text = run("compare", *SMALL, "--out", tmp_path / "w.safetensors" / "out")
+    assert code == 2
+    assert "cannot be written" in text
+
+
+def test_weights_for_other_classes(tmp_path):
+    (tmp_path / "data" / "val" / "cat").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "data" / "val" / "cat" / "a.png")
+    weights = zoo.SHIPPED / "deit_t.safetensors"
+    code, text = run("compare", "--model", "deit_t", "--data", tmp_path / "data", "--weights", weights, "--out", tmp_path / "out")
+    assert code == 2
+    assert "has 1 classes" in text
+
+
+def test_an_unreadable_image_ends_the_run_by_name(tmp_path):
+    for label in range(10):
+        (tmp_path / "data" / "val" / str(label)).mkdir(parents=True)
+        (tmp_path / "data" / "val" / str(label) / "a.png").write_bytes(b"no image")
+    weights = zoo.SHIPPED / "deit_t.safetensors"
+    for workers in ("0", "1"):
+        code, text = run(
+            "compare", "-m", "deit_t", "--data", tmp_path / "data", "--weights", weights, "--out", tmp_path / "o", "--workers", workers
+        )
+        assert code == 2
+        assert "a.png cannot be read" in text
+        assert "Traceback" not in text
+
+
+def test_match_prints_all_methods():
+    code, text = run("match", "--model", "deit_t", "--budget", "0.3")
+    assert code == 0
+    assert all(name in text for name in registry.names())
+    code, text = run("match", "--model", "deit_t", "--budget", "0.95", "--methods", "lotm")
+    assert code == 2
+    code, text = run("match", "--model", "deit_t", "--budget", "0.55", "--methods", "lotm,topk")
+    assert code == 0
+    assert "topk" in text
+
+
+def test_errors_as_a_user_sees_them():
+    done = subprocess.run([sys.executable, "-m", "tokred", "match", "--budget", "7"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: --budget is the fraction")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_help_and_methods_do_not_import_torch():
+    program = (
+        "import sys; from typer.testing import CliRunner; from tokred.cli import app\n"
+        "for a in (['--help'], ['methods'], ['compare', '--help']): assert CliRunner().invoke(app, a).exit_code == 0\n"
+        "assert not {'torch', 'timm', 'sklearn', 'pandas', 'scipy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_from_python(tmp_path):
+    done = tokred.compare("deit_t", 0.3, methods=("lotm", "random"), limit=4, batch_size=2, workers=0)
+    assert [row.method for row in done.rows][0] == "baseline"
+    assert list(done.frame.columns)[0] == "method"
+    assert done.out is None
+    model = zoo.load_shipped("deit_t").model
+    reduced = tokred.reduce(model, "lotm", budget=0.3, order="append")
+    assert reduced.plan.options == {"order": "append"}
+    assert reduced.backbone is model
+
+
+def test_train_from_the_command_line(tmp_path, monkeypatch):
+    build = zoo.build
+    monkeypatch.setattr(zoo, "build", lambda name, classes=None, **kw: build(name, classes, embed_dim=48, depth=1, num_heads=3, **kw))
+    monkeypatch.setitem(__import__("tokred.data.photodigits", fromlist=["x"]).SPLIT_IMAGES, "validation", 4)
+    monkeypatch.setitem(__import__("tokred.data.photodigits", fromlist=["x"]).SPLIT_IMAGES, "test", 4)
+    arguments = ("train", "--model", "deit_t", "--images", "64", "--out", tmp_path, "--workers", "0", "--precision", "fp32")
+    code, text = run(*arguments)
+    assert code == 0, text
+    card = json.loads((tmp_path / "deit_t.json").read_text())
+    assert card["images_seen"] == 64
+    assert 0 <= card["test_top1"] <= 100
+    code, text = run(*arguments)
+    assert "Going on at image 64 of 64" in text
+    code, text = run(*arguments, "--seed", "3")
+    assert code == 2
+    assert "another seed" in text

@@ -1,0 +1,139 @@
+"""One pass for all methods equals separate runs, and one failing method does not take the others along."""
+
+import numpy as np
+import pytest
+import torch
+
+from tokred import registry
+from tokred.errors import TokredError
+from tokred.evaluate import dense_model, evaluate, resolve_device, resolve_precision
+from tokred.reducer import Reducer
+from tokred.reduction import Keep
+from tokred.schedule import Plan
+from tokred.testing import tiny_plan, tiny_vit
+from tokred.vit import ReducedViT
+
+
+def batches(n=10, size=4, seed=0):
+    images = torch.randn(n, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+    labels = torch.arange(n) % 10
+    return [(images[i : i + size], labels[i : i + size], torch.arange(n)[i : i + size]) for i in range(0, n, size)]
+
+
+def models(names, stages=(2, 3)):
+    return {name: ReducedViT(tiny_vit(), tiny_plan(registry.get(name), tiny_vit(), stages)) for name in names}
+
+
+def arrays(outcomes):
+    return outcomes.prediction, outcomes.top5, outcomes.kl
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_pass_equals_separate_runs_bit_for_bit(threads, monkeypatch):
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = models(registry.names())
+        one_pass = evaluate(dense_model(tiny_vit(), together.values()), together, batches(), 10)
+        for name, model in models(registry.names()).items():
+            alone = evaluate(dense_model(tiny_vit(), [model]), {name: model}, batches(), 10)
+            for a, b in zip(arrays(one_pass.methods[name]), arrays(alone.methods[name]), strict=True):
+                np.testing.assert_array_equal(a, b)
+            # And against the model called as a user would, on the same batches.
+            torch.set_num_threads(1)
+            with torch.inference_mode():
+                logits = torch.cat([_logits(model, images, index) for images, _, index in batches()])
+            torch.set_num_threads(threads)
+            np.testing.assert_array_equal(one_pass.methods[name].prediction, logits.argmax(1).numpy())
+    finally:
+        torch.set_num_threads(torch_threads)
+    assert one_pass.labels.tolist() == [i % 10 for i in range(10)]
+
+
+def _logits(model, images, index):
+    return model.head(model.advance(model.embed(images, index)))
+
+
+def test_shared_states_give_the_very_logits_of_a_lone_model():
+    for name, model in models(registry.names()).items():
+        dense = dense_model(tiny_vit(), [model])
+        images, _, index = batches()[0]
+        with torch.inference_mode():
+            shared = dense.advance(dense.embed(images, index), stop=model.first_point)
+            assert torch.equal(model.head(model.advance(shared)), _logits(model, images, index)), name
+
+
+def test_images_are_read_once_whatever_the_number_of_methods():
+    reads = []
+
+    def counted():
+        for batch in batches():
+            reads.append(len(batch[0]))
+            yield batch
+
+    together = models(["lotm", "tome", "topk"])
+    seen = []
+    evaluate(dense_model(tiny_vit(), together.values()), together, counted(), 10, progress=seen.append)
+    assert reads == seen == [4, 4, 2]
+
+
+class Explodes(Reducer):
+    """Fail on the second batch."""
+
+    calls = 0
+
+    def forward(self, view):
+        type(self).calls += 1
+        if type(self).calls > 1:
+            raise RuntimeError("boom\nwith details")
+        return Keep(torch.arange(self.keep).expand(len(view.x), -1), self.n)
+
+
+class NotANumber(Reducer):
+    """Give logits that are no numbers."""
+
+    def forward(self, view):
+        view.x.mul_(float("nan"))
+        return Keep(torch.arange(self.keep).expand(len(view.x), -1), self.n)
+
+
+def test_a_failing_method_leaves_the_others_alone():
+    plan = {"stages": (3,), "tokens": (20,)}
+    together = models(["lotm"]) | {
+        "explodes": ReducedViT(tiny_vit(), Plan(Explodes, **plan)),
+        "nan": ReducedViT(tiny_vit(), Plan(NotANumber, **plan)),
+    }
+    result = evaluate(dense_model(tiny_vit(), together.values()), together, batches(), 10)
+    assert set(result.methods) == {"lotm"}
+    assert result.failed["explodes"] == "boom"
+    assert "no numbers" in result.failed["nan"]
+    alone = evaluate(dense_model(tiny_vit(), models(["lotm"]).values()), models(["lotm"]), batches(), 10)
+    np.testing.assert_array_equal(result.methods["lotm"].kl, alone.methods["lotm"].kl)
+
+
+def test_a_dense_model_without_numbers_is_an_error():
+    images, labels, index = batches()[0]
+    with pytest.raises(TokredError, match="check its weights"):
+        evaluate(ReducedViT(tiny_vit()), {}, [(images * float("nan"), labels, index)], 10)
+
+
+def test_threads_are_given_back_after_an_error():
+    before = torch.get_num_threads()
+
+    def broken():
+        yield batches()[0]
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        evaluate(ReducedViT(tiny_vit()), {}, broken(), 10)
+    assert torch.get_num_threads() == before
+
+
+def test_devices_and_precisions():
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_precision("bf16", torch.device("cpu")) == torch.bfloat16
+    assert resolve_precision("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+    with pytest.raises(TokredError, match="cannot be used here"):
+        resolve_device("tpu:7")
+    with pytest.raises(TokredError, match="Unknown precision 'fp8'"):
+        resolve_precision("fp8", torch.device("cpu"))
