@@ -9,60 +9,12 @@ import pytest
 from tokred.errors import TokredError
 from tokred.results import BASELINE, COLUMNS, Folder, Row, csv_text, display, latex, markdown, rank, report
 
-DESIGN_COLUMNS = [
-    "method",
-    "options",
-    "control",
-    "model",
-    "dataset",
-    "split",
-    "n_images",
-    "n_failed",
-    "limited",
-    "budget",
-    "reduction",
-    "gflops",
-    "reducer_gflops",
-    "protocol",
-    "stages",
-    "tokens",
-    "knob",
-    "top1",
-    "top1_lo",
-    "top1_hi",
-    "top5",
-    "drop",
-    "drop_lo",
-    "drop_hi",
-    "p_value",
-    "agreement",
-    "kl",
-    "images_per_s",
-    "latency_ms",
-    "speedup",
-    "promise_share",
-    "peak_mem_mb",
-    "training",
-    "images_seen",
-    "weights",
-    "weights_hash",
-    "data_hash",
-    "img_size",
-    "crop_pct",
-    "interpolation",
-    "precision",
-    "device",
-    "batch_size",
-    "seed",
-    "status",
-    "error",
-    "tokred",
-    "torch",
-    "timm",
-    "fvcore",
-    "commit",
-    "date",
-]
+DESIGN_COLUMNS = """
+method options control model dataset split n_images n_failed limited budget reduction gflops reducer_gflops protocol stages tokens knob
+top1 top1_lo top1_hi top5 drop drop_lo drop_hi p_value agreement kl images_per_s latency_ms speedup promise_share peak_mem_mb training
+images_seen weights weights_hash data_hash img_size crop_pct interpolation precision device batch_size seed status error tokred torch
+timm fvcore commit date
+""".split()
 
 ROWS = [
     Row("lotm", budget=0.3, reduction=0.3005, gflops=3.22, top1=80.0, drop=2.0, drop_lo=1.0, drop_hi=3.0, training="none", stages="4 7 11"),

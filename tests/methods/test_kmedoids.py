@@ -1,6 +1,6 @@
 """K-Medoids against loops, exhaustive search and its own objective."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def test_updates_lower_the_objective_towards_the_optimum(seed):
         return sum(w[i] * distance[i, centers[label[i]]] for i in range(n))
 
     values = [objective(KMedoids(n, keep, 48, 3, iterations=k)(view).index[0].tolist()) for k in range(4)]
-    assert all(after <= before + 1e-9 for before, after in zip(values, values[1:], strict=False))
+    assert all(after <= before + 1e-9 for before, after in pairwise(values))
     best = min(objective(list(centers)) for centers in combinations(range(n), keep))
     assert best <= values[-1] + 1e-9 <= 1.5 * best
 
