@@ -18,7 +18,7 @@ class KeepsFirst(Reducer):
     """Keep the first tokens."""
 
     def forward(self, view):
-        return Keep(view.x.new_zeros(view.x.shape[:2]).argsort(1, stable=True)[:, : self.keep], self.n)
+        return Keep(view.x.new_zeros(view.x.shape[:2]).argsort(dim=1, stable=True)[:, : self.keep], self.n)
 
 
 def test_a_third_party_class_passes_unregistered():

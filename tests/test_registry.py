@@ -121,7 +121,7 @@ def test_registering_in_a_session(clean):
         """Keep the first tokens."""
 
         def forward(self, view):
-            return Keep(view.x.new_zeros(view.x.shape[:2]).argsort(1, stable=True)[:, : self.keep], self.n)
+            return Keep(view.x.new_zeros(view.x.shape[:2]).argsort(dim=1, stable=True)[:, : self.keep], self.n)
 
     assert registry.get("in_session") is InSession
     assert registry.catalog()["in_session"].summary == "Keep the first tokens."

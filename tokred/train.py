@@ -44,10 +44,11 @@ class Recipe(BaseModel):
     batch_size: int = Field(32, gt=0)
     lr: float = Field(5e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
-    warmup: float = Field(0.02, ge=0, le=1)
+    cycles: int = Field(1, ge=1)  # of the learning rate: warm restarts after Loshchilov and Hutter, 2017
+    warmup: float = Field(0.02, ge=0, le=1)  # share of each cycle
     curriculum: float = Field(0.2, ge=0, le=1)  # share over which the difficulty rises to the benchmark's
     whole_every: int = Field(12, ge=1)  # after the curriculum, every so many batches show whole images
-    whole_last: float = Field(0.04, ge=0, le=1)  # and all batches of this last share
+    whole_last: float = Field(0.04, ge=0, le=1)  # and all batches of this last share of each cycle
     token_weight: float = Field(1.0, ge=0)  # weight of the per-token target
     clip: float = Field(1.0, gt=0)  # gradient norm
     grow_from: str | None = None  # a narrower model with shipped weights, or a weight file, to widen and start from
@@ -61,18 +62,22 @@ class Recipe(BaseModel):
         """Whether a step shows whole images instead of windows."""
         if step < self.curriculum * self.steps:
             return False
-        return step % self.whole_every == 0 or step >= (1 - self.whole_last) * self.steps
+        return step % self.whole_every == 0 or self._in_cycle(step) >= 1 - self.whole_last
 
     def ease(self, step: int) -> float:
         """How much easier than the benchmark the images of one step are, from 1 to 0."""
         return max(0.0, 1.0 - step / (self.curriculum * self.steps)) if self.curriculum else 0.0
 
     def lr_scale(self, step: int) -> float:
-        """Linear warm-up, then a half cosine to zero."""
-        warm = self.warmup * self.steps
-        if step < warm:
-            return (step + 1) / (warm + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, self.steps - warm)))
+        """In each cycle a linear warm-up, then a half cosine to zero."""
+        done, first = self._in_cycle(step), self.cycles / self.steps
+        if done < self.warmup:
+            return (done + first) / (self.warmup + first)
+        return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / max(first, 1 - self.warmup)))
+
+    def _in_cycle(self, step: int) -> float:
+        """How much of its learning-rate cycle is done before a step, from 0 to 1."""
+        return step * self.cycles / self.steps % 1
 
 
 class TrainingImages(Dataset[tuple[Tensor, int, Tensor, Tensor]]):
