@@ -222,7 +222,7 @@ def test_from_python(tmp_path):
 
 def test_train_from_the_command_line(tmp_path, monkeypatch):
     build = zoo.build
-    monkeypatch.setattr(zoo, "build", lambda name, classes=None, **kw: build(name, classes, embed_dim=48, depth=1, num_heads=3, **kw))
+    monkeypatch.setattr(zoo, "build", lambda name, *a, **kw: build(name, *a, embed_dim=48, depth=1, num_heads=3, **kw))
     monkeypatch.setitem(__import__("tokred.data.photodigits", fromlist=["x"]).SPLIT_IMAGES, "validation", 4)
     monkeypatch.setitem(__import__("tokred.data.photodigits", fromlist=["x"]).SPLIT_IMAGES, "test", 4)
     arguments = ("train", "--model", "deit_t", "--images", "64", "--out", tmp_path, "--workers", "0", "--precision", "fp32")

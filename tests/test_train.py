@@ -102,7 +102,15 @@ def test_schedule_of_a_recipe():
     assert [recipe.whole(s) for s in (0, 40, 50, 51, 60, 94, 95, 99)] == [False, False, True, False, True, False, True, True]
     assert recipe.lr_scale(0) == pytest.approx(1 / 11)
     assert recipe.lr_scale(10) == pytest.approx(1.0)
-    assert recipe.lr_scale(100) == pytest.approx(0.0)
+    assert recipe.lr_scale(99) == pytest.approx(0.5 * (1 + np.cos(np.pi * 89 / 90)))
+    again = Recipe(images=6400, batch_size=32, warmup=0.1, curriculum=0.25, whole_every=10, whole_last=0.05, cycles=2)
+    for step in (0, 10, 47, 60, 99):
+        assert again.lr_scale(step) == pytest.approx(recipe.lr_scale(step))
+        assert again.lr_scale(100 + step) == pytest.approx(recipe.lr_scale(step))
+        assert again.ease(step) == recipe.ease(step)
+        assert again.whole(step) == recipe.whole(step)
+    assert not again.whole(107)
+    assert again.whole(196)
 
 
 def test_position_embedding_in_closed_form():

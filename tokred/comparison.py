@@ -154,7 +154,7 @@ class Job:
         start = time.monotonic()
         backbone = self.loaded.model
         models = {name: ReducedViT(backbone, found.plan, seed=self.config.seed) for name, found in self.matches.items()}
-        batches = sources.loader(self.source, self.preparation, self.config.batch_size, workers)
+        batches = sources.batches(self.source, self.preparation, self.config.batch_size, workers)
         dense = dense_model(backbone, models.values())
         evaluation = evaluate(dense, models, batches, len(self.source), device=self.device, dtype=self.dtype, progress=progress)
         seconds = time.monotonic() - start

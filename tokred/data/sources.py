@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_dataset, create_transform, resolve_data_config
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from tokred.data import photodigits
 from tokred.errors import TokredError
@@ -114,21 +115,38 @@ def prepare(model: Any, source_name: str) -> Preparation:
     return Preparation(create_transform(**config), int(config["input_size"][-1]), float(config["crop_pct"]), str(config["interpolation"]))
 
 
-def loader(source: Source, preparation: Preparation, batch_size: int, workers: int) -> DataLoader[Any]:
-    """Batches of (images [B, 3, H, W], labels [B], indices [B]); boundaries are fixed by index, whatever the number of workers."""
-    return DataLoader(_Indexed(source.images, preparation.transform), batch_size, shuffle=False, num_workers=workers)
+def batches(source: Source, preparation: Preparation, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of (images [B, 3, H, W], labels [B], indices [B]); boundaries are fixed by index, whatever the number of workers.
+
+    Raises:
+        TokredError: an image cannot be read.
+    """
+    data = _Indexed(source.images, preparation.transform)
+    for batch in DataLoader(data, batch_size, shuffle=False, num_workers=workers, collate_fn=_collate):
+        if isinstance(batch, TokredError):
+            raise batch
+        yield batch
 
 
-class _Indexed(Dataset[tuple[Tensor, int, int]]):
+class _Indexed(Dataset[Any]):
+    """Prepared images with their indices. An error is returned: raised in a worker process, it would carry that process's traceback."""
+
     def __init__(self, images: Any, transform: Any) -> None:
         self.images, self.transform = images, transform
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        image, label = self.images[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | TokredError:
+        try:
+            image, label = self.images[index]
+        except TokredError as error:
+            return error
         return self.transform(image), label, index
+
+
+def _collate(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, TokredError)), None) or default_collate(items)
 
 
 def _open_timm(data: str, split: str) -> Source:
