@@ -98,7 +98,7 @@ def test_options_are_in_the_row(tmp_path):
     code, _ = run("compare", *SMALL, "--methods", "lotm", "--set", "lotm.order=append", "--stages", "4 7 10", "--out", tmp_path)
     assert code == 0
     row = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method").loc["lotm"]
-    assert (row.options, row.stages, row.protocol) == ("order=append", "4 7 10", "custom")
+    assert (row.options, row.stages, row.protocol) == ("order=append weighted=False metric=x", "4 7 10", "custom")
 
 
 def test_a_folder_of_ones_own_images(tmp_path):

@@ -25,7 +25,7 @@ from tokred.evaluate import Evaluation, dense_model, evaluate, resolve_device, r
 from tokred.flops import CostTable
 from tokred.metrics import Outcomes, score
 from tokred.results import BASELINE, Folder, Row
-from tokred.schedule import Protocol
+from tokred.schedule import Protocol, default_options
 from tokred.vit import ReducedViT
 
 
@@ -212,7 +212,8 @@ class Job:
             return row
         row.budget, row.protocol = config.budget, config.protocol if config.stages is None else "custom"
         row.control = registry.get(name).control
-        row.options = " ".join(f"{key}={value}" for key, value in sorted(config.options.get(name, {}).items()))
+        chosen = found.plan.options if found else config.options.get(name, {})
+        row.options = " ".join(f"{key}={value}" for key, value in {**default_options(registry.get(name)), **chosen}.items())
         if found:
             row.reduction, row.gflops, row.reducer_gflops = found.reduction, found.flops / 1e9, found.reducer_flops / 1e9
             row.stages, row.tokens, row.knob = _spaced(found.plan.stages), _spaced(found.plan.tokens), found.plan.knob
