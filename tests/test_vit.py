@@ -7,6 +7,7 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from tokred import registry
 from tokred.errors import TokredError, UnsupportedModel
 from tokred.methods.tome import ToMe
 from tokred.reducer import Reducer
@@ -179,3 +180,14 @@ def test_training_mode_reaches_the_taps():
     reduced = ReducedViT(tiny_vit(), Plan("topk", (2,), (20,)))
     assert reduced.train()._taps[2].training
     assert not reduced.eval()._taps[2].training
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_one_graph_for_torch_compile_and_export(method, images):
+    reduced = ReducedViT(tiny_vit(), Plan(method, (2, 3), (30, 24)))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert torch.equal(torch.compile(reduced, backend="eager", fullgraph=True)(images), reduced(images))
+        exported = torch.export.export(reduced, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True).module()
+        twice = torch.cat([images, images])
+        assert torch.equal(exported(twice), reduced(twice))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from tokred.reduction import Reduction
 
 Site = Literal["mid", "pre"]
 Knob = Literal["removed", "rate"]
+
+T = TypeVar("T")
 
 _QUERY_CHUNK = 256  # rows of the attention map that exist at once when a reducer asks for column sums
 
@@ -113,6 +115,22 @@ def _scramble(x: Tensor) -> Tensor:
     return x ^ (x >> 15)
 
 
+class _once(Generic[T]):  # noqa: N801, a decorator
+    """A property that is computed when first asked for.
+
+    `functools.cached_property` takes a lock, which `torch.compile` cannot trace and, before Python 3.12, all views share.
+    """
+
+    def __init__(self, compute: Callable[[View], T]) -> None:
+        self.compute, self.name, self.__doc__ = compute, compute.__name__, compute.__doc__
+
+    def __get__(self, view: View | None, owner: type[View]) -> T:
+        if view is None:
+            return self  # type: ignore[return-value]  # on the class, as properties do
+        value = view.__dict__[self.name] = self.compute(view)
+        return value
+
+
 @dataclass
 class View:
     """What a reducer may look at: the patch tokens of one block, and lazily what its attention computed anyway.
@@ -145,12 +163,12 @@ class View:
         """Attention keys of the patch tokens, [B, H, N, d]."""
         return self._attention().k[:, :, self.num_prefix :]
 
-    @cached_property
+    @_once
     def key_metric(self) -> Tensor:
         """Keys averaged over heads, [B, N, d], in float32 (ToMe's similarity metric)."""
         return self.keys.float().mean(1)
 
-    @cached_property
+    @_once
     def cls_attention(self) -> Tensor:
         """Attention that the CLS token pays to every patch token, mean over heads, [B, N], float32.
 
@@ -164,7 +182,7 @@ class View:
             raise TokredError("This model has no CLS token, so there is no CLS attention; use a method that does not need it.")
         return self._probabilities(slice(0, 1)).squeeze(2).mean(1)[:, self.num_prefix :]
 
-    @cached_property
+    @_once
     def received_attention(self) -> Tensor:
         """Attention that every patch token receives, summed over heads and over all queries, prefix included, [B, N], float32.
 
