@@ -4,13 +4,17 @@ import itertools
 
 import pytest
 import timm
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tokred
 from tokred import registry
 from tokred.budget import TOLERANCE, match
 from tokred.errors import TokredError, Unreachable, UnsupportedModel
 from tokred.flops import CostTable, count
+from tokred.reducer import Reducer
+from tokred.reduction import Keep
 from tokred.schedule import Plan, check_options, resolve_stages, uniform_counts
 from tokred.testing import tiny_vit
 from tokred.vit import ReducedViT
@@ -31,9 +35,14 @@ def test_within_a_tenth_of_a_point(method, model, budget):
 
 
 @pytest.mark.parametrize("method", registry.names())
-def test_the_plans_cost_is_fvcores_trace(method):
-    costs = COSTS["deit_tiny_patch16_224"]
-    found = match(costs, method, 0.3)
+@pytest.mark.parametrize(("model", "arguments"), [
+    ("deit_tiny_patch16_224", {"budget": 0.3}),
+    ("deit_small_patch16_224", {"budget": 0.17, "protocol": "common"}),
+    ("deit_tiny_patch16_224", {"budget": 0.23, "stages": (3, 8)}),
+])  # fmt: skip
+def test_the_plans_cost_is_fvcores_trace(method, model, arguments):
+    costs = COSTS[model]
+    found = match(costs, method, **arguments)
     counted = count(ReducedViT(costs.backbone, found.plan))
     assert (found.flops, found.reducer_flops) == (counted.total, counted.reducers)
 
@@ -42,6 +51,67 @@ def test_the_plans_cost_is_fvcores_trace(method):
 def test_any_budget(budget, method):
     found = match(COSTS["deit_tiny_patch16_224"], method, budget)
     assert 0 <= found.gap <= TOLERANCE
+
+
+class Quarter(Reducer):
+    """Remove at most a quarter of the tokens."""
+
+    @classmethod
+    def floor(cls, n):
+        return n - n // 4
+
+    def forward(self, view):
+        return Keep(torch.arange(self.keep).expand(len(view.x), -1), self.n)
+
+
+class Single(Quarter):
+    """Remove at most one token."""
+
+    @classmethod
+    def floor(cls, n):
+        return max(1, n - 1)
+
+
+class Cubic(Quarter):
+    """Compute something that no quadratic describes."""
+
+    def forward(self, view):
+        cube = torch.einsum("bnc,bmc,bkc->bnmk", view.x[..., :1], view.x[..., :1], view.x[..., :1])
+        return Keep(torch.arange(self.keep).expand(len(view.x), -1) + 0 * cube[:, :1, :1, : self.keep].squeeze().long(), self.n)
+
+
+@pytest.mark.parametrize(
+    ("cls", "budget", "stages"), [(Quarter, 0.1, (4, 7, 10)), (Single, 0.02, tuple(range(1, 13))), (Cubic, 0.1, (3, 6))]
+)
+def test_methods_of_others_never_cost_more_than_the_target(cls, budget, stages, monkeypatch):
+    monkeypatch.setitem(registry._classes, "other", cls)
+    monkeypatch.setattr(cls, "name", "other")
+    costs = CostTable(COSTS["deit_tiny_patch16_224"].backbone)
+    found = match(costs, "other", budget, stages=stages)
+    assert found.gap >= 0
+    assert count(ReducedViT(costs.backbone, found.plan)).total == found.flops
+
+
+def test_the_knob_that_was_really_applied():
+    found = match(COSTS["deit_small_patch16_224"], "lotm", 0.45, protocol="common")
+    removed = [a - b for a, b in itertools.pairwise((196, *found.plan.tokens))]
+    assert found.knob == " ".join(map(str, removed))
+    kept = match(COSTS["deit_small_patch16_224"], "topk", 0.3)
+    uniform = uniform_counts(registry.get("topk"), 196, 3, float(kept.knob))
+    assert max(abs(a - b) for a, b in zip(uniform, kept.plan.tokens, strict=True)) <= 8
+
+
+def test_matching_leaves_every_mode_of_the_model_alone():
+    model = tiny_vit().train()
+    model.blocks[1].eval()
+    try:
+        reduced = tokred.reduce(model, "lotm", 0.2, stages=(2, 3))
+        assert reduced.training
+        assert model.training
+        assert model.blocks[0].mlp.training
+        assert not model.blocks[1].training
+    finally:
+        model.eval()
 
 
 def test_the_uniform_plan_wins_where_it_is_close_enough():

@@ -1,28 +1,32 @@
 """The command line as a user meets it: one sentence for bad input, a whole comparison, what it leaves behind."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import tokred
 from tokred import cli, registry, zoo
-from tokred.errors import TokredError
 
 
 def run(*arguments):
-    """Call the command line in this process: (exit code, everything printed)."""
-    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
-    if isinstance(result.exception, TokredError):
-        return 2, str(result.exception)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
+    """Call the command line in this process: (exit code, everything printed, errors last)."""
+    printed, errors = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["tokred", *map(str, arguments)]),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(errors),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    return ended.value.code or 0, printed.getvalue() + errors.getvalue()
 
 
 SMALL = ("--model", "deit_t", "--limit", "6", "--batch-size", "3", "--workers", "0", "--precision", "fp32")
@@ -98,7 +102,7 @@ def test_options_are_in_the_row(tmp_path):
     code, _ = run("compare", *SMALL, "--methods", "lotm", "--set", "lotm.order=append", "--stages", "4 7 10", "--out", tmp_path)
     assert code == 0
     row = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method").loc["lotm"]
-    assert (row.options, row.stages, row.protocol) == ("order=append weighted=False metric=x", "4 7 10", "custom")
+    assert (row.options, row.stages, row.protocol) == ("order=append weighted=False proportional=False metric=x", "4 7 10", "custom")
 
 
 def test_a_folder_of_ones_own_images(tmp_path):
@@ -116,7 +120,7 @@ def test_a_folder_of_ones_own_images(tmp_path):
 
 BAD = {
     "unknown model": (["--model", "deit_ss"], "Unknown model 'deit_ss'. Did you mean"),
-    "unsupported model": (["--model", "swin_tiny_patch4_window7_224", "--weights", "x.pth"], "No weight file"),
+    "unsupported model": (["--model", "swin_tiny_patch4_window7_224"], "SwinTransformer is not a standard timm VisionTransformer"),
     "unknown method": (["--methods", "lotm,tomee"], "Unknown method 'tomee'. Did you mean: tome"),
     "unknown option": (["--set", "lotm.ordr=append"], "Did you mean: order"),
     "malformed option": (["--set", "lotm"], "METHOD.OPTION=VALUE"),
@@ -131,6 +135,13 @@ BAD = {
     "stages in words": (["--stages", "four"], "--stages takes layer numbers"),
     "stages too deep": (["--stages", "4 13"], "layers from 1 to 12"),
     "unknown protocol": (["--protocol", "nativ"], "Did you mean: native"),
+    "no stages": (["--stages", ""], "at least one layer"),
+    "no attention before the first layer": (["--methods", "kmedoids", "--stages", "1 4"], "no attention to look at before layer 1"),
+    "negative seed": (["--seed", "-1"], "--seed must lie between 0"),
+    "an option out of range": (["--methods", "dpcknn", "--set", "dpcknn.neighbors=0"], "at least 1"),
+    "a device that computes nothing": (["--device", "meta"], "computes nothing"),
+    "a device of another package": (["--device", "hpu"], "cannot be used here"),
+    "a budget that is no number": (["--budget", "nan"], "between 0 and 1"),
     "empty batches": (["--batch-size", "0"], "at least 1"),
     "no weights shipped": (["--model", "deit_b"], "No PhotoDigits weights are shipped for deit_b"),
     "missing weights": (["--weights", "/no/such.safetensors"], "No weight file"),
@@ -143,8 +154,68 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words, tmp_path):
     code, text = run("compare", *base, *arguments, "--out", tmp_path / "out")
     assert code == 2
     assert words in text
-    assert "Traceback" not in text
+    assert text.startswith("Error: ")
+    assert text.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    for split in ("train", "test"):
+        for label in range(10):
+            (tmp_path / split / str(label)).mkdir(parents=True)
+            Image.new("RGB", (64, 64)).save(tmp_path / split / str(label) / "a.png")
+    weights = zoo.SHIPPED / "deit_t.safetensors"
+    arguments = ("--model", "deit_t", "--workers", "0", "--methods", "lotm", "--data", tmp_path, "--weights", weights)
+    for extra in ([], ["--split", "tset"]):
+        code, text = run("compare", *arguments, *extra, "--out", tmp_path / "out")
+        assert code == 2
+        assert "(there are: test, train)" in text
+    code, text = run("compare", *arguments, "--split", "test", "--out", tmp_path / "out")
+    assert code == 0
+    assert "test split, 10 images" in text
+
+
+def test_files_of_somebody_else_are_kept(tmp_path):
+    (tmp_path / "table.md").write_text("mine")
+    code, text = run("compare", *SMALL, "--out", tmp_path)
+    assert code == 2
+    assert "holds table.md but no run of tokred" in text
+    assert (tmp_path / "table.md").read_text() == "mine"
+    for content in ('{"configuration": null}', '{"configuration": "x"}', "[]"):
+        (tmp_path / "run.json").write_text(content)
+        code, text = run("compare", *SMALL, "--out", tmp_path)
+        assert code == 2
+        assert "is not a run of tokred" in text
+
+
+def test_a_card_that_is_no_card_is_ignored(tmp_path):
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes((zoo.SHIPPED / "deit_t.safetensors").read_bytes())
+    weights.with_suffix(".json").write_text("{broken")
+    assert zoo.load_file("deit_t", weights).card == {}
+
+
+def test_a_method_that_cannot_be_matched_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
+    def explode(self, view):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(registry.get("topk"), "forward", explode)
+    code, text = run("compare", *SMALL, "--methods", "topk,lotm", "--out", tmp_path / "out")
+    assert code == 1
+    assert "topk cannot be matched: RuntimeError: boom" in text
+    table = pd.read_csv(tmp_path / "out" / "leaderboard.csv", index_col="method")
+    assert list(table.status[["lotm", "topk"]]) == ["ok", "failed"]
+
+
+def test_train_checks_its_folder_first(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, text = run("train", "--images", "32", "--out", tmp_path / "file" / "x")
+    assert code == 2
+    assert "cannot be written" in text
+    (tmp_path / "checkpoint.pt").write_bytes(b"something else")
+    code, text = run("train", "--images", "32", "--out", tmp_path)
+    assert code == 2
+    assert "delete it to start anew" in text
 
 
 def test_corrupt_weights_and_an_output_folder_that_is_a_file(tmp_path):
@@ -187,8 +258,9 @@ def test_match_prints_all_methods():
     code, text = run("match", "--model", "deit_t", "--budget", "0.95", "--methods", "lotm")
     assert code == 2
     code, text = run("match", "--model", "deit_t", "--budget", "0.55", "--methods", "lotm,topk")
-    assert code == 0
+    assert code == 1
     assert "topk" in text
+    assert "lotm at layers 4 7 11 can save at most" in text
 
 
 def test_errors_as_a_user_sees_them():

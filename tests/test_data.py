@@ -141,5 +141,17 @@ def test_batches_are_fixed_by_index_whatever_the_workers(folder):
 
 def test_preparation_is_timms():
     deit = timm.create_model("deit_tiny_patch16_224")
-    assert (sources.prepare(deit, "imagenet").crop_pct, sources.prepare(deit, sources.EMBEDDED).crop_pct) == (0.9, 1.0)
+    assert (sources.prepare(deit, embedded=False).crop_pct, sources.prepare(deit, embedded=True).crop_pct) == (0.9, 1.0)
     assert sources.prepare(deit, "imagenet").interpolation == "bicubic"
+
+
+def test_libraries_that_draw_other_pixels_are_noticed(monkeypatch):
+    source = sources.open_source()
+    assert (source.hash, source.note) == (photodigits.SPLIT_HASHES["test"], "")
+    point = photodigits.Image.Image.point
+    monkeypatch.setattr(photodigits.Image.Image, "point", lambda self, table: point(self, [max(0, v - 1) for v in table]))
+    monkeypatch.setattr(photodigits.PhotoDigits, "__len__", lambda self: 8)
+    monkeypatch.setitem(photodigits.SPLIT_IMAGES, "test", 8)
+    other = sources.open_source()
+    assert other.hash != source.hash
+    assert "do not compare" in other.note

@@ -6,7 +6,8 @@ import torch
 
 from tokred import configs, train
 from tokred.errors import TokredError
-from tokred.train import Recipe, Trainer, TrainingImages, features, sincos_position
+from tokred.recipe import Recipe, TrainingImages, sincos_position
+from tokred.train import Normalize, Trainer, features
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def test_training_lowers_the_loss(tmp_path):
 
     def loss():
         with torch.no_grad():
-            logits = trainer.model.forward_head(features(trainer.model, train.normalize(batch[0]), batch[3]))
+            logits = trainer.model.forward_head(features(trainer.model, Normalize(trainer.model)(batch[0]), batch[3]))
             return torch.nn.functional.cross_entropy(logits, batch[1]).item()
 
     before = loss()

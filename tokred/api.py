@@ -37,4 +37,4 @@ def reduce(
         TokredError: unknown names, an unsupported model, or a budget that the method cannot reach.
     """
     found = match(CostTable(model), method, budget, protocol=protocol, stages=stages, options=options)
-    return ReducedViT(model, found.plan, seed=seed).train(model.training)
+    return ReducedViT(model, found.plan, seed=seed)

@@ -7,13 +7,13 @@ A plan never costs more than the target.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any
 
 from tokred import registry
-from tokred.errors import TokredError, Unreachable, UnsupportedModel
+from tokred.errors import TokredError, UnknownName, Unreachable, UnsupportedModel
 from tokred.flops import CostTable
 from tokred.schedule import Plan, Protocol, check_options, floor_counts, resolve_stages, uniform_counts
 from tokred.vit import num_heads
@@ -33,6 +33,7 @@ class Match:
         reducer_flops: of the reducers alone.
         dense_flops: of the unreduced model.
         budget: the reduction asked for, a fraction.
+        patches: patch tokens before the first stage.
     """
 
     plan: Plan
@@ -40,6 +41,7 @@ class Match:
     reducer_flops: int
     dense_flops: int
     budget: float
+    patches: int
 
     @property
     def reduction(self) -> float:
@@ -50,6 +52,14 @@ class Match:
     def gap(self) -> float:
         """How much more than the budget is saved, a fraction; within `TOLERANCE` unless no counts come closer."""
         return self.reduction - self.budget
+
+    @property
+    def knob(self) -> str:
+        """The method's knob as tables print it: the tokens really removed at each stage, or the keep rate that the plan started from."""
+        if self.plan.reducer.knob == "rate":
+            return f"{self.plan.knob:.4g}"
+        removed = [before - after for before, after in pairwise((self.patches, *self.plan.tokens))]
+        return " ".join(map(str, removed if len(set(removed)) > 1 else removed[:1]))
 
 
 def match(
@@ -84,7 +94,39 @@ def match(
     search = _Search(costs, Plan(method, layers, (costs.n,) * len(layers), chosen), budget)
     search.check_reachable()
     plan = search.adjusted(search.uniform())
-    return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, budget)
+    return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, budget, costs.n)
+
+
+def match_each(
+    costs: CostTable,
+    methods: Sequence[str],
+    budget: float,
+    *,
+    protocol: Protocol = "native",
+    stages: tuple[int, ...] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[dict[str, Match], dict[str, TokredError]]:
+    """`match` for several methods: the plans, and for the methods that have none the reason.
+
+    Args: as for `match`, but `options` by method.
+
+    Raises:
+        TokredError: unknown names, options or protocol; what is wrong with one method alone is no reason to stop.
+    """
+    options = options or {}
+    for name, chosen in options.items():
+        check_options(registry.get(name), dict(chosen))
+    matches, refused = {}, {}
+    for name in methods:
+        try:
+            matches[name] = match(costs, name, budget, protocol=protocol, stages=stages, options=dict(options.get(name, {})))
+        except UnknownName:
+            raise
+        except TokredError as error:
+            refused[name] = error
+        except Exception as error:  # a method under development must not take the others along
+            refused[name] = TokredError(f"{name} cannot be matched: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    return matches, refused
 
 
 class _Search:
@@ -104,18 +146,20 @@ class _Search:
             raise UnsupportedModel(f"{self.cls.name} needs a CLS token, which this model does not have; leave it out with --methods.")
         least = replace(self.empty, tokens=floor_counts(self.cls, n, len(self.empty.stages)))
         if self.estimate(least.tokens) > self.target:
-            most = 1 - self.costs.plan(least) / self.costs.dense
-            where = " ".join(map(str, self.empty.stages))
-            raise Unreachable(
-                f"{self.cls.name} at layers {where} can save at most {most:.1%} of this model's FLOPs, not {self.budget:.1%}: "
-                "lower the budget, or give it more or earlier layers with --stages."
-            )
+            raise self._unreachable()
+
+    def _unreachable(self) -> Unreachable:
+        least = replace(self.empty, tokens=floor_counts(self.cls, self.costs.n, len(self.empty.stages)))
+        most = 1 - self.costs.plan(least) / self.costs.dense
+        where = " ".join(map(str, self.empty.stages))
+        return Unreachable(
+            f"{self.cls.name} at layers {where} can save at most {most:.1%} of this model's FLOPs, not {self.budget:.1%}: "
+            "lower the budget, or give it more or earlier layers with --stages."
+        )
 
     def uniform(self) -> Plan:
         """The uniform plan that saves at least the budget, and as little more as possible."""
-        stages = len(self.empty.stages)
-        # Savings grow with this integer: tokens removed at all stages together, or steps down from a keep rate of 1.
-        low, high = 0, self.costs.n * stages if self.cls.knob == "removed" else _RATE_STEPS
+        low, high = 0, self._steps
         while low < high:
             middle = (low + high) // 2
             if self.estimate(self._with_knob(middle).tokens) <= self.target:
@@ -123,6 +167,11 @@ class _Search:
             else:
                 low = middle + 1
         return self._with_knob(low)
+
+    @property
+    def _steps(self) -> int:
+        """The knob's last step. Savings grow with steps: tokens removed at all stages together, or steps down from a keep rate of 1."""
+        return self.costs.n * len(self.empty.stages) if self.cls.knob == "removed" else _RATE_STEPS
 
     def _with_knob(self, step: int) -> Plan:
         stages = len(self.empty.stages)
@@ -156,7 +205,15 @@ class _Search:
             plan = replace(start, tokens=tokens)
             if self.costs.plan(plan) <= self.target:
                 return plan
-        return start
+        return self._affordable(start)
+
+    def _affordable(self, start: Plan) -> Plan:
+        """The first uniform plan from `start` on that a count finds within the target, for costs that the estimate does not know."""
+        for step in range(self._steps + 1):
+            plan = self._with_knob(step)
+            if sum(plan.tokens) <= sum(start.tokens) and self.costs.plan(plan) <= self.target:
+                return plan
+        raise self._unreachable()
 
     def _neighbours(self, tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """Feasible counts near `tokens`, by the number of tokens that change, even changes first."""

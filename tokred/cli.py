@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tokred import __version__, registry
-from tokred.errors import TokredError, Unreachable, UnsupportedModel
+from tokred.errors import TokredError
 
 app = typer.Typer(
     help="Compare token-reduction methods for Vision Transformers at one FLOP budget.",
@@ -56,17 +56,15 @@ def compare(
 ) -> None:
     """Evaluate all methods at one FLOP budget and write their leaderboard."""
     from tokred import results
-    from tokred.comparison import Config, Job
+    from tokred.comparison import Job
+    from tokred.config import Config
 
-    _check_budget(budget)
-    if limit is not None and limit < 1:
-        raise TokredError(f"--limit is the number of images to evaluate and must be at least 1, got {limit}.")
     config = Config(
         model, budget, _names(methods), _options(settings), protocol, _layers(stages), data, split,  # type: ignore[arg-type]
         None if weights is None else str(weights), limit, seed, device, precision, batch_size,
     )  # fmt: skip
     job = Job(config)
-    out.print(escape(job.describe()))
+    out.print(escape(job.describe()), soft_wrap=True)
     target = folder or Path("runs") / f"{model.replace('/', '-')}-{job.source.name}-{budget:g}-{job.key}"
     with _Progress(len(job.source), "images") as advance:
         comparison = job.run(target, workers, advance)
@@ -90,42 +88,32 @@ def match(
     """Print for every method the knob, tokens, FLOPs and reduction that meet a budget. Needs no data."""
     from rich.table import Table
 
-    from tokred import budget as budgets
-    from tokred import comparison, zoo
+    from tokred import zoo
+    from tokred.budget import TOLERANCE, match_each
+    from tokred.config import Config, method_names
     from tokred.flops import CostTable
 
-    _check_budget(budget)
-    config = comparison.Config(model, budget, _names(methods), _options(settings))
+    config = Config(model, budget, _names(methods), _options(settings), protocol, _layers(stages))  # type: ignore[arg-type]
     costs = CostTable(zoo.build(model))
-    table = Table(title=f"{model}: {costs.dense / 1e9:.3f} G, {budget:.0%} to save", title_justify="left", header_style="bold")
+    matches, refused = match_each(
+        costs, method_names(config), budget, protocol=config.protocol, stages=config.stages, options=config.options
+    )
+    title = f"{model}: {costs.dense / 1e9:.3f} G, {100 * budget:g} % to save"
+    table = Table(title=title, title_justify="left", header_style="bold")
     for header in ("Method", "Knob", "Stages", "Tokens", "FLOPs (G)", "Reducers (G)", "Reduction"):
         table.add_column(header, overflow="fold", justify="left" if header in ("Method", "Stages", "Tokens") else "right")
-    refused = {}
-    for name in comparison.method_names(config):
-        try:
-            found = budgets.match(
-                costs,
-                name,
-                budget,
-                protocol=protocol,  # type: ignore[arg-type]
-                stages=_layers(stages),
-                options=dict(config.options.get(name, {})),
-            )
-        except (Unreachable, UnsupportedModel) as error:
-            refused[name] = str(error)
-            continue
-        kind = registry.get(name).knob
-        gap = "" if found.gap <= budgets.TOLERANCE else f" ({100 * found.gap:.2f} points over)"
+    for name, found in matches.items():
+        gap = "" if found.gap <= TOLERANCE else f" ({100 * found.gap:.2f} points over)"
         table.add_row(
-            name, f"{kind} {found.plan.knob:.4g}", _spaced(found.plan.stages), _spaced(found.plan.tokens),
+            name, f"{found.plan.reducer.knob} {found.knob}", _spaced(found.plan.stages), _spaced(found.plan.tokens),
             f"{found.flops / 1e9:.4f}", f"{found.reducer_flops / 1e9:.4f}", f"{found.reduction:.3%}{gap}",
         )  # fmt: skip
     if table.row_count:
         out.print(table)
-    for message in refused.values():
-        err.print(escape(message), soft_wrap=True)
-    if not table.row_count:
-        raise typer.Exit(2)
+    for error in refused.values():
+        err.print(escape(str(error)), soft_wrap=True)
+    if refused:
+        raise typer.Exit(1 if table.row_count else 2)
 
 
 @app.command()
@@ -160,7 +148,8 @@ def train(
     import torch
 
     from tokred import configs, evaluate
-    from tokred.train import Recipe, Trainer
+    from tokred.recipe import Recipe
+    from tokred.train import Trainer
 
     values = configs.load(recipe) if recipe else configs.find(f"train_{model}") or {}
     values |= {key: value for key, value in {"images": images, "seed": seed}.items() if value is not None}
@@ -223,11 +212,6 @@ class _Progress:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-
-
-def _check_budget(budget: float) -> None:
-    if not 0 < budget < 1:
-        raise TokredError(f"--budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3 for 30 %; got {budget:g}.")
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ import hashlib
 import json
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,52 +18,16 @@ import timm
 import torch
 
 from tokred import __version__, registry, results, zoo
-from tokred.budget import Match, match
+from tokred.budget import match_each
+from tokred.config import Config, method_names
 from tokred.data import sources
-from tokred.errors import TokredError, UnknownName, Unreachable, UnsupportedModel
+from tokred.errors import TokredError, Unreachable
 from tokred.evaluate import Evaluation, dense_model, evaluate, resolve_device, resolve_precision
 from tokred.flops import CostTable
 from tokred.metrics import Outcomes, score
 from tokred.results import BASELINE, Folder, Row
-from tokred.schedule import Protocol, default_options
+from tokred.schedule import default_options
 from tokred.vit import ReducedViT
-
-
-@dataclass(frozen=True)
-class Config:
-    """What to compare. Everything here decides the numbers; where they are written does not.
-
-    Attributes:
-        model: a name of tokred or timm.
-        budget: fraction of FLOPs to save.
-        methods: names; by default all registered.
-        options: of methods, {"lotm": {"order": "append"}}.
-        protocol: "native" or "common" stages.
-        stages: layers for all methods, in place of the protocol's.
-        data: folder or timm data set; None for PhotoDigits.
-        split: of the data.
-        weights: a file; by default the shipped weights for PhotoDigits, timm's pretrained ones elsewhere.
-        limit: evaluate only the first images.
-        seed: of the random control and of the intervals.
-        device: "auto", "cpu", "cuda" ...
-        precision: "auto", "fp32", "bf16" or "fp16".
-        batch_size: images that run together.
-    """
-
-    model: str = "deit_s"
-    budget: float = 0.3
-    methods: tuple[str, ...] = ()
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    protocol: Protocol = "native"
-    stages: tuple[int, ...] | None = None
-    data: str | None = None
-    split: str | None = None
-    weights: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    batch_size: int = 50
 
 
 @dataclass
@@ -94,37 +58,28 @@ class Job:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        if config.batch_size < 1:
-            raise TokredError(f"--batch-size is the number of images that run together and must be at least 1, got {config.batch_size}.")
         self.device = resolve_device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
         self.names = method_names(config)
         self.source = sources.open_source(config.data, config.split).limit(config.limit)
         self.loaded = load_model(config.model, config.weights, config.data)
         _check_classes(self.loaded, self.source)
-        self.preparation = sources.prepare(self.loaded.model, self.source.name)
+        self.preparation = sources.prepare(self.loaded.model, self.source.embedded)
         self.costs = CostTable(self.loaded.model)
-        self.matches: dict[str, Match] = {}
-        self.refused: dict[str, str] = {}
-        self._match_all()
+        self.matches, self.refused = match_each(
+            self.costs, self.names, config.budget, protocol=config.protocol, stages=config.stages, options=config.options
+        )
+        if not self.matches:
+            raise next(iter(self.refused.values()))
         self.configuration = {
             **asdict(config),
+            "device": str(self.device),
+            "precision": str(self.dtype),
             "methods": self.names,
             "weights_hash": self.loaded.weights_hash,
             "data_hash": self.source.hash,
         }
         self.configuration = json.loads(json.dumps(self.configuration))  # as run.json will hold it
-
-    def _match_all(self) -> None:
-        config = self.config
-        for name in self.names:
-            options = dict(config.options.get(name, {}))
-            try:
-                self.matches[name] = match(self.costs, name, config.budget, protocol=config.protocol, stages=config.stages, options=options)
-            except (Unreachable, UnsupportedModel) as error:
-                self.refused[name] = str(error)
-        if not self.matches:
-            raise Unreachable(next(iter(self.refused.values())))
 
     @property
     def key(self) -> str:
@@ -134,15 +89,16 @@ class Job:
     @property
     def title(self) -> str:
         images = f"{self.source.name} {self.source.split} ({len(self.source)} images)"
-        return f"{self.config.model} on {images}, {self.config.budget:.0%} fewer FLOPs"
+        return f"{self.config.model} on {images}, {100 * self.config.budget:g} % fewer FLOPs"
 
     def describe(self) -> str:
         """One line: data, weights, precision, device."""
-        what = "the embedded benchmark PhotoDigits" if self.source.name == sources.EMBEDDED else f"{self.source.name}"
+        what = "the embedded benchmark PhotoDigits" if self.source.embedded else f"{self.source.name}"
         precision = str(self.dtype).removeprefix("torch.")
         first = f"the first {len(self.source)}" if self.source.limited else str(len(self.source))
         data = f"{what}, {self.source.split} split, {first} images"
-        return f"Data: {data}. Weights: {self.loaded.weights}. Precision: {precision} on {self.device}."
+        note = f" {self.source.note}" if self.source.note else ""
+        return f"Data: {data}. Weights: {self.loaded.weights}. Precision: {precision} on {self.device}.{note}"
 
     def run(self, out: Path | None = None, workers: int = 1, progress: Callable[[int], None] = lambda images: None) -> Comparison:
         """Evaluate, and write the folder `out` unless it is None. `progress` hears of each finished batch's images.
@@ -170,8 +126,8 @@ class Job:
             if name in evaluation.methods:
                 self._scored(row, evaluation, evaluation.methods[name])
             else:
-                row.status = "unreachable" if name in self.refused else "failed"
-                row.error = self.refused.get(name) or evaluation.failed[name]
+                row.status = "unreachable" if isinstance(self.refused.get(name), Unreachable) else "failed"
+                row.error = str(self.refused[name]) if name in self.refused else evaluation.failed[name]
             rows.append(row)
         return rows
 
@@ -216,7 +172,7 @@ class Job:
         row.options = " ".join(f"{key}={value}" for key, value in {**default_options(registry.get(name)), **chosen}.items())
         if found:
             row.reduction, row.gflops, row.reducer_gflops = found.reduction, found.flops / 1e9, found.reducer_flops / 1e9
-            row.stages, row.tokens, row.knob = _spaced(found.plan.stages), _spaced(found.plan.tokens), found.plan.knob
+            row.stages, row.tokens, row.knob = _spaced(found.plan.stages), _spaced(found.plan.tokens), found.knob
         return row
 
     def _write(self, folder: Folder, rows: list[Row], evaluation: Evaluation, seconds: float) -> None:
@@ -246,6 +202,8 @@ def compare(model: str = "deit_s", budget: float = 0.3, out: str | Path | None =
     Raises:
         TokredError: see `Job`.
     """
+    if settings.get("weights") is not None:
+        settings["weights"] = str(settings["weights"])
     return Job(Config(model=model, budget=budget, **settings)).run(Path(out) if out else None, workers)
 
 
@@ -280,16 +238,6 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip() if (here.parent / ".git").exists() else ""
-
-
-def method_names(config: Config) -> list[str]:
-    """The methods that a configuration asks for, all of them by default; unknown names are an error."""
-    known = registry.names()
-    names = list(dict.fromkeys(config.methods)) or known
-    for name in (*names, *config.options):
-        if name not in known:
-            raise UnknownName(registry.unknown("method", name, known))
-    return names
 
 
 def _check_classes(loaded: zoo.Loaded, source: sources.Source) -> None:

@@ -2,7 +2,7 @@
 
 The dense model runs once on each batch and leaves its state at every site where some plan begins; each plan continues from there.
 Results equal those of running each model alone on the same batches. Batches run side by side, one to a processor core, which
-uses two cores better than splitting every operator over them.
+uses the cores better than splitting every operator over them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from tokred.vit import Point, ReducedViT, State
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_MAX_LANES = 8  # batches that run side by side, and so are in memory at once
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -57,8 +59,10 @@ def resolve_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # each backend fails in its own way
         raise TokredError(f"The device {name!r} cannot be used here; try auto, cpu, or cuda where a GPU is.") from error
+    if device.type == "meta":
+        raise TokredError("The device 'meta' computes nothing; try auto, cpu, or cuda where a GPU is.")
     return device
 
 
@@ -109,8 +113,8 @@ def evaluate(
         _run_batch(dense.twin(), {name: model.twin() for name, model in methods.items()}, batch, result, device, dtype)
         return len(batch[0])
 
-    with _one_thread_each(device) as lanes:
-        for images in _side_by_side(work, batches, lanes):
+    with _lanes(device) as (lanes, threads):
+        for images in _side_by_side(work, batches, lanes, threads):
             progress(images)
     for name in result.failed:
         result.methods.pop(name, None)
@@ -140,7 +144,7 @@ def _run_batch(
             if name in result.failed:
                 continue
             try:
-                logits = model.head(model.advance(states[model.first_point]))
+                logits = model.head(model.advance(states[model.first_point].copy()))  # whatever a method writes on is its own
                 if not finite(logits):
                     raise TokredError(f"{name} gives logits that are no numbers on images {rows[0]} to {rows[-1]}.")
                 result.methods[name].put(rows, logits, labels, dense_logits)
@@ -159,25 +163,24 @@ def _dense_states(dense: ReducedViT, images: Tensor, index: Tensor, points: set[
 
 
 @contextmanager
-def _one_thread_each(device: torch.device) -> Iterator[int]:
-    """Yield how many batches to run at once. On a CPU that is one to a core, each on a single thread."""
+def _lanes(device: torch.device) -> Iterator[tuple[int, int]]:
+    """Yield how many batches to run at once, and on how many threads each. On a CPU that is one to a core, up to `_MAX_LANES`."""
     threads = torch.get_num_threads()
-    lanes = threads if device.type == "cpu" else 1
-    if lanes > 1:
-        torch.set_num_threads(1)
+    lanes = min(threads, _MAX_LANES) if device.type == "cpu" else 1
+    torch.set_num_threads(threads // lanes)
     try:
-        yield lanes
+        yield lanes, threads // lanes
     finally:
         torch.set_num_threads(threads)
 
 
-def _side_by_side(work: Callable[[Batch], int], batches: Iterable[Batch], lanes: int) -> Iterator[int]:
+def _side_by_side(work: Callable[[Batch], int], batches: Iterable[Batch], lanes: int, threads: int) -> Iterator[int]:
     """Results of `work` in order, at most `lanes` batches in memory and one more being loaded."""
     if lanes == 1:
         yield from map(work, batches)
         return
     running: deque[Future[int]] = deque()
-    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         try:
             for batch in batches:
                 if len(running) == lanes:

@@ -101,11 +101,15 @@ def analyse(module: nn.Module, *inputs: Tensor) -> FlopCountAnalysis:
     Raises:
         UncountedOp: an operator that has no handle and is not on the zero list.
     """
-    analysis = FlopCountAnalysis(module.eval(), inputs)
+    analysis = FlopCountAnalysis(module, inputs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     analysis.set_op_handle(**_HANDLES)
     logging.getLogger("fvcore").setLevel(logging.ERROR)
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
     analysis.total()
+    for part, training in modes:  # the model is the caller's: each part gets back its own mode
+        part.training = training
     unknown = sorted(set(analysis.unsupported_ops()) - ZERO_OPS)
     if unknown:
         raise UncountedOp(
@@ -117,12 +121,10 @@ def analyse(module: nn.Module, *inputs: Tensor) -> FlopCountAnalysis:
 
 def count(model: ReducedViT) -> Flops:
     """FLOPs of one image, from fvcore's trace of the assembled model at its own image size."""
-    training = model.training
     height, width = model.backbone.patch_embed.img_size
     parameter = next(model.parameters())
     image = torch.zeros(1, 3, height, width, dtype=parameter.dtype, device=parameter.device)
     analysis = analyse(model, image)
-    model.train(training)
     return Flops(int(analysis.total()), int(analysis.total("stages")), {k: int(v) for k, v in analysis.by_operator().items()})
 
 
@@ -156,14 +158,15 @@ class CostTable:
         """What the reducer of a plan costs at one layer, from n to keep tokens."""
         if keep == n:
             return 0
-        key = (plan.method, repr(sorted(plan.options.items())), n, keep)
+        key = (plan.method, repr(sorted(plan.options.items())), n, keep, layer == 1)
         if key not in self._stages:
             reducer = plan.reducer(n, keep, self.backbone.embed_dim, num_heads(self.backbone), **plan.options)
             model, heads = self.model, num_heads(self.backbone)
             stage = Stage(reducer, layer, model.depth, model.num_prefix, model.has_cls, seed=0)
             x = self._like(1, model.num_prefix + n, self.backbone.embed_dim)
             qkv = self._like(1, heads, model.num_prefix + n, self.backbone.blocks[layer - 1].attn.head_dim)
-            state = State(x, layer, reducer.site, attention=Attention(qkv, qkv, qkv, 1.0))
+            before_all = layer == 1 and reducer.site == "pre"
+            state = State(x, layer, reducer.site, attention=None if before_all else Attention(qkv, qkv, qkv, 1.0))
             self._stages[key] = int(analyse(_StagePart(stage, state), x).total())
         return self._stages[key]
 
@@ -175,9 +178,12 @@ class CostTable:
         """
         if keep == n:
             return 0.0
-        key = (plan.method, repr(sorted(plan.options.items())), n % 2)
+        key = (plan.method, repr(sorted(plan.options.items())), n % 2, plan.stages[0] == 1)
         if key not in self._quadratics:
-            points = [(16 + n % 2 + 2 * i, 12 + j) for i in range(3) for j in range(3 - i)]
+            lengths = [16 + n % 2 + 2 * i for i in range(3)]
+            if any(plan.reducer.floor(length) + 3 > length for length in lengths):  # too few counts to fit a polynomial to
+                return float(self.stage(plan, plan.stages[0], n, keep))
+            points = [(length, max(plan.reducer.floor(length), 12) + j) for i, length in enumerate(lengths) for j in range(3 - i)]
             design = np.array([_monomials(*point) for point in points], dtype=float)
             counts = [self.stage(plan, plan.stages[0], *point) for point in points]
             self._quadratics[key] = np.linalg.solve(design, np.array(counts, dtype=float))

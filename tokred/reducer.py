@@ -17,6 +17,7 @@ Knob = Literal["removed", "rate"]
 
 T = TypeVar("T")
 
+_DIRECT_DISTANCES = 25  # tokens up to which distances come from differences instead of inner products
 _QUERY_CHUNK = 256  # rows of the attention map that exist at once when a reducer asks for column sums
 
 
@@ -167,6 +168,21 @@ class View:
     def key_metric(self) -> Tensor:
         """Keys averaged over heads, [B, N, d], in float32 (ToMe's similarity metric)."""
         return self.keys.float().mean(1)
+
+    @_once
+    def distance(self) -> Tensor:
+        """Euclidean distances between the patch tokens, [B, N, N], float32, without gradient.
+
+        Symmetric, and exactly 0 between equal tokens, so that ties are ties. Squared norms are the diagonal of the inner products for that
+        reason: `torch.cdist` computes them apart, and its rounding puts equal tokens up to 0.05 away from each other.
+        """
+        x = self.x.detach().float()
+        if x.shape[1] <= _DIRECT_DISTANCES:
+            return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+        x = x - x.mean(1, keepdim=True)  # leaves the distances as they are and their rounding error small
+        inner = torch.matmul(x, x.mT)
+        square = inner.diagonal(dim1=1, dim2=2)
+        return (square.unsqueeze(2) + square.unsqueeze(1) - 2 * inner).clamp(min=0).sqrt()
 
     @_once
     def cls_attention(self) -> Tensor:

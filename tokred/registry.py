@@ -170,7 +170,7 @@ def _import_class(target: str) -> type[Reducer]:
     module, _, attribute = target.partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module is somebody else's
         raise TokredError(f"Cannot load the method {target!r}: {error}; expected an importable module:Class.") from error
     if not (inspect.isclass(cls) and issubclass(cls, Reducer)):
         raise TokredError(f"{target!r} is no subclass of tokred.Reducer; point to the class itself.")

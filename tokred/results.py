@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BASELINE = "baseline"
+FILES = ("run.json", "leaderboard.csv", "predictions.npz", "table.md", "table.tex", "report.html")
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Row:
     protocol: str = ""
     stages: str = ""
     tokens: str = ""
-    knob: float | None = None
+    knob: str = ""
     top1: float | None = None
     top1_lo: float | None = None
     top1_hi: float | None = None
@@ -115,7 +116,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return repr(round(float(value), 8)) if isinstance(value, float) else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def display(row: Row) -> tuple[str, ...]:
@@ -198,6 +199,21 @@ def report(rows: Sequence[Row], title: str, run: Mapping[str, Any]) -> str:
     )
 
 
+def check_writable(path: Path) -> None:
+    """Make a folder and write into it, before hours of work depend on that.
+
+    Raises:
+        TokredError: it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise TokredError(f"The output folder {path} cannot be written ({error.strerror}); choose another with --out.") from error
+
+
 class Folder:
     """The folder of one run. It belongs to one configuration; every file is written in one step.
 
@@ -207,23 +223,18 @@ class Folder:
 
     def __init__(self, path: Path, configuration: Mapping[str, Any]) -> None:
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            probe = path / ".writable"
-            probe.write_text("")
-            probe.unlink()
-        except OSError as error:
-            raise TokredError(f"The output folder {path} cannot be written ({error.strerror}); choose another with --out.") from error
+        check_writable(path)
         self._check_owner(configuration)
 
     def _check_owner(self, configuration: Mapping[str, Any]) -> None:
         run = self.path / "run.json"
         if not run.exists():
-            if (self.path / "leaderboard.csv").exists():
-                raise TokredError(f"{self.path} holds a leaderboard without its run.json; choose another folder with --out.")
+            foreign = [name for name in FILES if (self.path / name).exists()]
+            if foreign:
+                raise TokredError(f"{self.path} holds {foreign[0]} but no run of tokred (no run.json); choose another folder with --out.")
             return
         try:
-            before = json.loads(run.read_text(encoding="utf-8"))["configuration"]
+            before = dict(json.loads(run.read_text(encoding="utf-8"))["configuration"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TokredError(f"{run} is not a run of tokred; choose another folder with --out.") from error
         changed = sorted(key for key in {*before, *configuration} if before.get(key) != configuration.get(key))

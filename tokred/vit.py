@@ -46,6 +46,13 @@ class State:
     images: Tensor | None = None
     reductions: tuple[Reduction, ...] = ()
 
+    def copy(self) -> State:
+        """A state with tensors of its own, so that what one method writes into its view no other method sees."""
+        attention = self.attention
+        if attention is not None:
+            attention = replace(attention, q=attention.q.clone(), k=attention.k.clone(), v=attention.v.clone())
+        return replace(self, x=self.x.clone(), size=None if self.size is None else self.size.clone(), attention=attention)
+
 
 class Stage(nn.Module):
     """One reducer at one site: shows it a view and applies its decision to features, sizes and sources."""
@@ -70,6 +77,12 @@ class Stage(nn.Module):
             tokens = torch.cat([prefix, reduction.pool(x)], dim=1)
             sizes = reduction.sizes(size)
         return replace(state, x=tokens, size=sizes, reductions=(*state.reductions, reduction))
+
+    def twin(self) -> Stage:
+        """The same stage with a reducer of its own on the same parameters."""
+        twin = copy.copy(self)
+        twin._modules = {"reducer": copy.copy(self.reducer)}
+        return twin
 
 
 class Recorder(nn.Module):
@@ -113,6 +126,8 @@ class ReducedViT(nn.Module):
         self.has_cls = backbone.cls_token is not None
         self.stages = nn.ModuleDict()
         self._build_stages(seed)
+        self.training = backbone.training  # which `train` would set in every part of the backbone, frozen ones too
+        self.stages.train(backbone.training)
         self.proportional = any(stage.reducer.proportional for stage in self._all_stages())
         # A plain dict: the taps share their modules with the backbone and stay out of the state dict.
         self._taps = {layer: _tap(backbone.blocks[layer - 1].attn) for layer in self._recorded() | set(record)}
@@ -207,9 +222,13 @@ class ReducedViT(nn.Module):
         return torch.cat([prefix, state.size], dim=1).log().to(state.x.dtype)[:, None, None, :]
 
     def twin(self) -> ReducedViT:
-        """The same model on the same weights, for use in another thread: attention on its way to a stage is kept in the model."""
+        """The same model on the same weights, for use in another thread: taps and reducers may keep something for themselves."""
         twin = copy.copy(self)
         twin._taps = {layer: _tap(self.backbone.blocks[layer - 1].attn) for layer in self._taps}
+        twin._modules = {
+            **self._modules,
+            "stages": nn.ModuleDict({_key(stage.layer, stage.reducer.site): stage.twin() for stage in self._all_stages()}),
+        }
         return twin
 
     def train(self, mode: bool = True) -> ReducedViT:

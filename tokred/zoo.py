@@ -85,10 +85,11 @@ def load_shipped(name: str) -> Loaded:
     Raises:
         TokredError: none are shipped for this model.
     """
-    path = SHIPPED / f"{name}.safetensors"
+    alias = next((alias for alias, resolved in ALIASES.items() if name == resolved), name)
+    path = SHIPPED / f"{alias}.safetensors"
     if not path.exists():
+        build(name)  # what tokred cannot reduce needs no weights
         have = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors"))) or "none"
-        timm_name(name)
         raise TokredError(
             f"No PhotoDigits weights are shipped for {name} (there are: {have}). "
             f"Give images with --data, weights with --weights, or train some: tokred train --model {name}."
@@ -109,10 +110,18 @@ def load_file(name: str, path: Path, shipped: bool = False) -> Loaded:
     if missing or unexpected:
         what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, which {name} has not"
         raise TokredError(f"The weights in {path} are not for {name}: the file {what}; choose the --model that they belong to.")
-    card_path = path.with_suffix(".json")
-    card = json.loads(card_path.read_text(encoding="utf-8")) if card_path.exists() else {}
+    card = _read_card(path)
     about = f"tokred's {path.stem}, trained on PhotoDigits" if shipped else path.name
     return Loaded(model.eval(), name, about, hash_weights(model), card)
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """The card beside a weight file; a file of that name which is no card is somebody else's."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
 
 
 def load_pretrained(name: str, num_classes: int | None = None) -> Loaded:
@@ -154,14 +163,21 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write_weights(model: nn.Module, path: Path, card: dict[str, Any]) -> None:
-    """Write float16 weights and their card beside them, each in one step."""
+    """Write float16 weights and their card beside them, each in one step.
+
+    Raises:
+        TokredError: they cannot be written.
+    """
     tensors = {key: value.detach().half().contiguous() if value.is_floating_point() else value for key, value in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    safetensors.torch.save_file(tensors, temporary)
-    os.replace(temporary, path)
-    temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path.with_suffix(".json"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(tensors, temporary)
+        os.replace(temporary, path)
+        temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path.with_suffix(".json"))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise TokredError(f"Cannot write the weights {path} ({error}); make room or choose another folder.") from error
 
 
 def hash_weights(model: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """DPC-KNN against scikit-learn's neighbours and loops."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +46,25 @@ def test_moving_and_turning_all_tokens_changes_nothing(seed):
     turn = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(seed)))[0]
     moved = make_view(n=14, seed=seed, x=view.x @ turn + 1.0)
     assert torch.equal(DPCKNN(14, 6, 48, 3)(moved).labels(), DPCKNN(14, 6, 48, 3)(view).labels())
+
+
+@pytest.mark.parametrize("n", [60, 197])
+def test_twins_among_many_tokens(n):
+    """Beyond 25 tokens distances come from inner products; equal tokens must still be at distance 0."""
+    view = make_view(n=n, seed=n)
+    view.x[:, n // 2 : n // 2 + 8] = view.x[:, :8]
+    assert (view.distance[:, torch.arange(8), n // 2 + torch.arange(8)] == 0).all()
+    assert torch.equal(view.distance, view.distance.mT)
+    decision = DPCKNN(n, n // 3, 48, 3)(view)
+    for b in range(3):
+        assert decision.labels()[b].tolist() == oracle(view.x[b].double().numpy(), n // 3).tolist()
+
+
+def test_published_noise_changes_nothing_without_ties():
+    view = make_view(n=40)
+    assert torch.equal(DPCKNN(40, 12, 48, 3, ties="noise")(view).labels(), DPCKNN(40, 12, 48, 3)(view).labels())
+    view.x[:] = 1.0
+    assert not torch.equal(DPCKNN(40, 12, 48, 3, ties="noise")(view).labels(), DPCKNN(40, 12, 48, 3)(view).labels())
 
 
 def test_blobs_are_recovered():

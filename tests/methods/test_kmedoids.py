@@ -55,6 +55,23 @@ def test_oracle(n, seed, update, data):
         assert decision.label[b].tolist() == label.tolist()
 
 
+@pytest.mark.parametrize("update", ["textbook", "published"])
+def test_oracle_on_a_real_number_of_tokens(update):
+    view = make_view(n=60, seed=1)
+    decision = KMedoids(60, 25, 48, 3, update=update)(view)
+    centers, label = oracle(view.x[0].double().numpy(), weights(view)[0], 25, update=update)
+    assert decision.index[0].tolist() == centers
+    assert decision.label[0].tolist() == label.tolist()
+
+
+def test_ties_go_to_the_lower_index():
+    view = make_view(n=30, x=torch.ones(3, 30, 48))
+    view.attention.k.zero_()
+    decision = KMedoids(30, 5, 48, 3)(view)
+    assert decision.index[0].tolist() == list(range(5))
+    assert decision.label[0].tolist() == [0, 1, 2, 3, 4, *[0] * 25]
+
+
 def test_received_attention_is_the_column_sum_of_the_map():
     for n, prefix in ((10, 1), (300, 2)):  # 300 tokens go through two chunks of queries
         view = make_view(n=n, prefix=prefix)

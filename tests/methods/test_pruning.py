@@ -42,6 +42,14 @@ def test_evit_is_a_loop(n, seed, normalize, data):
         np.testing.assert_allclose(decision.pool(view.x)[b].numpy(), want, atol=1e-5)
 
 
+def test_ties_go_to_the_lower_index():
+    view = make_view(n=40)
+    view.attention.q.zero_()
+    assert TopK(40, 10, 48, 3)(view).index[0].tolist() == list(range(10))
+    label = EViT(40, 10, 48, 3)(view).labels()[0]
+    assert label.tolist() == [*range(9), *[9] * 31]
+
+
 def test_evit_keeps_attentive_tokens_bit_for_bit():
     view = make_view(n=20)
     pooled = EViT(20, 8, 48, 3)(view).pool(view.x)

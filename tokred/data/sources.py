@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tokred.data import photodigits
 from tokred.errors import TokredError
 
 EMBEDDED = "photodigits"
-_SPLITS = ("validation", "val", "test", "train")
+_SPLITS = ({"validation", "val", "valid", "evaluation", "eval"}, {"train", "training"}, {"test"})  # names that timm takes for one another
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Source:
         groups: [n], images that are not independent share a number.
         classes: number of classes; None where the reader does not know.
         limited: whether this is only the beginning of the split.
+        embedded: whether this is PhotoDigits.
+        note: a sentence that a reader of the results needs.
     """
 
     images: Dataset[tuple[Image.Image, int]]
@@ -42,6 +44,8 @@ class Source:
     groups: np.ndarray
     classes: int | None
     limited: bool = False
+    embedded: bool = False
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -56,7 +60,7 @@ class Source:
             return self
         if count < 1:
             raise TokredError(f"--limit is the number of images to evaluate and must be at least 1, got {count}.")
-        return Source(Subset(self.images, range(count)), self.name, self.split, self.hash, self.groups[:count], self.classes, limited=True)
+        return replace(self, images=Subset(self.images, range(count)), groups=self.groups[:count], limited=True)
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,13 @@ def open_source(data: str | None = None, split: str | None = None) -> Source:
         chosen = split or "test"
         if chosen not in photodigits.SPLIT_IMAGES:
             raise TokredError(f"PhotoDigits has the splits {' and '.join(photodigits.SPLIT_IMAGES)} to evaluate on, not {chosen!r}.")
-        embedded = photodigits.PhotoDigits(chosen)  # type: ignore[arg-type]
-        return Source(embedded, EMBEDDED, chosen, photodigits.SPLIT_HASHES[chosen], embedded.groups(), photodigits.NUM_CLASSES)
-    return _open_timm(data, split or "validation")
+        return _open_embedded(chosen)
+    return _open_timm(data, split)
 
 
-def prepare(model: Any, source_name: str) -> Preparation:
+def prepare(model: Any, embedded: bool) -> Preparation:
     """timm's evaluation transform of a model. PhotoDigits images have the model's size, so nothing is cropped away from them."""
-    overrides = {"crop_pct": 1.0} if source_name == EMBEDDED else {}
+    overrides = {"crop_pct": 1.0} if embedded else {}
     config = resolve_data_config(overrides, model=model)
     return Preparation(create_transform(**config), int(config["input_size"][-1]), float(config["crop_pct"]), str(config["interpolation"]))
 
@@ -149,12 +152,36 @@ def _collate(items: list[Any]) -> Any:
     return next((item for item in items if isinstance(item, TokredError)), None) or default_collate(items)
 
 
-def _open_timm(data: str, split: str) -> Source:
+def _open_embedded(split: str) -> Source:
+    images = photodigits.PhotoDigits(split)  # type: ignore[arg-type]
+    digest, note = photodigits.SPLIT_HASHES[split], ""
+    if photodigits.PhotoDigits(split, length=photodigits.PROBE_IMAGES).pixel_hash() != photodigits.PROBE_HASHES[split]:  # type: ignore[arg-type]
+        digest = images.pixel_hash()
+        note = "The libraries here draw other pixels than the published benchmark has, so do not compare with published tables."
+    return Source(images, EMBEDDED, split, digest, images.groups(), photodigits.NUM_CLASSES, embedded=True, note=note)
+
+
+def _check_split(data: str, split: str | None) -> str:
+    """The split to read from a folder. timm would take the whole folder, all splits together, for one that it does not find."""
+    wanted = split or "validation"
+    folders = {path.name for path in Path(data).iterdir() if path.is_dir()} if Path(data).is_dir() else set()
+    splits = sorted(folders & set().union(*_SPLITS))
+    accepted = next((names for names in _SPLITS if wanted in names), {wanted})
+    if accepted & folders or not (splits or split):
+        return wanted
+    raise TokredError(
+        f"{data} has no split {wanted!r} (there are: {', '.join(splits) or 'none'}); "
+        "choose with --split, or leave it out and give the folder that holds the class folders."
+    )
+
+
+def _open_timm(data: str, split: str | None) -> Source:
     is_name = data.split("/")[0] in ("hfds", "tfds", "torch", "wds", "hfids") and not Path(data).exists()
     if not is_name and not Path(data).exists():
         raise TokredError(
             f"No data at {data!r}: give a folder with one folder of images for each class, or leave --data out for PhotoDigits."
         )
+    split = split or "validation" if is_name else _check_split(data, split)
     try:
         dataset = create_dataset(data, root=None, split=split) if is_name else create_dataset("", root=data, split=split)
         reader = dataset.reader
@@ -170,7 +197,9 @@ def _open_timm(data: str, split: str) -> Source:
     for index, name in enumerate(files):
         digest.update(f"{name}\0{_size(reader, index)}\n".encode())
     classes = len(getattr(reader, "class_to_idx", {}) or {}) or None
-    return Source(StrictImages(reader), Path(data).name, split, digest.hexdigest(), np.arange(len(files)), classes)
+    return Source(
+        StrictImages(reader), data if is_name else Path(data).resolve().name, split, digest.hexdigest(), np.arange(len(files)), classes
+    )
 
 
 def _size(reader: Any, index: int) -> int:

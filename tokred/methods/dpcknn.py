@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
+from tokred.errors import TokredError
 from tokred.reducer import Reducer, View
 from tokred.reduction import Merge
 from tokred.registry import register
@@ -15,27 +18,28 @@ class DPCKNN(Reducer):
 
     The form of the TokenReduction benchmark: distances are divided by sqrt(C), the density is exp(-mean squared distance to the
     nearest tokens, itself included), a token's score is its density times its distance to the nearest denser token, and the tokens
-    with the highest scores are the centres. The published code breaks density ties by random noise; here the lower index is denser.
-    Clusters are averaged with equal weights.
+    with the highest scores are the centres. Clusters are averaged with equal weights.
 
     Args:
         neighbors: nearest tokens that make up the density.
+        ties: between equal densities the lower "index" is denser, or "noise" below 1e-6 decides, as in the published code.
     """
 
     site = "pre"
 
-    def __init__(self, n: int, keep: int, dim: int, heads: int, *, neighbors: int = 5) -> None:
+    def __init__(self, n: int, keep: int, dim: int, heads: int, *, neighbors: int = 5, ties: Literal["index", "noise"] = "index") -> None:
         super().__init__(n, keep, dim, heads)
-        self.neighbors = min(neighbors, n)
+        if neighbors < 1:
+            raise TokredError(f"dpcknn.neighbors must be at least 1, got {neighbors}.")
+        self.neighbors, self.ties = min(neighbors, n), ties
 
     def forward(self, view: View) -> Merge:
-        tokens = view.x.detach().float()
-        distance = torch.cdist(tokens, tokens) / self.dim**0.5  # [B, n, n]
-        index = torch.arange(self.n, device=tokens.device)
-        distance = distance.masked_fill(index.unsqueeze(-1) == index, 0)
-
+        distance = view.distance / self.dim**0.5  # [B, n, n]
+        index = torch.arange(self.n, device=distance.device)
         nearest = distance.topk(self.neighbors, dim=-1, largest=False).values
         density = torch.exp(-nearest.square().mean(-1))  # [B, n]
+        if self.ties == "noise":
+            density = density + 1e-6 * view.rng.uniform(view.x)
         own, other = density.unsqueeze(2), density.unsqueeze(1)
         denser = (other > own) | ((other == own) & (index < index.unsqueeze(-1)))  # [B, i, j]: j is denser than i
         farthest = distance.amax((1, 2)).unsqueeze(-1)

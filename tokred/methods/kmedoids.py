@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokred.errors import TokredError
 from tokred.reducer import Reducer, View
 from tokred.reduction import Keep, Merge, Reduction
 from tokred.registry import register
@@ -22,7 +23,8 @@ class KMedoids(Reducer):
     Args:
         update: "textbook" moves a centre to the member with the least weighted distance to its cluster. "published" is the
             benchmark's code, in which the cost of a candidate sums over all tokens, not only the cluster's, and is multiplied by the
-            candidate's own weight; an emptied cluster falls back to token 0.
+            candidate's own weight; an emptied cluster falls back to token 0. Its variant without weights, which starts from a random
+            token, is not offered.
         weight: "received", the attention a token receives from all queries (the code), or "cls", the CLS attention (the text).
         output: "medoid", or the "mean" of the cluster, or the mean weighted by w, "wmean".
         iterations: rounds of assignment and update.
@@ -43,23 +45,24 @@ class KMedoids(Reducer):
         iterations: int = 3,
     ) -> None:
         super().__init__(n, keep, dim, heads)
+        if iterations < 0:
+            raise TokredError(f"kmedoids.iterations must not be negative, got {iterations}.")
+        if update == "published" and output != "medoid":
+            raise TokredError(f"kmedoids.output={output} needs update=textbook: the published update can leave clusters without tokens.")
         self.update, self.weight, self.output, self.iterations = update, weight, output, iterations
         self.needs_cls = weight == "cls"
 
     def forward(self, view: View) -> Reduction:
         weight = view.received_attention if self.weight == "received" else view.cls_attention  # [B, n]
-        tokens = view.x.detach().float()
-        distance = torch.cdist(tokens, tokens)  # [B, n, n]
-        distance = distance.masked_fill(torch.eye(self.n, dtype=torch.bool, device=distance.device), 0)
         center = weight.argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
         for _ in range(self.iterations):
-            center = self._updated(center, self._assign(distance, center), distance, weight)
-        label = self._assign(distance, center)
+            center = self._updated(center, self._assign(view.distance, center), view.distance, weight)
+        label = self._assign(view.distance, center)
+        if self.update == "textbook":  # a centre belongs to its own cluster, even beside an equal token, so that none is empty
+            label = label.scatter(1, center, torch.arange(self.keep, device=center.device).expand_as(center))
         if self.output == "medoid":
             return Keep(center, self.n, label)
-        # A centre belongs to its own cluster, so that none is empty.
-        slots = torch.arange(self.keep, device=center.device).expand_as(center)
-        return Merge(label.scatter(1, center, slots), self.keep, weight=weight if self.output == "wmean" else None)
+        return Merge(label, self.keep, weight=weight if self.output == "wmean" else None)
 
     @staticmethod
     def _assign(distance: Tensor, center: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ class LoTM(Reducer):
 
     Args:
         order: "inplace", or "append" for the literal reading of equation 16, which moves merged tokens to the end.
-        weighted: weigh the mean by token sizes and use proportional attention, as ToMe does; the paper does neither.
+        weighted: weigh the mean by token sizes, as ToMe does; the paper does not.
+        proportional: add log(size) to later attention scores, as ToMe does; the paper does not.
         metric: "x" for the tokens, "keys" for the attention keys averaged over heads.
     """
 
@@ -39,11 +40,11 @@ class LoTM(Reducer):
         *,
         order: Literal["inplace", "append"] = "inplace",
         weighted: bool = False,
+        proportional: bool = False,
         metric: Literal["x", "keys"] = "x",
     ) -> None:
         super().__init__(n, keep, dim, heads)
-        self.order, self.metric = order, metric
-        self.weighted = self.proportional = weighted
+        self.order, self.weighted, self.proportional, self.metric = order, weighted, proportional, metric
 
     @classmethod
     def floor(cls, n: int) -> int:
