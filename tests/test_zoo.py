@@ -6,10 +6,12 @@ import pickle
 import pytest
 import torch
 
-from tokred import zoo
+from tokred import configs, zoo
 from tokred.errors import TokredError, UnknownName, UnsupportedModel
 from tokred.grow import widen
+from tokred.recipe import Recipe
 from tokred.testing import tiny_vit
+from tokred.train import accuracy
 
 
 def test_names():
@@ -72,8 +74,13 @@ def test_a_checkpoint_file_is_read_without_running_code(tmp_path):
     assert zoo.load_file("deit_t", path).model.num_classes == 10
 
 
-def test_no_network_is_one_sentence():
-    with pytest.raises(TokredError, match=r"cannot be loaded .*--weights"):
+def test_no_network_is_one_sentence(monkeypatch, tmp_path):
+    def no_address(*_):
+        raise OSError("no address")
+
+    monkeypatch.setattr(zoo.socket, "getaddrinfo", no_address)
+    monkeypatch.setattr(zoo.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(TokredError, match=r"cannot be loaded \(they are not in the local cache, .* cannot be reached\); .*--weights"):
         zoo.load_pretrained("vit_small_patch32_224")
 
 
@@ -84,6 +91,13 @@ def test_shipped_weights_and_their_cards(name):
     assert loaded.weights_hash == card["weights_hash"]
     assert card["command"].startswith("tokred train")
     assert {"recipe", "images_seen", "seconds", "validation_top1", "test_top1"} <= set(card)
+    assert Recipe(**configs.load(f"train_{name}")).model_dump() == card["recipe"]  # the command of the card is the one that was run
+
+
+def test_shipped_weights_do_what_their_card_says():
+    loaded = zoo.load_shipped("deit_t")
+    got = accuracy(loaded.model, "test", limit=100)
+    assert abs(got - loaded.card["test_top1"]) < 10  # three deviations of 100 draws
 
 
 def test_nothing_is_shipped_for_other_models():

@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import safetensors
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants
 from torch import nn
 
 from tokred import registry
@@ -131,13 +137,31 @@ def load_pretrained(name: str, num_classes: int | None = None) -> Loaded:
         TokredError: they cannot be had, for instance without a network.
     """
     resolved = timm_name(name)
-    try:
-        model = build(name, num_classes, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise TokredError(f"timm's pretrained weights of {resolved} cannot be loaded ({reason}); give a file with --weights.") from error
+    with _hub_within_reach() as reachable:
+        try:
+            model = build(name, num_classes, pretrained=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            if not reachable:
+                reason = f"they are not in the local cache, and {constants.ENDPOINT} cannot be reached"
+            raise TokredError(f"timm's weights of {resolved} cannot be loaded ({reason}); give a file with --weights.") from error
     tag = model.pretrained_cfg.get("tag") or "default"
     return Loaded(model.eval(), name, f"timm {resolved}.{tag}", hash_weights(model))
+
+
+@contextmanager
+def _hub_within_reach() -> Iterator[bool]:
+    """Where the hub's host has no address, let only the local cache answer: the hub's client would go on trying for a minute."""
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not getproxies():
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield not constants.HF_HUB_OFFLINE
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
