@@ -51,7 +51,7 @@ def compare(
     folder: Annotated[Path | None, typer.Option("--out", help="Folder for the results; by default one under runs/.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     precision: PrecisionName = "auto",
-    batch_size: Annotated[int, typer.Option(help="Images that run together.")] = 50,
+    batch_size: Annotated[int | None, typer.Option(help="Images that run together; by default 16 on a CPU, 256 elsewhere.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
 ) -> None:
     """Evaluate all methods at one FLOP budget and write their leaderboard."""

@@ -60,6 +60,7 @@ class Job:
         self.config = config
         self.device = resolve_device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
+        self.batch_size = config.batch_size or (16 if self.device.type == "cpu" else 256)
         self.names = method_names(config)
         self.source = sources.open_source(config.data, config.split).limit(config.limit)
         self.loaded = load_model(config.model, config.weights, config.data)
@@ -75,6 +76,7 @@ class Job:
             **asdict(config),
             "device": str(self.device),
             "precision": str(self.dtype),
+            "batch_size": self.batch_size,
             "methods": self.names,
             "weights_hash": self.loaded.weights_hash,
             "data_hash": self.source.hash,
@@ -110,7 +112,7 @@ class Job:
         start = time.monotonic()
         backbone = self.loaded.model
         models = {name: ReducedViT(backbone, found.plan, seed=self.config.seed) for name, found in self.matches.items()}
-        batches = sources.batches(self.source, self.preparation, self.config.batch_size, workers)
+        batches = sources.batches(self.source, self.preparation, self.batch_size, workers)
         dense = dense_model(backbone, models.values())
         evaluation = evaluate(dense, models, batches, len(self.source), device=self.device, dtype=self.dtype, progress=progress)
         seconds = time.monotonic() - start
@@ -159,7 +161,7 @@ class Job:
             interpolation=self.preparation.interpolation,
             precision=str(self.dtype).removeprefix("torch."),
             device=str(self.device),
-            batch_size=config.batch_size,
+            batch_size=self.batch_size,
             seed=config.seed,
             **versions(),
         )
