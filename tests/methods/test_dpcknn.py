@@ -12,11 +12,12 @@ from tokred.methods.dpcknn import DPCKNN
 from tokred.testing import make_view
 
 
-def oracle(x, keep, neighbors=5):
+def oracle(x, keep, neighbors=5, scale="published"):
     n = len(x)
-    distance = cdist(x, x) / np.sqrt(x.shape[1])
+    unit = np.sqrt(x.shape[1]) if scale == "published" else np.sqrt((cdist(x, x) ** 2).mean())
+    distance = cdist(x, x) / unit
     near, _ = NearestNeighbors(n_neighbors=min(neighbors, n)).fit(x).kneighbors(x)  # itself included
-    density = np.exp(-((near / np.sqrt(x.shape[1])) ** 2).mean(1))
+    density = np.exp(-((near / unit) ** 2).mean(1))
     score = np.empty(n)
     for i in range(n):
         denser = [distance[i, j] for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
@@ -28,13 +29,13 @@ def oracle(x, keep, neighbors=5):
     return np.array(label)
 
 
-@given(st.integers(3, 24), st.integers(0, 1000), st.data())
-def test_oracle(n, seed, data):
+@given(st.integers(3, 24), st.integers(0, 1000), st.sampled_from(["published", "relative"]), st.data())
+def test_oracle(n, seed, scale, data):
     keep = data.draw(st.integers(1, n - 1))
     view = make_view(n=n, seed=seed)
-    decision = DPCKNN(n, keep, 48, 3)(view)
+    decision = DPCKNN(n, keep, 48, 3, scale=scale)(view)
     for b in range(3):
-        label = oracle(view.x[b].double().numpy(), keep)
+        label = oracle(view.x[b].double().numpy(), keep, scale=scale)
         assert decision.labels()[b].tolist() == label.tolist()
         want = np.stack([view.x[b].numpy()[label == k].mean(0) for k in range(keep)])
         np.testing.assert_allclose(decision.pool(view.x)[b].numpy(), want, atol=1e-5)
@@ -60,11 +61,18 @@ def test_twins_among_many_tokens(n):
         assert decision.labels()[b].tolist() == oracle(view.x[b].double().numpy(), n // 3).tolist()
 
 
+def test_relative_distances_do_not_know_the_scale_of_the_tokens():
+    view, large = make_view(n=40), make_view(n=40)
+    large.x = 64 * large.x
+    assert torch.equal(DPCKNN(40, 12, 48, 3, scale="relative")(large).labels(), DPCKNN(40, 12, 48, 3, scale="relative")(view).labels())
+    assert not torch.equal(DPCKNN(40, 12, 48, 3)(large).labels(), DPCKNN(40, 12, 48, 3)(view).labels())
+
+
 def test_published_noise_changes_nothing_without_ties():
     view = make_view(n=40)
     assert torch.equal(DPCKNN(40, 12, 48, 3, ties="noise")(view).labels(), DPCKNN(40, 12, 48, 3)(view).labels())
-    view.x[:] = 1.0
-    assert not torch.equal(DPCKNN(40, 12, 48, 3, ties="noise")(view).labels(), DPCKNN(40, 12, 48, 3)(view).labels())
+    noise, index = (DPCKNN(40, 12, 48, 3, neighbors=1, ties=ties)(view).labels() for ties in ("noise", "index"))
+    assert not torch.equal(noise, index)  # a token alone is its own neighbour, so that all densities are equal
 
 
 def test_blobs_are_recovered():

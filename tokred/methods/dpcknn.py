@@ -22,19 +22,33 @@ class DPCKNN(Reducer):
 
     Args:
         neighbors: nearest tokens that make up the density.
+        scale: "published", in which the density falls as exp(-d^2 / C): where tokens are far apart it vanishes, and isolated tokens are
+            never centres. "relative" measures distances in units of their root mean square over the image.
         ties: between equal densities the lower "index" is denser, or "noise" below 1e-6 decides, as in the published code.
     """
 
     site = "pre"
 
-    def __init__(self, n: int, keep: int, dim: int, heads: int, *, neighbors: int = 5, ties: Literal["index", "noise"] = "index") -> None:
+    def __init__(
+        self,
+        n: int,
+        keep: int,
+        dim: int,
+        heads: int,
+        *,
+        neighbors: int = 5,
+        scale: Literal["published", "relative"] = "published",
+        ties: Literal["index", "noise"] = "index",
+    ) -> None:
         super().__init__(n, keep, dim, heads)
         if neighbors < 1:
             raise TokredError(f"dpcknn.neighbors must be at least 1, got {neighbors}.")
-        self.neighbors, self.ties = min(neighbors, n), ties
+        self.neighbors, self.scale, self.ties = min(neighbors, n), scale, ties
 
     def forward(self, view: View) -> Merge:
-        distance = view.distance / self.dim**0.5  # [B, n, n]
+        distance = view.distance  # [B, n, n]
+        unit = self.dim**0.5 if self.scale == "published" else distance.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
+        distance = distance / unit
         index = torch.arange(self.n, device=distance.device)
         nearest = distance.topk(self.neighbors, dim=-1, largest=False).values
         density = torch.exp(-nearest.square().mean(-1))  # [B, n]
