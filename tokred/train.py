@@ -28,7 +28,8 @@ from tokred.results import check_writable
 def features(model: Any, x: Tensor, tokens: Tensor) -> Tensor:
     """Final features, prefix first, of images whose patches stand at the given positions [B, N] of the whole image."""
     prefix = model.pos_embed.shape[1] - model.patch_embed.num_patches
-    patches = model.patch_embed.proj(x).flatten(2).mT + model.pos_embed[0, prefix + tokens]
+    # An embedding, not an index: the gradient of an index is summed by all threads in any order, and no run would repeat another.
+    patches = model.patch_embed.proj(x).flatten(2).mT + F.embedding(prefix + tokens, model.pos_embed[0])
     cls = (model.cls_token + model.pos_embed[:, :1]).expand(len(x), -1, -1)
     return model.norm(model.blocks(torch.cat([cls, patches], dim=1)))
 
