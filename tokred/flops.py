@@ -185,8 +185,12 @@ class CostTable:
                 return float(self.stage(plan, plan.stages[0], n, keep))
             points = [(length, max(plan.reducer.floor(length), 12) + j) for i, length in enumerate(lengths) for j in range(3 - i)]
             design = np.array([_monomials(*point) for point in points], dtype=float)
-            counts = [self.stage(plan, plan.stages[0], *point) for point in points]
-            self._quadratics[key] = np.linalg.solve(design, np.array(counts, dtype=float))
+            even = self._quadratics.get((*key[:2], 0, key[3]))
+            if even is not None and abs(np.dot(design[0], even) - self.stage(plan, plan.stages[0], *points[0])) < 1:
+                self._quadratics[key] = even  # the cost does not ask whether n is odd
+            else:
+                counts = [self.stage(plan, plan.stages[0], *point) for point in points]
+                self._quadratics[key] = np.linalg.solve(design, np.array(counts, dtype=float))
         return float(np.dot(_monomials(n, keep), self._quadratics[key]))
 
     def segments(self, plan: Plan) -> list[list[tuple[str, int]]]:
