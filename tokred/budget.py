@@ -144,13 +144,16 @@ class _Search:
         n, dim, heads = self.costs.n, self.costs.backbone.embed_dim, num_heads(self.costs.backbone)
         if self.cls(n, n, dim, heads, **self.empty.options).needs_cls and not self.costs.model.has_cls:
             raise UnsupportedModel(f"{self.cls.name} needs a CLS token, which this model does not have; leave it out with --methods.")
-        least = replace(self.empty, tokens=floor_counts(self.cls, n, len(self.empty.stages)))
-        if self.estimate(least.tokens) > self.target:
+        if self.estimate(self._least.tokens) > self.target:
             raise self._unreachable()
 
+    @property
+    def _least(self) -> Plan:
+        """The plan with the fewest tokens that the method can leave at these stages."""
+        return replace(self.empty, tokens=floor_counts(self.cls, self.costs.n, len(self.empty.stages)))
+
     def _unreachable(self) -> Unreachable:
-        least = replace(self.empty, tokens=floor_counts(self.cls, self.costs.n, len(self.empty.stages)))
-        most = 1 - self.costs.plan(least) / self.costs.dense
+        most = 1 - self.costs.plan(self._least) / self.costs.dense
         where = " ".join(map(str, self.empty.stages))
         return Unreachable(
             f"{self.cls.name} at layers {where} can save at most {most:.1%} of this model's FLOPs, not {self.budget:.1%}: "
