@@ -22,7 +22,7 @@ from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
 
 from tokred.errors import UncountedOp
-from tokred.reducer import Attention
+from tokred.reducer import Attention, seeded
 from tokred.schedule import Plan
 from tokred.vit import ReducedViT, Stage, State, num_heads, num_patches
 
@@ -160,7 +160,8 @@ class CostTable:
             return 0
         key = (plan.method, repr(sorted(plan.options.items())), n, keep, layer == 1)
         if key not in self._stages:
-            reducer = plan.reducer(n, keep, self.backbone.embed_dim, num_heads(self.backbone), **plan.options)
+            with seeded(0):
+                reducer = plan.reducer(n, keep, self.backbone.embed_dim, num_heads(self.backbone), **plan.options)
             model, heads = self.model, num_heads(self.backbone)
             stage = Stage(reducer, layer, model.depth, model.num_prefix, model.has_cls, seed=0)
             x = self._like(1, model.num_prefix + n, self.backbone.embed_dim)

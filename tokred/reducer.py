@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Literal, TypeVar
 
@@ -53,6 +54,8 @@ class Reducer(nn.Module):
     """Refused on models without a CLS token."""
     control: ClassVar[bool] = False
     """A control shows what a method must beat; tables mark it."""
+    nested: ClassVar[tuple[str, ...]] = ()
+    """Parameters with one row for each token out. `forward` uses the first `keep` rows, so that one fit can serve every budget."""
 
     def __init__(self, n: int, keep: int, dim: int, heads: int) -> None:
         super().__init__()
@@ -73,6 +76,21 @@ class Reducer(nn.Module):
     def forward(self, view: View) -> Reduction:
         """Decide where the tokens of `view.x` [B, n, dim] go, leaving `keep`."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward(view).")
+
+    def penalty(self, reduction: Reduction) -> Tensor:
+        """What fitting adds to its loss for a decision of this reducer: a scalar, the mean over images. By default nothing."""
+        return torch.zeros(())
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Parameters that are drawn inside depend on the seed alone, and the program's own random numbers are left as they were."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 @dataclass
@@ -144,6 +162,8 @@ class View:
         depth: layers of the model.
         has_cls: whether the first prefix token is a CLS token.
         rng: the only randomness.
+        attention: of the layer ("mid") or of the one before ("pre").
+        alive: [B, N] in training, where dropped tokens are masked instead of removed: 1 for those still there, else 0. None otherwise.
     """
 
     x: Tensor
@@ -154,6 +174,7 @@ class View:
     has_cls: bool = True
     rng: Rng = field(default_factory=Rng)
     attention: Attention | None = None
+    alive: Tensor | None = None
 
     @property
     def num_prefix(self) -> int:

@@ -133,9 +133,11 @@ class Mix(Reduction):
         return torch.matmul(self.shares().to(mass.dtype), mass)
 
     def shares(self) -> Tensor:
-        """How each input token is shared out over the outputs, [B, M, N]: columns sum to one."""
+        """How each input token is shared out over the outputs, [B, M, N]: columns sum to one. A token with no weight goes to all alike."""
         weight = self.weight.float()
-        return weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+        total = weight.sum(1, keepdim=True)
+        tiny = torch.finfo(weight.dtype).tiny
+        return torch.where(total >= tiny, weight / total.clamp(min=tiny), 1 / weight.shape[1])
 
     def labels(self) -> Tensor:
         return self.weight.argmax(1)
@@ -145,6 +147,32 @@ class Mix(Reduction):
 
     def unmerge(self, y: Tensor) -> Tensor:
         return torch.matmul(self.shares().mT.to(y.dtype), y)
+
+
+@dataclass(frozen=True)
+class Mask(Reduction):
+    """Every token stays in place and some are masked out of all later attention: how methods that drop tokens are trained.
+
+    Never part of a reduced model at inference: it saves nothing. Gradients reach the decision through the mask.
+
+    Args:
+        alive: [B, N] float32, 1 where the token takes part, 0 where it is dropped.
+    """
+
+    alive: Tensor
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x
+
+    def carry(self, mass: Tensor) -> Tensor:
+        return mass * (self.alive.detach() > 0).unsqueeze(-1)
+
+    def labels(self) -> Tensor:
+        position = torch.arange(self.alive.shape[1], device=self.alive.device).expand(self.alive.shape)
+        return torch.where(self.alive > 0, position, -1)
+
+    def matrix(self) -> Tensor:
+        return torch.diag_embed(torch.ones_like(self.alive))
 
 
 def compose(reductions: Sequence[Reduction]) -> Tensor:

@@ -309,14 +309,31 @@ def check_copies(cls: type[Reducer]) -> None:
 
 @check
 def check_gradients(cls: type[Reducer]) -> None:
-    """Gradients reach the tokens, and every parameter of a learned method."""
+    """Gradients reach the tokens, and in training every parameter of a learned method."""
     view = make_view()
     view.x.requires_grad_()
     reducer = build(cls, 16, _keeps(cls, 16)[0])
     reducer(view).pool(view.x).square().sum().backward()
     expect(view.x.grad is not None and view.x.grad.isfinite().all() and view.x.grad.any(), "No gradient reaches the tokens.")
-    without = [name for name, parameter in reducer.named_parameters() if parameter.grad is None]
+    model = reduced(cls, tiny_vit())
+    model.stages.train()
+    state = model.run(torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1)))
+    model.head(state).square().sum().backward()
+    without = [name for name, parameter in model.stages.named_parameters() if parameter.grad is None or not parameter.grad.isfinite().all()]
     expect(not without, f"No gradient reaches {without}.")
+
+
+@check
+def check_nested(cls: type[Reducer]) -> None:
+    """A reducer built for more tokens out does with its first rows what one built for fewer does."""
+    view, (few, *_) = make_view(), _keeps(cls, 16)
+    large, small = build(cls, 16, 15), build(cls, 16, few)
+    with torch.no_grad():
+        for name, parameter in small.named_parameters():
+            full = large.get_parameter(name)
+            parameter.copy_(full[:few] if name in cls.nested else full)
+    large.keep = few
+    expect(torch.allclose(large(view).pool(view.x), small(view).pool(view.x), atol=1e-5), "Its first rows alone give another result.")
 
 
 @check

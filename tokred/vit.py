@@ -16,9 +16,10 @@ from timm.layers import Attention as TimmAttention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from tokred.attention import masked, recorded, tap
 from tokred.errors import TokredError, UnsupportedModel
-from tokred.reducer import Attention, Reducer, Rng, Site, View
-from tokred.reduction import Reduction
+from tokred.reducer import Attention, Reducer, Rng, Site, View, seeded
+from tokred.reduction import Mask, Reduction
 from tokred.schedule import Plan
 
 Point = tuple[int, Site]
@@ -36,6 +37,7 @@ class State:
         attention: of the last layer that ran, where it was recorded.
         images: [B] keys of the images for `View.rng`.
         reductions: of the stages passed so far.
+        alive: [B, N] in training by masks, 1 for the patch tokens that are still there, else 0.
     """
 
     x: Tensor
@@ -45,6 +47,7 @@ class State:
     attention: Attention | None = None
     images: Tensor | None = None
     reductions: tuple[Reduction, ...] = ()
+    alive: Tensor | None = None
 
     def copy(self) -> State:
         """A state with tensors of its own, so that what one method writes into its view no other method sees."""
@@ -64,43 +67,26 @@ class Stage(nn.Module):
 
     def forward(self, state: State) -> State:
         prefix, x = state.x[:, : self.num_prefix], state.x[:, self.num_prefix :]
-        if x.shape[1] != self.reducer.n:
+        if x.shape[1] != self.reducer.n and state.alive is None:
             raise TokredError(
                 f"Layer {self.layer} was planned for {self.reducer.n} patch tokens, but this image gives {x.shape[1]}; "
                 "make the plan for the image size that you run."
             )
         size = torch.ones_like(x[..., 0], dtype=torch.float32) if state.size is None else state.size
         rng = Rng(self.seed, state.images, self.layer)
-        view = View(x, size, prefix, self.layer, self.depth, self.has_cls, rng, state.attention)
+        view = View(x, size, prefix, self.layer, self.depth, self.has_cls, rng, state.attention, state.alive)
         with torch.autocast(x.device.type, enabled=False):  # similarities in bfloat16 are full of ties
             reduction = self.reducer(view)
             tokens = torch.cat([prefix, reduction.pool(x)], dim=1)
             sizes = reduction.sizes(size)
-        return replace(state, x=tokens, size=sizes, reductions=(*state.reductions, reduction))
+        alive = reduction.alive if isinstance(reduction, Mask) else None
+        return replace(state, x=tokens, size=sizes, reductions=(*state.reductions, reduction), alive=alive)
 
     def twin(self) -> Stage:
         """The same stage with a reducer of its own on the same parameters."""
         twin = copy.copy(self)
         twin._modules = {"reducer": copy.copy(self.reducer)}
         return twin
-
-
-class Recorder(nn.Module):
-    """Calls a module and remembers what it returned."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.output: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.output = self.module(x)
-        return self.output
-
-    def take(self) -> Tensor:
-        output, self.output = self.output, None
-        assert output is not None
-        return output
 
 
 class ReducedViT(nn.Module):
@@ -130,7 +116,7 @@ class ReducedViT(nn.Module):
         self.stages.train(backbone.training)
         self.proportional = any(stage.reducer.proportional for stage in self._all_stages())
         # A plain dict: the taps share their modules with the backbone and stay out of the state dict.
-        self._taps = {layer: _tap(backbone.blocks[layer - 1].attn) for layer in self._recorded() | set(record)}
+        self._taps = {layer: tap(backbone.blocks[layer - 1].attn) for layer in self._recorded() | set(record)}
 
     def _build_stages(self, seed: int) -> None:
         if not self.plan.stages:
@@ -139,7 +125,8 @@ class ReducedViT(nn.Module):
         for layer, keep in zip(self.plan.stages, self.plan.tokens, strict=True):
             if keep == n:
                 continue  # nothing to remove: the reducer is bypassed
-            reducer = cls(n, keep, self.backbone.embed_dim, num_heads(self.backbone), **self.plan.options)
+            with seeded(seed + layer):
+                reducer = cls(n, keep, self.backbone.embed_dim, num_heads(self.backbone), **self.plan.options)
             if reducer.needs_cls and not self.has_cls:
                 raise UnsupportedModel(f"{cls.name} needs a CLS token, which this model does not have; choose a method that works without.")
             stage = Stage(reducer, layer, self.depth, self.num_prefix, self.has_cls, seed)
@@ -153,6 +140,22 @@ class ReducedViT(nn.Module):
         """Layers whose attention a stage looks at: its own at "mid", the one before at "pre"."""
         layers = {stage.layer - (stage.reducer.site == "pre") for stage in self._all_stages()}
         return layers - {0}
+
+    @property
+    def learned(self) -> bool:
+        """Whether a reducer owns parameters, so that the model means nothing before they are fitted."""
+        return any(stage.reducer.learned for stage in self._all_stages())
+
+    def retarget(self, tokens: tuple[int, ...]) -> None:
+        """Let the stages keep other counts, as far as they were built for: fitting for any budget draws them anew at every step.
+
+        Args:
+            tokens: patch tokens kept after each stage that the model has.
+        """
+        n = num_patches(self.backbone)
+        for stage, keep in zip(self._all_stages(), tokens, strict=True):
+            stage.reducer.n, stage.reducer.keep = n, keep
+            n = keep
 
     @property
     def recorded_before_first(self) -> set[int]:
@@ -204,10 +207,13 @@ class ReducedViT(nn.Module):
 
     def _attend(self, state: State) -> State:
         block = self.backbone.blocks[state.layer - 1]
-        tap = self._taps.get(state.layer)
+        tapped = self._taps.get(state.layer)
         bias = self._log_size(state)
-        x = state.x + block.drop_path1(block.ls1((tap or block.attn)(block.norm1(state.x), attn_mask=bias)))
-        return replace(state, x=x, site="mid", attention=_recorded_attention(tap, bias) if tap else None)
+        attn = tapped or block.attn
+        if state.alive is not None:
+            attn = masked(attn, torch.cat([state.alive.new_ones(len(state.x), self.num_prefix), state.alive], dim=1))
+        x = state.x + block.drop_path1(block.ls1(attn(block.norm1(state.x), attn_mask=bias)))
+        return replace(state, x=x, site="mid", attention=recorded(tapped, bias) if tapped else None)
 
     def _mlp(self, state: State) -> State:
         block = self.backbone.blocks[state.layer - 1]
@@ -224,7 +230,7 @@ class ReducedViT(nn.Module):
     def twin(self) -> ReducedViT:
         """The same model on the same weights, for use in another thread: taps and reducers may keep something for themselves."""
         twin = copy.copy(self)
-        twin._taps = {layer: _tap(self.backbone.blocks[layer - 1].attn) for layer in self._taps}
+        twin._taps = {layer: tap(self.backbone.blocks[layer - 1].attn) for layer in self._taps}
         twin._modules = {
             **self._modules,
             "stages": nn.ModuleDict({_key(stage.layer, stage.reducer.site): stage.twin() for stage in self._all_stages()}),
@@ -233,8 +239,8 @@ class ReducedViT(nn.Module):
 
     def train(self, mode: bool = True) -> ReducedViT:
         super().train(mode)
-        for tap in self._taps.values():
-            tap.training = mode
+        for tapped in self._taps.values():
+            tapped.training = mode
         return self
 
 
@@ -271,20 +277,3 @@ def num_heads(model: VisionTransformer) -> int:
 def _key(layer: int, site: Site) -> str:
     return f"{site}{layer}"
 
-
-def _tap(attn: nn.Module) -> Any:
-    """A shallow copy of an attention module, on the same weights, that remembers its queries, keys and values.
-
-    A hook registered inside `forward` would do the same but not survive `torch.compile` and `torch.export`.
-    """
-    tap = copy.copy(attn)
-    tap._modules = dict(attn._modules)
-    for name in ("qkv", "q_norm", "k_norm"):
-        tap._modules[name] = Recorder(attn._modules[name])  # type: ignore[arg-type]
-    return tap
-
-
-def _recorded_attention(tap: Any, bias: Tensor | None) -> Attention:
-    qkv = tap.qkv.take()
-    v = qkv.chunk(3, dim=-1)[2].unflatten(-1, (tap.num_heads, tap.head_dim)).transpose(1, 2)
-    return Attention(tap.q_norm.take(), tap.k_norm.take(), v, tap.scale, bias)

@@ -1,0 +1,74 @@
+"""DynamicViT: a learned predictor says which tokens stay."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokred.reducer import Reducer, View
+from tokred.reduction import Keep, Mask, Reduction
+from tokred.registry import register
+
+_TINY = 1e-6
+
+
+@register("dynamicvit", paper="Rao et al., NeurIPS 2021, arXiv:2106.02034")
+class DynamicViT(Reducer):
+    """Keep the tokens that a small network, trained with Gumbel-softmax masks, gives the largest probability to be needed.
+
+    The predictor sees each token and the mean of all that are still there. In training no token leaves: a hard, straight-through
+    sample masks the dropped ones out of attention, and the share that stays is drawn to the keep rate. At inference the `keep` most
+    probable tokens go on, most probable first.
+
+    Args:
+        mean: where the published code adds 1e-6 to the mean of the remaining tokens: to the "quotient", as it does, which divides by
+            zero where a sample drops every token, or to the "denominator", as it means.
+    """
+
+    site = "pre"
+
+    def __init__(self, n: int, keep: int, dim: int, heads: int, *, mean: Literal["quotient", "denominator"] = "quotient") -> None:
+        super().__init__(n, keep, dim, heads)
+        self.mean = mean
+        self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
+        self.score = nn.Sequential(
+            nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2), nn.LogSoftmax(-1)
+        )
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, view: View) -> Reduction:
+        alive = torch.ones_like(view.x[..., 0], dtype=torch.float32) if view.alive is None else view.alive  # [B, n]
+        log_probability = self._predict(view.x.float(), alive)  # [B, n, 2], to stay and to go
+        if self.training:
+            return Mask(alive * _sample(log_probability, view.rng.uniform(view.x)))
+        return Keep(log_probability[..., 0].argsort(dim=1, descending=True, stable=True)[:, : self.keep], self.n)
+
+    def penalty(self, reduction: Reduction) -> Tensor:
+        """2 (share of tokens that stay - keep rate)², the mean over images."""
+        if not isinstance(reduction, Mask):
+            return super().penalty(reduction)
+        rate = self.keep / reduction.alive.shape[1]
+        return 2.0 * (reduction.alive.mean(1) - rate).square().mean()
+
+    def _predict(self, x: Tensor, alive: Tensor) -> Tensor:
+        local, total = self.embed(x).chunk(2, dim=-1)  # [B, n, C/2] each
+        total = torch.matmul(alive.unsqueeze(1), total)  # [B, 1, C/2]
+        count = alive.sum(1, keepdim=True).unsqueeze(-1)
+        mean = total / count + _TINY if self.mean == "quotient" else total / (count + _TINY)
+        return self.score(torch.cat([local, mean.expand_as(local)], dim=-1))
+
+
+def _sample(log_probability: Tensor, uniform: Tensor) -> Tensor:
+    """Hard Gumbel-softmax samples of the first of two classes, [B, n], at temperature 1, with the soft sample's gradient.
+
+    The difference of two Gumbel variables is logistic, so one uniform number for each token is enough.
+    """
+    uniform = uniform.clamp(2**-25, 1 - 2**-24)
+    noise = uniform.log() - (-uniform).log1p()
+    soft = torch.sigmoid(log_probability[..., 0] - log_probability[..., 1] + noise)
+    return (soft > 0.5).float() - soft.detach() + soft

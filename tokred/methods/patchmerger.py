@@ -1,0 +1,50 @@
+"""PatchMerger: learned queries pick what each output token is made of."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from tokred.reducer import Reducer, View
+from tokred.reduction import Mix
+from tokred.registry import register
+
+
+@register("patchmerger", paper="Renggli et al., 2022, arXiv:2202.12015")
+class PatchMerger(Reducer):
+    """Mix the normalised tokens by their inner products with learned queries.
+
+    Weights are softmax(queries · LayerNorm(x)ᵀ) over the tokens, and the outputs mixtures of the normalised tokens, as in the
+    TokenReduction benchmark. Output order is that of the queries.
+
+    Args:
+        scale: factor on the inner products: "none" (published), where queries drawn from N(0, 1) select almost single tokens, or "sqrt",
+            1 / sqrt(C), as attention has it.
+        value: what is mixed: the "normalized" tokens (published), which leaves the scale of the residual stream, or the "tokens".
+    """
+
+    site = "pre"
+    nested = ("queries",)
+
+    def __init__(
+        self,
+        n: int,
+        keep: int,
+        dim: int,
+        heads: int,
+        *,
+        scale: Literal["none", "sqrt"] = "none",
+        value: Literal["normalized", "tokens"] = "normalized",
+    ) -> None:
+        super().__init__(n, keep, dim, heads)
+        self.scale = dim**-0.5 if scale == "sqrt" else 1.0
+        self.value = value
+        self.queries = nn.Parameter(torch.randn(keep, dim))
+        self.norm = nn.LayerNorm(dim)  # its own epsilon, 1e-5, not the backbone's
+
+    def forward(self, view: View) -> Mix:
+        normalized = self.norm(view.x.float())  # [B, n, C]
+        scores = torch.matmul(self.queries[: self.keep] * self.scale, normalized.mT)  # [B, keep, n]
+        return Mix(scores.softmax(-1), normalized if self.value == "normalized" else None)

@@ -1,0 +1,40 @@
+"""SiT: token slimming by a small network."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tokred.reducer import Reducer, View
+from tokred.reduction import Mix
+from tokred.registry import register
+
+
+@register("sit", paper="Zong et al., ECCV 2022, arXiv:2111.12624")
+class SiT(Reducer):
+    """Mix the tokens by weights that a two-layer network predicts from each of them.
+
+    Scores are Linear(GELU(Linear(LayerNorm(x)))), C to C/2 to keep, softmax over the tokens after a learned temperature; the outputs are
+    convex combinations of the tokens. As in the TokenReduction benchmark there is no reverse module. At the start all scores are near
+    zero and every output is nearly the mean token.
+    """
+
+    site = "pre"
+    nested = ("score.weight", "score.bias")
+
+    def __init__(self, n: int, keep: int, dim: int, heads: int) -> None:
+        super().__init__(n, keep, dim, heads)
+        hidden = dim // 2
+        self.norm = nn.LayerNorm(dim)
+        self.hidden = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.score = nn.Linear(hidden, keep)
+        self.scale = nn.Parameter(torch.ones(1))
+        for layer in (self.hidden, self.score):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, view: View) -> Mix:
+        hidden = self.act(self.hidden(self.norm(view.x.float())))  # [B, n, C/2]
+        scores = nn.functional.linear(hidden, self.score.weight[: self.keep], self.score.bias[: self.keep])  # [B, n, keep]
+        return Mix((self.scale * scores).mT.softmax(-1))
