@@ -63,7 +63,7 @@ class Job:
         self.batch_size = config.batch_size or (16 if self.device.type == "cpu" else 256)
         self.names = method_names(config)
         self.source = sources.open_source(config.data, config.split).limit(config.limit)
-        self.loaded = load_model(config.model, config.weights, config.data)
+        self.loaded = zoo.load_for(config.model, config.weights, embedded=config.data in (None, sources.EMBEDDED))
         _check_classes(self.loaded, self.source)
         self.preparation = sources.prepare(self.loaded.model, self.source.embedded)
         self.costs = CostTable(self.loaded.model)
@@ -207,15 +207,6 @@ def compare(model: str = "deit_s", budget: float = 0.3, out: str | Path | None =
     if settings.get("weights") is not None:
         settings["weights"] = str(settings["weights"])
     return Job(Config(model=model, budget=budget, **settings)).run(Path(out) if out else None, workers)
-
-
-def load_model(name: str, weights: str | None, data: str | None) -> zoo.Loaded:
-    """The model with the weights that fit the data: a file where given, the shipped ones on PhotoDigits, timm's elsewhere."""
-    if weights is not None:
-        return zoo.load_file(name, Path(weights))
-    if data is None or data == sources.EMBEDDED:
-        return zoo.load_shipped(name)
-    return zoo.load_pretrained(name)
 
 
 def versions() -> dict[str, Any]:

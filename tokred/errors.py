@@ -19,3 +19,7 @@ class Unreachable(TokredError):
 
 class UncountedOp(TokredError):
     """An operator without a FLOP count: better no number than one that is too small."""
+
+
+class Unfitted(TokredError):
+    """A learned method without an adapter: random parameters are no result."""

@@ -77,6 +77,9 @@ class Reducer(nn.Module):
         """Decide where the tokens of `view.x` [B, n, dim] go, leaving `keep`."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward(view).")
 
+    def calibrate(self, view: View) -> None:
+        """Set parameters by the tokens of a few images, before fitting starts. By default they stay as they were drawn."""
+
     def penalty(self, reduction: Reduction) -> Tensor:
         """What fitting adds to its loss for a decision of this reducer: a scalar, the mean over images. By default nothing."""
         return torch.zeros(())

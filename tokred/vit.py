@@ -65,7 +65,12 @@ class Stage(nn.Module):
         self.reducer = reducer
         self.layer, self.depth, self.num_prefix, self.has_cls, self.seed = layer, depth, num_prefix, has_cls, seed
 
-    def forward(self, state: State) -> State:
+    def view(self, state: State) -> View:
+        """What the reducer may look at.
+
+        Raises:
+            TokredError: the stage was planned for another number of tokens.
+        """
         prefix, x = state.x[:, : self.num_prefix], state.x[:, self.num_prefix :]
         if x.shape[1] != self.reducer.n and state.alive is None:
             raise TokredError(
@@ -74,11 +79,14 @@ class Stage(nn.Module):
             )
         size = torch.ones_like(x[..., 0], dtype=torch.float32) if state.size is None else state.size
         rng = Rng(self.seed, state.images, self.layer)
-        view = View(x, size, prefix, self.layer, self.depth, self.has_cls, rng, state.attention, state.alive)
-        with torch.autocast(x.device.type, enabled=False):  # similarities in bfloat16 are full of ties
+        return View(x, size, prefix, self.layer, self.depth, self.has_cls, rng, state.attention, state.alive)
+
+    def forward(self, state: State) -> State:
+        view = self.view(state)
+        with torch.autocast(view.x.device.type, enabled=False):  # similarities in bfloat16 are full of ties
             reduction = self.reducer(view)
-            tokens = torch.cat([prefix, reduction.pool(x)], dim=1)
-            sizes = reduction.sizes(size)
+            tokens = torch.cat([view.prefix, reduction.pool(view.x)], dim=1)
+            sizes = reduction.sizes(view.size)
         alive = reduction.alive if isinstance(reduction, Mask) else None
         return replace(state, x=tokens, size=sizes, reductions=(*state.reductions, reduction), alive=alive)
 
@@ -114,7 +122,7 @@ class ReducedViT(nn.Module):
         self._build_stages(seed)
         self.training = backbone.training  # which `train` would set in every part of the backbone, frozen ones too
         self.stages.train(backbone.training)
-        self.proportional = any(stage.reducer.proportional for stage in self._all_stages())
+        self.proportional = any(stage.reducer.proportional for stage in self.stage_list())
         # A plain dict: the taps share their modules with the backbone and stay out of the state dict.
         self._taps = {layer: tap(backbone.blocks[layer - 1].attn) for layer in self._recorded() | set(record)}
 
@@ -133,18 +141,19 @@ class ReducedViT(nn.Module):
             self.stages[_key(layer, reducer.site)] = stage
             n = keep
 
-    def _all_stages(self) -> list[Stage]:
+    def stage_list(self) -> list[Stage]:
+        """The stages in the order in which they run."""
         return cast("list[Stage]", list(self.stages.values()))
 
     def _recorded(self) -> set[int]:
         """Layers whose attention a stage looks at: its own at "mid", the one before at "pre"."""
-        layers = {stage.layer - (stage.reducer.site == "pre") for stage in self._all_stages()}
+        layers = {stage.layer - (stage.reducer.site == "pre") for stage in self.stage_list()}
         return layers - {0}
 
     @property
     def learned(self) -> bool:
         """Whether a reducer owns parameters, so that the model means nothing before they are fitted."""
-        return any(stage.reducer.learned for stage in self._all_stages())
+        return any(stage.reducer.learned for stage in self.stage_list())
 
     def retarget(self, tokens: tuple[int, ...]) -> None:
         """Let the stages keep other counts, as far as they were built for: fitting for any budget draws them anew at every step.
@@ -153,7 +162,7 @@ class ReducedViT(nn.Module):
             tokens: patch tokens kept after each stage that the model has.
         """
         n = num_patches(self.backbone)
-        for stage, keep in zip(self._all_stages(), tokens, strict=True):
+        for stage, keep in zip(self.stage_list(), tokens, strict=True):
             stage.reducer.n, stage.reducer.keep = n, keep
             n = keep
 
@@ -166,7 +175,7 @@ class ReducedViT(nn.Module):
     @property
     def first_point(self) -> Point | None:
         """Where this model first differs from the dense one; None for the dense model itself."""
-        for stage in self._all_stages():
+        for stage in self.stage_list():
             return stage.layer, stage.reducer.site
         return None
 
@@ -233,7 +242,7 @@ class ReducedViT(nn.Module):
         twin._taps = {layer: tap(self.backbone.blocks[layer - 1].attn) for layer in self._taps}
         twin._modules = {
             **self._modules,
-            "stages": nn.ModuleDict({_key(stage.layer, stage.reducer.site): stage.twin() for stage in self._all_stages()}),
+            "stages": nn.ModuleDict({_key(stage.layer, stage.reducer.site): stage.twin() for stage in self.stage_list()}),
         }
         return twin
 

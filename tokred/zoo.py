@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +83,17 @@ def build(name: str, num_classes: int | None = None, **options: Any) -> Any:
     model = timm.create_model(timm_name(name), **options)
     check_supported(model)
     return model.eval()
+
+
+def load_for(name: str, weights: str | None, embedded: bool) -> Loaded:
+    """The model with the weights that fit the data: a file where given, the shipped ones for PhotoDigits, timm's elsewhere.
+
+    Raises:
+        TokredError: there are none.
+    """
+    if weights is not None:
+        return load_file(name, Path(weights))
+    return load_shipped(name) if embedded else load_pretrained(name)
 
 
 def load_shipped(name: str) -> Loaded:
@@ -187,16 +198,25 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write_weights(model: nn.Module, path: Path, card: dict[str, Any]) -> None:
-    """Write float16 weights and their card beside them, each in one step.
+    """Write a model's float16 weights and their card beside them, each in one step.
 
     Raises:
         TokredError: they cannot be written.
     """
-    tensors = {key: value.detach().half().contiguous() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    write_tensors(model.state_dict(), path, card)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, card: Mapping[str, Any]) -> None:
+    """Write tensors, floating ones as float16, and their card beside them, each in one step.
+
+    Raises:
+        TokredError: they cannot be written.
+    """
+    halves = {key: value.detach().cpu().half().contiguous() if value.is_floating_point() else value for key, value in tensors.items()}
     temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, temporary)
+        safetensors.torch.save_file(halves, temporary)
         os.replace(temporary, path)
         temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, path.with_suffix(".json"))

@@ -19,6 +19,7 @@ from tokred.errors import TokredError
 
 EMBEDDED = "photodigits"
 _SPLITS = ({"validation", "val", "valid", "evaluation", "eval"}, {"train", "training"}, {"test"})  # names that timm takes for one another
+SPLIT_NAMES = set().union(*_SPLITS)
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,14 @@ def batches(source: Source, preparation: Preparation, batch_size: int, workers: 
     Raises:
         TokredError: an image cannot be read.
     """
-    data = _Indexed(source.images, preparation.transform)
-    for batch in DataLoader(data, batch_size, shuffle=False, num_workers=workers, collate_fn=_collate):
+    data = Indexed(source.images, preparation.transform)
+    for batch in DataLoader(data, batch_size, shuffle=False, num_workers=workers, collate_fn=collate):
         if isinstance(batch, TokredError):
             raise batch
         yield batch
 
 
-class _Indexed(Dataset[Any]):
+class Indexed(Dataset[Any]):
     """Prepared images with their indices. An error is returned: raised in a worker process, it would carry that process's traceback."""
 
     def __init__(self, images: Any, transform: Any) -> None:
@@ -148,7 +149,8 @@ class _Indexed(Dataset[Any]):
         return self.transform(image), label, index
 
 
-def _collate(items: list[Any]) -> Any:
+def collate(items: list[Any]) -> Any:
+    """A batch, or the error in it: raised in a worker process, it would carry that process's traceback."""
     return next((item for item in items if isinstance(item, TokredError)), None) or default_collate(items)
 
 
@@ -165,7 +167,7 @@ def _check_split(data: str, split: str | None) -> str:
     """The split to read from a folder. timm would take the whole folder, all splits together, for one that it does not find."""
     wanted = split or "validation"
     folders = {path.name for path in Path(data).iterdir() if path.is_dir()} if Path(data).is_dir() else set()
-    splits = sorted(folders & set().union(*_SPLITS))
+    splits = sorted(folders & SPLIT_NAMES)
     accepted = next((names for names in _SPLITS if wanted in names), {wanted})
     if accepted & folders or not (splits or split):
         return wanted

@@ -48,3 +48,14 @@ class PatchMerger(Reducer):
         normalized = self.norm(view.x.float())  # [B, n, C]
         scores = torch.matmul(self.queries[: self.keep] * self.scale, normalized.mT)  # [B, keep, n]
         return Mix(scores.softmax(-1), normalized if self.value == "normalized" else None)
+
+    def calibrate(self, view: View) -> None:
+        """Normalisation that gives back the tokens as nearly as it can, and queries whose scores over them have a deviation of 3."""
+        x = view.x.float()
+        plain = nn.functional.layer_norm(x, (self.dim,))
+        center, spread = x.mean((0, 1)), plain - plain.mean((0, 1))
+        slope = (spread * (x - center)).mean((0, 1)) / spread.square().mean((0, 1)).clamp(min=1e-6)
+        self.norm.weight.copy_(slope)
+        self.norm.bias.copy_(center - slope * plain.mean((0, 1)))
+        deviation = self.norm(x).flatten(0, 1).var(0).sum().sqrt()
+        self.queries.copy_(torch.randn_like(self.queries) * (3.0 / (self.scale * deviation.clamp(min=1e-6))))

@@ -61,6 +61,11 @@ class Sinkhorn(Reducer):
             return Mix(plan, tokens)
         return Mix(plan / plan.sum(-1, keepdim=True))
 
+    def calibrate(self, view: View) -> None:
+        """Centres at tokens drawn from the images."""
+        tokens = view.x.flatten(0, 1)
+        self.centers.copy_(F.normalize(tokens[torch.randperm(len(tokens))[: len(self.centers)].to(tokens.device)].float(), dim=-1))
+
 
 def transport(affinity: Tensor, iterations: int) -> Tensor:
     """Sinkhorn's algorithm on log-kernels [B, K, n]: plans [B, K, n] whose columns sum to one, and whose rows to n / K in the limit.

@@ -38,3 +38,9 @@ class SiT(Reducer):
         hidden = self.act(self.hidden(self.norm(view.x.float())))  # [B, n, C/2]
         scores = nn.functional.linear(hidden, self.score.weight[: self.keep], self.score.bias[: self.keep])  # [B, n, keep]
         return Mix((self.scale * scores).mT.softmax(-1))
+
+    def calibrate(self, view: View) -> None:
+        """Scores that differ between the outputs, with a deviation of 2 over the tokens."""
+        hidden = self.act(self.hidden(self.norm(view.x.float())))
+        deviation = hidden.flatten(0, 1).var(0).sum().sqrt()
+        self.score.weight.copy_(torch.randn_like(self.score.weight) * (2.0 / deviation.clamp(min=1e-6)))

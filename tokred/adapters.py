@@ -1,0 +1,174 @@
+"""Adapters: fitted parameters of a method in a small safetensors file, with a card of what they were fitted for.
+
+A reducer's adapter holds its parameters alone; one of a full fit holds the whole model. It fits one backbone, by the hash of its weights,
+one method with its options, and its layers. Fitted for any budget it serves all token counts, else only its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokred import zoo
+from tokred.errors import TokredError
+from tokred.schedule import Plan, default_options
+from tokred.vit import ReducedViT
+
+SHIPPED = zoo.SHIPPED / "adapters"
+ANY = "any"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A file of fitted parameters that has been found, not yet read."""
+
+    path: Path
+    card: Mapping[str, Any]
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds the backbone too."""
+        return bool(self.card["training"] == "full")
+
+    def difference(self, plan: Plan, weights_hash: str) -> str:
+        """What keeps it from serving a plan on a backbone, as the end of a sentence; empty if nothing does."""
+        card, cls = self.card, plan.reducer
+        if card["method"] != cls.name:
+            return f"it was fitted for {card['method']}, not for {cls.name}"
+        wanted = _plain({**default_options(cls), **plan.options})
+        for name in sorted({*wanted, *card["options"]}):
+            if card["options"].get(name) != wanted.get(name):
+                return f"it was fitted with {name}={card['options'].get(name)}, not with {name}={wanted.get(name)}"
+        if tuple(card["stages"]) != plan.stages:
+            return f"it was fitted at layers {_spaced(card['stages'])}, not at {_spaced(plan.stages)}"
+        if card["weights_hash"] != weights_hash:
+            return f"it was fitted on other backbone weights ({card['model']}, hash {card['weights_hash'][:8]}, not {weights_hash[:8]})"
+        if card["budget"] != ANY and tuple(card["tokens"]) != plan.tokens:
+            return f"it was fitted for {_spaced(card['tokens'])} tokens, not for {_spaced(plan.tokens)}; --any-budget fits for all counts"
+        return ""
+
+    def apply(self, backbone: Any, plan: Plan, weights_hash: str, seed: int = 0) -> ReducedViT:
+        """The reduced model with the fitted parameters. The backbone is shared, or, of a full fit, a new one.
+
+        Raises:
+            TokredError: the adapter is for something else, or damaged.
+        """
+        difference = self.difference(plan, weights_hash)
+        if difference:
+            raise TokredError(f"The adapter {self.path} does not fit here: {difference}.")
+        tensors = zoo.read_weights(self.path)
+        if self.full:
+            backbone = copy.deepcopy(backbone)
+            self._load(backbone, {key.removeprefix("backbone."): value for key, value in tensors.items() if key.startswith("backbone.")})
+        model = ReducedViT(backbone, plan, seed=seed)
+        wanted = model.stages.state_dict()
+        fitted = {}
+        for key, value in wanted.items():
+            stored = tensors.get(f"stages.{key}")
+            if stored is None or stored.ndim != value.ndim or any(have < want for have, want in zip(stored.shape, value.shape, strict=True)):
+                have = "is missing" if stored is None else f"has the shape {tuple(stored.shape)}, too small for {tuple(value.shape)}"
+                raise TokredError(f"The adapter {self.path} does not fit here: stages.{key} {have}.")
+            fitted[key] = stored[: len(value)] if stored.ndim and key.split("reducer.")[1] in plan.reducer.nested else stored
+        self._load(model.stages, fitted)
+        return model.eval()
+
+    def _load(self, module: Any, tensors: dict[str, Tensor]) -> None:
+        try:
+            module.load_state_dict(tensors)
+        except RuntimeError as error:
+            detail = str(error).splitlines()[-1].strip()
+            raise TokredError(f"The adapter {self.path} does not fit here: {detail}") from error
+
+
+def find(places: Iterable[str | Path], shipped: bool = True) -> list[Adapter]:
+    """All adapters in files and folders, in this order, then the shipped ones.
+
+    Raises:
+        TokredError: no such file or folder, or a file without a readable card.
+    """
+    found: list[Adapter] = []
+    for place in map(Path, places):
+        if place.is_file():
+            found.append(Adapter(place, _read_card(place)))
+        elif place.is_dir():
+            found += _folder(place)
+        else:
+            raise TokredError(f"No adapter at {place}; give a .safetensors file that `tokred fit` wrote, or the folder that holds it.")
+    return found + (_folder(SHIPPED) if shipped else [])
+
+
+def choose(adapters: Iterable[Adapter], plan: Plan, weights_hash: str) -> Adapter | None:
+    """The first adapter that serves a plan on a backbone."""
+    return next((adapter for adapter in adapters if not adapter.difference(plan, weights_hash)), None)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Write float16 parameters and their card.
+
+    Raises:
+        TokredError: they cannot be written.
+    """
+    zoo.write_tensors(tensors, path, {"kind": "adapter", **card})
+
+
+def plan_card(plan: Plan, any_budget: bool) -> dict[str, Any]:
+    """What a card says about the plan that was fitted."""
+    return {
+        "method": plan.reducer.name,
+        "options": _plain({**default_options(plan.reducer), **plan.options}),
+        "stages": list(plan.stages),
+        "tokens": None if any_budget else list(plan.tokens),
+    }
+
+
+def file_name(model: str, plan: Plan) -> str:
+    """A name that tells the options that are not the default."""
+    defaults = default_options(plan.reducer)
+    changed = [f"{key}={value}" for key, value in sorted(plan.options.items()) if value != defaults[key]]
+    return "-".join([model.replace("/", "_"), plan.reducer.name, *changed]) + ".safetensors"
+
+
+def _folder(folder: Path) -> list[Adapter]:
+    """Adapters of a folder; other weight files in it are none of ours."""
+    cards = ((path, _card(path)) for path in sorted(folder.glob("*.safetensors")))
+    return [Adapter(path, card) for path, card in cards if card is not None]
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    card = _card(path)
+    if card is None:
+        raise TokredError(f"{path} is no adapter: beside it, {path.with_suffix('.json').name} must tell what it was fitted for.")
+    return card
+
+
+def _card(path: Path) -> dict[str, Any] | None:
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    needed = {"method", "options", "stages", "tokens", "budget", "training", "weights_hash", "model"}
+    return card if isinstance(card, dict) and card.get("kind") == "adapter" and needed <= set(card) else None
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON has them."""
+    return dict(json.loads(json.dumps(dict(options))))
+
+
+def _spaced(numbers: Iterable[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
+def hash_tensors(path: Path) -> str:
+    """SHA-256 over an adapter's tensors."""
+    holder = torch.nn.Module()
+    for key, value in zoo.read_weights(path).items():
+        holder.register_buffer(key.replace(".", "/"), value)
+    return zoo.hash_weights(holder)

@@ -1,0 +1,1 @@
+"""Fitting: training of reducers on a frozen backbone, or of whole reduced models."""

@@ -1,0 +1,166 @@
+"""What a fit looks at: training images in an order that a step determines, and a fixed part of the validation images."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from tokred.data import photodigits, sources
+from tokred.errors import TokredError
+from tokred.fit.recipe import FitRecipe
+
+VALIDATION = 500  # images at most
+_ENDLESS = 2**31
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class FitImages:
+    """Training and validation images.
+
+    Attributes:
+        train: index to (PIL image, label).
+        n: training images; None where they are endless.
+        validation: a fixed choice from the validation images, spread over all of them.
+        hash: of the training images.
+        labelled: whether their labels are classes of the model.
+        note: a sentence that a reader of the results needs.
+    """
+
+    train: Dataset[tuple[Any, int]]
+    n: int | None
+    validation: sources.Source
+    name: str
+    hash: str
+    labelled: bool
+    note: str = ""
+
+
+def open_images(data: str | None, seed: int, classes: int, labels: bool = True) -> FitImages:
+    """The images to fit on.
+
+    Args:
+        data: as `compare` takes it; None for PhotoDigits.
+        seed: of PhotoDigits' endless training images.
+        classes: that the model tells apart.
+        labels: whether to use the labels, if they are classes of the model.
+
+    Raises:
+        TokredError: no such data, or labels that are not the model's.
+    """
+    if data is None or data == sources.EMBEDDED:
+        train = photodigits.PhotoDigits("train", length=_ENDLESS, seed=seed)
+        digest = photodigits.PhotoDigits("train", length=photodigits.PROBE_IMAGES, seed=seed).pixel_hash()
+        return FitImages(train, None, _spread(sources.open_source(None, "validation")), sources.EMBEDDED, digest, _usable(10, classes, labels))
+    train, validation, note = _splits(data)
+    labelled = _usable(train.classes, classes, labels)
+    return FitImages(train.images, len(train), _spread(validation), train.name, train.hash, labelled, note)
+
+
+def _usable(found: int | None, classes: int, labels: bool) -> bool:
+    """Whether labels of `found` classes can train a model of `classes`."""
+    if not labels or found == 1:  # one folder for all images is no label
+        return False
+    if found is not None and found != classes:
+        raise TokredError(f"The data has {found} classes, but the model tells {classes} apart; fit without labels: --no-labels.")
+    return True
+
+
+def _splits(data: str) -> tuple[sources.Source, sources.Source, str]:
+    folders = {path.name for path in Path(data).iterdir() if path.is_dir()} if Path(data).is_dir() else set()
+    if Path(data).is_dir() and not folders & sources.SPLIT_NAMES:
+        whole = sources.open_source(data)
+        if len(whole) < 2:
+            raise TokredError(f"{data} holds {len(whole)} image; a fit needs some to train on and others to validate on.")
+        held = np.arange(len(whole)) % 10 == 9 if len(whole) >= 10 else np.arange(len(whole)) == len(whole) - 1
+        note = "The folder has no splits, so every tenth image is kept for validation; compare on other images."
+        return _part(whole, np.flatnonzero(~held)), _part(whole, np.flatnonzero(held)), note
+    return sources.open_source(data, "train"), sources.open_source(data, "validation"), ""
+
+
+def _part(source: sources.Source, indices: np.ndarray) -> sources.Source:
+    return replace(source, images=Subset(source.images, indices.tolist()), groups=source.groups[indices])
+
+
+def _spread(source: sources.Source) -> sources.Source:
+    """At most `VALIDATION` images from all over a source: files are sorted by class, so the first ones would be of a few classes."""
+    count = min(len(source), VALIDATION)
+    return _part(source, np.linspace(0, len(source) - 1, count).round().astype(int))
+
+
+class Shuffled(Dataset[Batch]):
+    """Item p is the p-th training image of a run: each epoch is a permutation of its own, and what augments an image depends on p."""
+
+    def __init__(self, images: FitImages, transform: Any, seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+        self._epoch, self._order = -1, np.empty(0, dtype=int)
+
+    def index(self, position: int) -> int:
+        """Which image is shown at a position."""
+        if self.images.n is None:
+            return position
+        epoch, offset = divmod(position, self.images.n)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.RandomState([self.seed, epoch]).permutation(self.images.n)
+        return int(self._order[offset])
+
+    def __getitem__(self, position: int) -> Any:
+        try:
+            image, label = self.images.train[self.index(position)]
+        except TokredError as error:
+            return error
+        with drawn_from(self.seed, position):
+            return self.transform(image), label, position
+
+
+@contextmanager
+def drawn_from(*key: int) -> Iterator[None]:
+    """Everything that libraries draw inside depends on the key alone; their generators are left as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.RandomState(key).randint(2**31))
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def training_transform(model: Any, recipe: FitRecipe, embedded: bool) -> Any:
+    """timm's training transform as the recipe wants it. PhotoDigits draws its variety itself and is shown as it is."""
+    plain = not (recipe.flip or recipe.color_jitter or recipe.auto_augment or recipe.erase) and recipe.crop_scale == 1
+    if embedded or plain:
+        return sources.prepare(model, embedded).transform
+    config = resolve_data_config({}, model=model)
+    return create_transform(
+        config["input_size"], is_training=True, mean=config["mean"], std=config["std"], interpolation=config["interpolation"],
+        hflip=recipe.flip, scale=(recipe.crop_scale, 1.0), color_jitter=recipe.color_jitter or None,
+        auto_augment=recipe.auto_augment, re_prob=recipe.erase, re_mode="pixel",
+    )  # fmt: skip
+
+
+def training_batches(data: Shuffled, steps: range, batch_size: int, rank: int, world: int, workers: int) -> Iterator[Batch]:
+    """This process's share of the batch of each step.
+
+    Raises:
+        TokredError: an image cannot be read.
+    """
+    positions = [list(range(step * batch_size + rank, (step + 1) * batch_size, world)) for step in steps]
+    for batch in DataLoader(data, batch_sampler=positions, num_workers=workers, collate_fn=sources.collate):
+        if isinstance(batch, TokredError):
+            raise batch
+        yield batch

@@ -1,0 +1,67 @@
+"""How a reduced model is fitted: everything but the data that decides the result."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class FitRecipe(BaseModel):
+    """Length, optimiser, loss and images of a fit. Shares are of all steps.
+
+    The loss is `label_weight` cross-entropy with the labels, `logits_weight` KL divergence from the unreduced model, `tokens_weight`
+    squared distance to its final tokens, in units of their variance, and what the method itself asks for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    full: bool = False  # all weights, not only the reducers'
+    images: int | None = Field(None, gt=0)  # seen in all; or
+    epochs: float | None = Field(None, gt=0)  # times through the training images
+    batch_size: int = Field(16, gt=0)
+    optimizer_lr: float = Field(3e-3, gt=0, alias="lr")
+    min_lr: float = Field(0.0, ge=0)
+    warmup: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float | None = Field(1.0, gt=0)  # gradient norm
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of a running mean of the weights, validated beside them
+    label_weight: float = Field(1.0, ge=0)
+    logits_weight: float = Field(1.0, ge=0)
+    tokens_weight: float = Field(1.0, ge=0)
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    calibrate: bool = True  # start from parameters on the scale of the model's tokens, where the method knows how
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    flip: float = Field(0.0, ge=0, le=1)  # probability; this and the next four never apply to PhotoDigits
+    crop_scale: float = Field(1.0, gt=0, le=1)  # least area of a random crop
+    color_jitter: float = Field(0.0, ge=0)
+    auto_augment: str | None = None
+    erase: float = Field(0.0, ge=0, le=1)
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+    evaluations: int = Field(8, gt=0)  # validations in a fit
+    patience: int = Field(4, gt=0)  # validations without a better loss after which it stops
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> FitRecipe:
+        if (self.images is None) == (self.epochs is None):
+            raise ValueError("give either images or epochs")
+        return self
+
+    def steps(self, n: int | None) -> int:
+        """Optimiser steps over `n` training images; None for endless ones."""
+        if self.images is None:
+            assert n is not None
+            assert self.epochs is not None
+            return max(1, round(self.epochs * n / self.batch_size))
+        return max(1, round(self.images / self.batch_size))
+
+    def lr(self, step: int, steps: int) -> float:
+        """Learning rate of a step: a linear warm-up, then a half cosine to `min_lr`."""
+        warmup = max(1, round(self.warmup * steps))
+        if step < warmup:
+            return self.optimizer_lr * (step + 1) / warmup
+        rest = (step - warmup) / max(1, steps - warmup)
+        return self.min_lr + (self.optimizer_lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * rest))
