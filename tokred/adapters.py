@@ -10,13 +10,15 @@ import copy
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor
 
-from tokred import zoo
+from tokred import __version__, zoo
 from tokred.errors import TokredError
 from tokred.schedule import Plan, default_options
 from tokred.vit import ReducedViT
@@ -72,7 +74,11 @@ class Adapter:
         fitted = {}
         for key, value in wanted.items():
             stored = tensors.get(f"stages.{key}")
-            if stored is None or stored.ndim != value.ndim or any(have < want for have, want in zip(stored.shape, value.shape, strict=True)):
+            if (
+                stored is None
+                or stored.ndim != value.ndim
+                or any(have < want for have, want in zip(stored.shape, value.shape, strict=True))
+            ):
                 have = "is missing" if stored is None else f"has the shape {tuple(stored.shape)}, too small for {tuple(value.shape)}"
                 raise TokredError(f"The adapter {self.path} does not fit here: stages.{key} {have}.")
             fitted[key] = stored[: len(value)] if stored.ndim and key.split("reducer.")[1] in plan.reducer.nested else stored
@@ -133,6 +139,12 @@ def file_name(model: str, plan: Plan) -> str:
     defaults = default_options(plan.reducer)
     changed = [f"{key}={value}" for key, value in sorted(plan.options.items()) if value != defaults[key]]
     return "-".join([model.replace("/", "_"), plan.reducer.name, *changed]) + ".safetensors"
+
+
+def versions() -> dict[str, str]:
+    """Versions and the date, as cards carry them."""
+    date = datetime.now(timezone.utc).date().isoformat()
+    return {"tokred": __version__, "torch": torch.__version__, "timm": timm.__version__, "date": date}
 
 
 def _folder(folder: Path) -> list[Adapter]:

@@ -165,6 +165,51 @@ def train(
 
 
 @app.command()
+def fit(
+    method: Annotated[str, typer.Argument(help="A registered name.")],
+    model: Model = "deit_s",
+    budget: Annotated[float | None, typer.Option("--budget", "-b", help="Fraction of FLOPs to save; by default fit for any.")] = None,
+    any_budget: Annotated[bool, typer.Option("--any-budget", help="One adapter for all budgets (the default).")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights, not only the reducers'.")] = False,
+    recipe: Annotated[str | None, typer.Option(help="Recipe by name or YAML file; by default fit_reducer, or fit_full.")] = None,
+    images: Annotated[int | None, typer.Option(help="Images to see, in place of the recipe's length.")] = None,
+    settings: Settings = None,
+    protocol: ProtocolName = "native",
+    stages: Stages = None,
+    data: Annotated[str | None, typer.Option(help="Folder or timm data set, as for compare; by default PhotoDigits.")] = None,
+    labels: Annotated[bool, typer.Option(help="Learn from labels too, not only from the unreduced model.")] = True,
+    weights: Annotated[Path | None, typer.Option(help="Weight file; by default the shipped ones, or timm's with --data.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of parameters and images, in place of the recipe's.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder for checkpoint and adapter; by default one under runs/.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    precision: PrecisionName = "auto",
+    chunk: Annotated[int | None, typer.Option(min=1, help="Images that run together; by default 16 on a CPU, 256 elsewhere.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 1,
+) -> None:
+    """Fit a method's reducers on the frozen backbone, or the whole model. A killed run goes on with the same command."""
+    from tokred.fit.job import Fit, FitConfig
+    from tokred.fit.recipe import load_recipe
+
+    if budget is not None and any_budget:
+        raise TokredError("Give --budget to fit for one budget, or --any-budget for all, not both.")
+    chosen = load_recipe(recipe, full, images, seed)
+    config = FitConfig(
+        method, chosen, model, budget, _options(settings).get(method, {}), protocol, _layers(stages), data,  # type: ignore[arg-type]
+        None if weights is None else str(weights), labels, device, precision, chunk, workers,
+    )  # fmt: skip
+    kind = "full" if chosen.full else "reducer"
+    aim = "any" if budget is None else f"{budget:g}"
+    run = Fit(config, folder or Path("runs") / f"fit-{model.replace('/', '-')}-{method}-{kind}-{aim}")
+    out.print(escape(run.describe()), soft_wrap=True)
+    if run.resume():
+        out.print(f"Going on at image {run.step * chosen.batch_size} of {run.steps * chosen.batch_size}.")
+    with _Progress(run.steps, "steps", run.step) as advance:
+        run.run(lambda state: advance(1, state.status()))
+    path = run.finish("tokred " + shlex.join(sys.argv[1:]))
+    out.print(escape(f"{run.status()}. Adapter and card: {path}"), soft_wrap=True)
+
+
+@app.command()
 def check(method: Annotated[str, typer.Argument(help="A registered name, or module:Class.")]) -> None:
     """Run the battery of tests that every method must pass."""
     sys.path.insert(0, str(Path.cwd()))  # a method under development is looked for where the command runs

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from timm.layers import Attention as TimmAttention
@@ -285,4 +285,3 @@ def num_heads(model: VisionTransformer) -> int:
 
 def _key(layer: int, site: Site) -> str:
     return f"{site}{layer}"
-

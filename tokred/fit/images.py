@@ -60,9 +60,10 @@ def open_images(data: str | None, seed: int, classes: int, labels: bool = True) 
         TokredError: no such data, or labels that are not the model's.
     """
     if data is None or data == sources.EMBEDDED:
-        train = photodigits.PhotoDigits("train", length=_ENDLESS, seed=seed)
+        endless = photodigits.PhotoDigits("train", length=_ENDLESS, seed=seed)
         digest = photodigits.PhotoDigits("train", length=photodigits.PROBE_IMAGES, seed=seed).pixel_hash()
-        return FitImages(train, None, _spread(sources.open_source(None, "validation")), sources.EMBEDDED, digest, _usable(10, classes, labels))
+        validation = _spread(sources.open_source(None, "validation"))
+        return FitImages(endless, None, validation, sources.EMBEDDED, digest, _usable(photodigits.NUM_CLASSES, classes, labels))
     train, validation, note = _splits(data)
     labelled = _usable(train.classes, classes, labels)
     return FitImages(train.images, len(train), _spread(validation), train.name, train.hash, labelled, note)
@@ -130,7 +131,7 @@ def drawn_from(*key: int) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = int(np.random.RandomState(key).randint(2**31))
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
     try:
         yield

@@ -6,6 +6,9 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tokred import configs
+from tokred.errors import TokredError
+
 
 class FitRecipe(BaseModel):
     """Length, optimiser, loss and images of a fit. Shares are of all steps.
@@ -65,3 +68,20 @@ class FitRecipe(BaseModel):
             return self.optimizer_lr * (step + 1) / warmup
         rest = (step - warmup) / max(1, steps - warmup)
         return self.min_lr + (self.optimizer_lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def load_recipe(name: str | None = None, full: bool = False, images: int | None = None, seed: int | None = None) -> FitRecipe:
+    """A recipe by name or YAML file, by default the short one of the kind, with another length or seed.
+
+    Raises:
+        TokredError: no such recipe, a wrong value in it, or one that trains the reducers alone for a full fit.
+    """
+    chosen = name or ("fit_full" if full else "fit_reducer")
+    values = configs.load(chosen)
+    if full and not values.get("full"):
+        raise TokredError(f"The recipe {chosen} trains only the reducers; leave out --full, or give a recipe that has full: true.")
+    if images is not None:
+        values = {**{key: value for key, value in values.items() if key != "epochs"}, "images": images}
+    if seed is not None:
+        values["seed"] = seed
+    return configs.parse(FitRecipe, values, chosen)

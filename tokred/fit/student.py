@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,9 +68,27 @@ class Student:
         """What is trained, by name as adapters have it."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def train(self) -> None:
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over values for all parameters."""
+        with torch.no_grad():
+            for name, parameter in self.parameters().items():
+                parameter.copy_(tensors[name])
+
+    @contextmanager
+    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Other parameters for a while."""
+        before = {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
+        self.load(tensors)
+        try:
+            yield
+        finally:
+            self.load(before)
+
+    def train(self, step: int) -> None:
+        """Make ready for one step of training."""
         self.model.train(self.recipe.full)
         self.model.stages.train()
+        self.model.retarget(self._draw_counts(step))
 
     @torch.no_grad()
     def teach(self, images: Tensor, keys: Tensor) -> Lesson:
@@ -118,7 +138,7 @@ class Student:
             distance = distance + (tokens[:, :prefix] - target[:, :prefix]).square().mean((1, 2))
         return (distance / target.var((1, 2))).mean()
 
-    def draw_counts(self, step: int) -> tuple[int, ...]:
+    def _draw_counts(self, step: int) -> tuple[int, ...]:
         """Tokens after each stage at one step."""
         if not self.any_budget:
             return self.plan.tokens
