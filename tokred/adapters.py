@@ -7,6 +7,7 @@ one method with its options, and its layers. Fitted for any budget it serves all
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tokred import __version__, zoo
-from tokred.errors import TokredError
+from tokred.errors import TokredError, Unfitted
 from tokred.schedule import Plan, default_options
 from tokred.vit import ReducedViT
 
@@ -38,6 +39,11 @@ class Adapter:
     def full(self) -> bool:
         """Whether it holds the backbone too."""
         return bool(self.card["training"] == "full")
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def difference(self, plan: Plan, weights_hash: str) -> str:
         """What keeps it from serving a plan on a backbone, as the end of a sentence; empty if nothing does."""
@@ -115,6 +121,13 @@ def choose(adapters: Iterable[Adapter], plan: Plan, weights_hash: str) -> Adapte
     return next((adapter for adapter in adapters if not adapter.difference(plan, weights_hash)), None)
 
 
+def unfitted(adapters: Iterable[Adapter], plan: Plan, weights_hash: str, command: str) -> Unfitted:
+    """What to tell of a learned method that has no adapter, and why the one that comes nearest is none."""
+    near = next((adapter for adapter in adapters if adapter.card["method"] == plan.reducer.name), None)
+    why = "" if near is None else f" ({near.path.name} does not serve: {near.difference(plan, weights_hash)})"
+    return Unfitted(f"not fitted: run `{command}`{why}")
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     """Write float16 parameters and their card.
 
@@ -176,11 +189,3 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _spaced(numbers: Iterable[int]) -> str:
     return " ".join(map(str, numbers))
-
-
-def hash_tensors(path: Path) -> str:
-    """SHA-256 over an adapter's tensors."""
-    holder = torch.nn.Module()
-    for key, value in zoo.read_weights(path).items():
-        holder.register_buffer(key.replace(".", "/"), value)
-    return zoo.hash_weights(holder)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from tokred import adapters, zoo
 from tokred.budget import match
 from tokred.flops import CostTable
 from tokred.schedule import Protocol
@@ -18,6 +20,8 @@ def reduce(
     protocol: Protocol = "native",
     stages: tuple[int, ...] | None = None,
     seed: int = 0,
+    adapter: str | Path | None = None,
+    allow_unfitted: bool = False,
     **options: Any,
 ) -> ReducedViT:
     """Wrap a timm ViT so that it saves the fraction `budget` of its FLOPs by `method`.
@@ -31,10 +35,26 @@ def reduce(
         protocol: "native" for the method's published layers, "common" for 4, 7, 10.
         stages: layers, one-based, that take the place of the protocol's.
         seed: of the methods that draw random numbers.
+        adapter: fitted parameters, a file or a folder of them; by default those that tokred ships for these very weights. With an
+            adapter of a full fit the result holds that fit's own backbone.
+        allow_unfitted: give a learned method that has no adapter random parameters, to train them yourself.
         options: of the method.
 
     Raises:
-        TokredError: unknown names, an unsupported model, or a budget that the method cannot reach.
+        TokredError: unknown names, an unsupported model, a budget that the method cannot reach, a learned method without an adapter, or
+            an adapter that is for something else.
     """
-    found = match(CostTable(model), method, budget, protocol=protocol, stages=stages, options=options)
-    return ReducedViT(model, found.plan, seed=seed)
+    plan = match(CostTable(model), method, budget, protocol=protocol, stages=stages, options=options).plan
+    reduced = ReducedViT(model, plan, seed=seed)
+    if adapter is None and not reduced.learned:
+        return reduced
+    weights_hash = zoo.hash_weights(model)
+    known = adapters.find([] if adapter is None else [adapter])
+    if adapter is not None and Path(adapter).is_file():
+        return known[0].apply(model, plan, weights_hash, seed)
+    chosen = adapters.choose(known, plan, weights_hash)
+    if chosen is not None:
+        return chosen.apply(model, plan, weights_hash, seed)
+    if reduced.learned and not allow_unfitted:
+        raise adapters.unfitted(known, plan, weights_hash, f"tokred fit {method} --model MODEL --weights FILE")
+    return reduced

@@ -53,6 +53,8 @@ def compare(
     precision: PrecisionName = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Images that run together; by default 16 on a CPU, 256 elsewhere.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
+    adapters: Annotated[list[str] | None, typer.Option(help="Adapter or folder of them, used before the shipped ones. Repeatable.")] = None,
+    allow_unfitted: Annotated[bool, typer.Option("--allow-unfitted", help="Show unfitted learned methods too, marked.")] = False,
 ) -> None:
     """Evaluate all methods at one FLOP budget and write their leaderboard."""
     from tokred import results
@@ -62,6 +64,7 @@ def compare(
     config = Config(
         model, budget, _names(methods), _options(settings), protocol, _layers(stages), data, split,  # type: ignore[arg-type]
         None if weights is None else str(weights), limit, seed, device, precision, batch_size,
+        tuple(adapters or ()), allow_unfitted,
     )  # fmt: skip
     job = Job(config)
     out.print(escape(job.describe()), soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,17 +18,20 @@ import pandas as pd
 import timm
 import torch
 
-from tokred import __version__, registry, results, zoo
+from tokred import __version__, adapters, registry, results, zoo
+from tokred.adapters import Adapter
 from tokred.budget import match_each
 from tokred.config import Config, method_names
 from tokred.data import sources
-from tokred.errors import TokredError, Unreachable
+from tokred.errors import TokredError, Unfitted, Unreachable
 from tokred.evaluate import Evaluation, dense_model, evaluate, resolve_device, resolve_precision
 from tokred.flops import CostTable
 from tokred.metrics import Outcomes, score
 from tokred.results import BASELINE, Folder, Row
 from tokred.schedule import default_options
 from tokred.vit import ReducedViT
+
+_STATUS: dict[type, str] = {Unreachable: "unreachable", Unfitted: "unfitted"}
 
 
 @dataclass
@@ -46,7 +50,8 @@ class Comparison:
 
     @property
     def failed(self) -> list[Row]:
-        return [row for row in self.rows if row.status != "ok"]
+        """Rows of methods that should have run; one that nobody has fitted yet is not among them."""
+        return [row for row in self.rows if row.status not in ("ok", "unfitted")]
 
 
 class Job:
@@ -70,7 +75,8 @@ class Job:
         self.matches, self.refused = match_each(
             self.costs, self.names, config.budget, protocol=config.protocol, stages=config.stages, options=config.options
         )
-        if not self.matches:
+        self.models = self._build_models()
+        if not self.models:
             raise next(iter(self.refused.values()))
         self.configuration = {
             **asdict(config),
@@ -80,8 +86,40 @@ class Job:
             "methods": self.names,
             "weights_hash": self.loaded.weights_hash,
             "data_hash": self.source.hash,
+            "adapters": {name: adapter.hash for name, adapter in self.adapters.items()},
         }
         self.configuration = json.loads(json.dumps(self.configuration))  # as run.json will hold it
+
+    def _build_models(self) -> dict[str, ReducedViT]:
+        """The reduced models, with their fitted parameters where there are any; what has none and needs some is refused."""
+        config, backbone, weights_hash = self.config, self.loaded.model, self.loaded.weights_hash
+        known = adapters.find(config.adapters)
+        self.adapters: dict[str, Adapter] = {}
+        models = {}
+        for name, found in self.matches.items():
+            try:
+                adapter = adapters.choose(known, found.plan, weights_hash)
+                if adapter is not None:
+                    models[name] = adapter.apply(backbone, found.plan, weights_hash, config.seed)
+                    self.adapters[name] = adapter
+                    continue
+                models[name] = ReducedViT(backbone, found.plan, seed=config.seed)
+                if models[name].learned and not config.allow_unfitted:
+                    del models[name]
+                    self.refused[name] = adapters.unfitted(known, found.plan, weights_hash, self._fit_command(name))
+            except TokredError as error:
+                self.refused[name] = error
+        return models
+
+    def _fit_command(self, name: str) -> str:
+        """The command that fits a method for this comparison."""
+        config = self.config
+        parts = ["tokred", "fit", name, "--model", config.model]
+        parts += [f"--set {name}.{key}={value}" for key, value in config.options.get(name, {}).items()]
+        parts += [f"--protocol {config.protocol}"] if config.protocol != "native" else []
+        parts += [f"--stages {_spaced(config.stages)!r}"] if config.stages else []
+        parts += [f"--{key} {shlex.quote(value)}" for key in ("data", "weights") if (value := getattr(config, key)) is not None]
+        return " ".join(parts)
 
     @property
     def key(self) -> str:
@@ -110,10 +148,9 @@ class Job:
         """
         folder = Folder(out, self.configuration) if out else None
         start = time.monotonic()
-        backbone = self.loaded.model
-        models = {name: ReducedViT(backbone, found.plan, seed=self.config.seed) for name, found in self.matches.items()}
+        models = self.models
         batches = sources.batches(self.source, self.preparation, self.batch_size, workers)
-        dense = dense_model(backbone, models.values())
+        dense = dense_model(self.loaded.model, models.values())
         evaluation = evaluate(dense, models, batches, len(self.source), device=self.device, dtype=self.dtype, progress=progress)
         seconds = time.monotonic() - start
         rows = results.rank(self._rows(evaluation))
@@ -128,7 +165,7 @@ class Job:
             if name in evaluation.methods:
                 self._scored(row, evaluation, evaluation.methods[name])
             else:
-                row.status = "unreachable" if isinstance(self.refused.get(name), Unreachable) else "failed"
+                row.status = _STATUS.get(type(self.refused.get(name)), "failed")
                 row.error = str(self.refused[name]) if name in self.refused else evaluation.failed[name]
             rows.append(row)
         return rows
@@ -172,10 +209,20 @@ class Job:
         row.control = registry.get(name).control
         chosen = found.plan.options if found else config.options.get(name, {})
         row.options = " ".join(f"{key}={value}" for key, value in {**default_options(registry.get(name)), **chosen}.items())
+        self._describe_training(row, name)
         if found:
             row.reduction, row.gflops, row.reducer_gflops = found.reduction, found.flops / 1e9, found.reducer_flops / 1e9
             row.stages, row.tokens, row.knob = _spaced(found.plan.stages), _spaced(found.plan.tokens), found.knob
         return row
+
+    def _describe_training(self, row: Row, name: str) -> None:
+        """How a method came by its parameters."""
+        adapter = self.adapters.get(name)
+        if adapter is not None:
+            row.training, row.images_seen, row.adapter = adapter.card["training"], adapter.card["images_seen"], adapter.hash
+            row.fitted_here = adapter.card.get("data_hash") == self.source.hash
+        elif name in self.models and self.models[name].learned:
+            row.unfitted = True
 
     def _write(self, folder: Folder, rows: list[Row], evaluation: Evaluation, seconds: float) -> None:
         run = {
@@ -184,6 +231,7 @@ class Job:
             "seconds": round(seconds, 1),
             "threads": torch.get_num_threads(),
             "card": self.loaded.card,
+            "adapters": {name: {"file": adapter.path.name, **adapter.card} for name, adapter in self.adapters.items()},
             "errors": {row.method: row.error for row in rows if row.error},
             **versions(),
         }
@@ -206,6 +254,8 @@ def compare(model: str = "deit_s", budget: float = 0.3, out: str | Path | None =
     """
     if settings.get("weights") is not None:
         settings["weights"] = str(settings["weights"])
+    if "adapters" in settings:
+        settings["adapters"] = tuple(map(str, settings["adapters"]))
     return Job(Config(model=model, budget=budget, **settings)).run(Path(out) if out else None, workers)
 
 

@@ -30,6 +30,8 @@ class Config:
         device: "auto", "cpu", "cuda" ...
         precision: "auto", "fp32", "bf16" or "fp16".
         batch_size: images that run together; by default 16 on a CPU, whose caches hold that much, and 256 elsewhere.
+        adapters: files or folders of fitted parameters, looked through before those that tokred ships.
+        allow_unfitted: show learned methods without an adapter too, with random parameters.
     """
 
     model: str = "deit_s"
@@ -46,6 +48,8 @@ class Config:
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None
+    adapters: tuple[str, ...] = ()
+    allow_unfitted: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.budget < 1:

@@ -94,7 +94,7 @@ def evaluate(
 
     Args:
         dense: the empty plan, recording attention where `methods` need it (`dense_model` makes it).
-        methods: reduced models on the same backbone.
+        methods: reduced models, on the same backbone but for those that were fitted in full.
         batches: (images [B, 3, H, W], labels [B], indices [B]).
         n: number of images.
         device: where to run; the models are moved there.
@@ -123,7 +123,7 @@ def evaluate(
 
 def dense_model(backbone: Any, methods: Iterable[ReducedViT]) -> ReducedViT:
     """The unreduced model that leaves behind what the first stage of every method looks at."""
-    record = set().union(*(model.recorded_before_first for model in methods))
+    record = set().union(*(model.recorded_before_first for model in methods if model.backbone is backbone))
     return ReducedViT(backbone, record=record)
 
 
@@ -134,7 +134,7 @@ def _run_batch(
     images, labels, index = (tensor.to(device, non_blocking=True) for tensor in batch)
     rows = batch[2].numpy()
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        states = _dense_states(dense, images, index, {model.first_point for model in methods.values()})
+        states = _dense_states(dense, images, index, {model.first_point for model in methods.values() if model.backbone is dense.backbone})
         dense_logits = dense.head(states[None])
         if not finite(dense_logits):
             raise TokredError(f"The unreduced model gives logits that are no numbers on images {rows[0]} to {rows[-1]}; check its weights.")
@@ -144,7 +144,9 @@ def _run_batch(
             if name in result.failed:
                 continue
             try:
-                logits = model.head(model.advance(states[model.first_point].copy()))  # whatever a method writes on is its own
+                shared = model.backbone is dense.backbone  # one that was fitted in full has nothing in common with the dense model
+                start = states[model.first_point].copy() if shared else model.embed(images, index)  # what a method writes on is its own
+                logits = model.head(model.advance(start))
                 if not finite(logits):
                     raise TokredError(f"{name} gives logits that are no numbers on images {rows[0]} to {rows[-1]}.")
                 result.methods[name].put(rows, logits, labels, dense_logits)

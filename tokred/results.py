@@ -28,7 +28,8 @@ class Row:
     """One line of a leaderboard; the field order is the column order, and columns are only ever appended.
 
     Budget, reduction, agreement and promise_share are fractions; top1, top5, drop and their limits are per cent; gflops count one
-    multiply-accumulate as one; stages and tokens are space-separated. None is "not measured" and an empty cell.
+    multiply-accumulate as one; stages and tokens are space-separated. None is "not measured" and an empty cell. `adapter` is the hash
+    of the fitted parameters, `unfitted` says that a learned method ran with random ones, `fitted_here` that it was fitted on these images.
     """
 
     method: str
@@ -83,6 +84,9 @@ class Row:
     fvcore: str = ""
     commit: str = ""
     date: str = ""
+    adapter: str = ""
+    unfitted: bool = False
+    fitted_here: bool = False
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -124,10 +128,14 @@ def display(row: Row) -> tuple[str, ...]:
     note = [row.options] if row.options else []
     if row.control:
         note.append("control")
+    if row.unfitted:
+        note.append("unfitted: random parameters, no result")
+    if row.fitted_here:
+        note.append("fitted on these images")
     if row.limited:
         note.append(f"first {row.n_images} images only")
     if row.status != "ok":
-        note.append(f"{row.status}: {row.error}")
+        note.append(row.error if row.status == "unfitted" else f"{row.status}: {row.error}")
     elif row.method != BASELINE and row.budget is not None and row.reduction is not None and row.reduction - row.budget > 0.001:
         note.append(f"{100 * (row.reduction - row.budget):.2f} points over the budget")
     return (

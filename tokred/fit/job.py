@@ -120,10 +120,13 @@ class Fit:
         return match(costs, config.method, budget, protocol=config.protocol, stages=config.stages, options=options).plan
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        decayed = [p for p in self.parameters.values() if p.ndim > 1]
-        plain = [p for p in self.parameters.values() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=self.recipe.optimizer_lr, betas=self.recipe.betas)
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for name, parameter in self.parameters.items():
+            share = 1.0 if name.startswith("stages.") else self.recipe.backbone_lr
+            decay = self.recipe.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((share, decay), []).append(parameter)
+        settings = [{"params": params, "share": share, "weight_decay": decay} for (share, decay), params in groups.items()]
+        return torch.optim.AdamW(settings, lr=self.recipe.optimizer_lr, betas=self.recipe.betas)
 
     def _make_mixup(self) -> Mixup | None:
         """timm's mixing of images in pairs, where the recipe wants it. PhotoDigits are shown as they are drawn."""
@@ -249,7 +252,7 @@ class Fit:
     def _train_step(self, batch: Batch) -> None:
         self.student.train(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr(self.step, self.steps)
+            group["lr"] = group["share"] * self.recipe.lr(self.step, self.steps)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         with drawn_from(self.recipe.seed, self.step, self.processes.rank):  # dropped paths and mixed images
@@ -295,7 +298,7 @@ class Fit:
                 continue
             with self.student.holding(tensors):
                 loss, top1 = self.validate()
-            entry |= {f"{label}loss": loss, f"{label}top1": top1}
+            entry |= {f"{label}loss": round(loss, 4), f"{label}top1": round(top1, 2)}
             if loss < self.best.loss:
                 self.best = Best(loss, top1, self.step, {name: value.detach().clone() for name, value in tensors.items()})
         self.history.append(entry)
@@ -307,7 +310,9 @@ class Fit:
         with self.student.holding(tensors):
             loss, top1 = self.validate()
         if not self.processes.rank:
-            adapters.write(path, tensors, {**self._card(), "command": command, "validation_loss": loss, "validation_top1": top1})
+            adapters.write(
+                path, tensors, {**self._card(), "command": command, "validation_loss": round(loss, 4), "validation_top1": round(top1, 2)}
+            )
         self.processes.close()
         return path
 

@@ -24,6 +24,7 @@ class FitRecipe(BaseModel):
     epochs: float | None = Field(None, gt=0)  # times through the training images
     batch_size: int = Field(16, gt=0)
     optimizer_lr: float = Field(3e-3, gt=0, alias="lr")
+    backbone_lr: float = Field(1.0, gt=0)  # share of the learning rate that a full fit gives to all but the reducers
     min_lr: float = Field(0.0, ge=0)
     warmup: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
