@@ -50,10 +50,11 @@ class Adapter:
         card, cls = self.card, plan.reducer
         if card["method"] != cls.name:
             return f"it was fitted for {card['method']}, not for {cls.name}"
-        wanted = _plain({**default_options(cls), **plan.options})
-        for name in sorted({*wanted, *card["options"]}):
-            if card["options"].get(name) != wanted.get(name):
-                return f"it was fitted with {name}={card['options'].get(name)}, not with {name}={wanted.get(name)}"
+        defaults = default_options(cls)
+        wanted, fitted = _plain({**defaults, **plan.options}), _plain({**defaults, **card["options"]})  # older than an option: its default
+        for name in sorted({*wanted, *fitted}):
+            if wanted.get(name) != fitted.get(name):
+                return f"it was fitted with {name}={fitted.get(name)}, not with {name}={wanted.get(name)}"
         if tuple(card["stages"]) != plan.stages:
             return f"it was fitted at layers {_spaced(card['stages'])}, not at {_spaced(plan.stages)}"
         if card["weights_hash"] != weights_hash:

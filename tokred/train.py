@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -17,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from tokred import __version__, zoo
+from tokred import __version__, checkpoint, zoo
 from tokred.data import photodigits
 from tokred.errors import TokredError
 from tokred.grow import widen
 from tokred.recipe import Recipe, TrainingImages, initialize
-from tokred.results import check_writable
 
 
 def features(model: Any, x: Tensor, tokens: Tensor) -> Tensor:
@@ -59,18 +57,13 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.accuracy = 0.0  # running mean over recent batches
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.out / "checkpoint.pt"
-
     def save(self) -> None:
-        """Write the checkpoint in one step.
+        """Write the checkpoint.
 
         Raises:
             TokredError: it cannot be written.
         """
         state = {
-            "recipe": self.recipe.model_dump(),
             "model": self.model.state_dict(),
             "token_head": self.token_head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -78,12 +71,7 @@ class Trainer:
             "seconds": self.seconds,
             "accuracy": self.accuracy,
         }
-        temporary = self.checkpoint.with_suffix(".tmp")
-        try:
-            torch.save(state, temporary)
-            os.replace(temporary, self.checkpoint)
-        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch
-            raise TokredError(f"Cannot write the checkpoint {self.checkpoint} ({error}); the one before is unchanged.") from error
+        checkpoint.save(self.out / "checkpoint.pt", self.recipe.model_dump(), state)
 
     def resume(self) -> bool:
         """Continue from the checkpoint, if there is one of this recipe.
@@ -91,19 +79,9 @@ class Trainer:
         Raises:
             TokredError: the folder cannot be written or holds a run of another recipe, or the checkpoint cannot be read.
         """
-        check_writable(self.out)
-        if not self.checkpoint.exists():
+        state = checkpoint.load(self.out / "checkpoint.pt", self.recipe.model_dump())
+        if state is None:
             return False
-        try:
-            state = torch.load(self.checkpoint, weights_only=True)
-            recipe = dict(state["recipe"])
-        except Exception as error:
-            raise TokredError(
-                f"The checkpoint {self.checkpoint} is no run of tokred train, or cut off; delete it to start anew."
-            ) from error
-        changed = [key for key, value in self.recipe.model_dump().items() if recipe.get(key) != value]
-        if changed:
-            raise TokredError(f"{self.out} holds a run with another {', '.join(changed)}; give another --out, or delete it.")
         self.model.load_state_dict(state["model"])
         self.token_head.load_state_dict(state["token_head"])
         self.optimizer.load_state_dict(state["optimizer"])

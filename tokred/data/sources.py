@@ -112,10 +112,14 @@ def open_source(data: str | None = None, split: str | None = None) -> Source:
     return _open_timm(data, split)
 
 
+def data_config(model: Any) -> dict[str, Any]:
+    """timm's way to prepare images for a model, at the size that the model has, which need not be that of its pretrained weights."""
+    return dict(resolve_data_config({"input_size": (3, *model.patch_embed.img_size)}, model=model))
+
+
 def prepare(model: Any, embedded: bool) -> Preparation:
     """timm's evaluation transform of a model. PhotoDigits images have the model's size, so nothing is cropped away from them."""
-    overrides = {"crop_pct": 1.0} if embedded else {}
-    config = resolve_data_config(overrides, model=model)
+    config = data_config(model) | ({"crop_pct": 1.0} if embedded else {})
     return Preparation(create_transform(**config), int(config["input_size"][-1]), float(config["crop_pct"]), str(config["interpolation"]))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -146,7 +146,7 @@ def training_transform(model: Any, recipe: FitRecipe, embedded: bool) -> Any:
     plain = not (recipe.flip or recipe.color_jitter or recipe.auto_augment or recipe.erase) and recipe.crop_scale == 1
     if embedded or plain:
         return sources.prepare(model, embedded).transform
-    config = resolve_data_config({}, model=model)
+    config = sources.data_config(model)
     return create_transform(
         config["input_size"], is_training=True, mean=config["mean"], std=config["std"], interpolation=config["interpolation"],
         hflip=recipe.flip, scale=(recipe.crop_scale, 1.0), color_jitter=recipe.color_jitter or None,

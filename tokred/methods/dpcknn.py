@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 from tokred.errors import TokredError
 from tokred.reducer import Reducer, View
@@ -18,13 +19,15 @@ class DPCKNN(Reducer):
 
     The form of the TokenReduction benchmark: distances are divided by sqrt(C), the density is exp(-mean squared distance to the
     nearest tokens, itself included), a token's score is its density times its distance to the nearest denser token, and the tokens
-    with the highest scores are the centres. Clusters are averaged with equal weights.
+    with the highest scores are the centres. Clusters are averaged.
 
     Args:
         neighbors: nearest tokens that make up the density.
         scale: "published", in which the density falls as exp(-d^2 / C): where tokens are far apart it vanishes, and isolated tokens are
             never centres. "relative" measures distances in units of their root mean square over the image.
         ties: between equal densities the lower "index" is denser, or "noise" below 1e-6 decides, as in the published code.
+        weights: of the tokens in their cluster's mean: "equal", or "learned", exp(u·x + c) with fitted u and c, as published methods
+            train it. At the start of a fit they are nearly equal.
     """
 
     site = "pre"
@@ -39,11 +42,16 @@ class DPCKNN(Reducer):
         neighbors: int = 5,
         scale: Literal["published", "relative"] = "published",
         ties: Literal["index", "noise"] = "index",
+        weights: Literal["equal", "learned"] = "equal",
     ) -> None:
         super().__init__(n, keep, dim, heads)
         if neighbors < 1:
             raise TokredError(f"dpcknn.neighbors must be at least 1, got {neighbors}.")
         self.neighbors, self.scale, self.ties = min(neighbors, n), scale, ties
+        self.score = nn.Linear(dim, 1) if weights == "learned" else None
+        if self.score is not None:
+            nn.init.trunc_normal_(self.score.weight, std=0.02)
+            nn.init.zeros_(self.score.bias)
 
     def forward(self, view: View) -> Merge:
         distance = view.distance  # [B, n, n]
@@ -63,4 +71,11 @@ class DPCKNN(Reducer):
         center = (density * separation).argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
         label = distance.gather(2, center.unsqueeze(1).expand(-1, self.n, -1)).argmin(-1)
         slots = torch.arange(self.keep, device=center.device).expand_as(center)
-        return Merge(label.scatter(1, center, slots), self.keep)  # a centre belongs to its own cluster, even beside a twin
+        label = label.scatter(1, center, slots)  # a centre belongs to its own cluster, even beside a twin
+        return Merge(label, self.keep, weight=None if self.score is None else self._weight(view.x.float()))
+
+    def _weight(self, x: Tensor) -> Tensor:
+        """exp(score), [B, n], up to a factor that cancels in every mean and keeps the exponential finite."""
+        assert self.score is not None
+        score = self.score(x).squeeze(-1)
+        return torch.exp((score - score.amax(1, keepdim=True).detach()).clamp(min=-60))
