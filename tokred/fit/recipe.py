@@ -44,8 +44,8 @@ class FitRecipe(BaseModel):
     erase: float = Field(0.0, ge=0, le=1)
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
-    evaluations: int = Field(8, gt=0)  # validations in a fit
-    patience: int = Field(4, gt=0)  # validations without a better loss after which it stops
+    evaluations: int = Field(4, gt=0)  # validations in a fit
+    patience: int = Field(2, gt=0)  # validations without a better loss after which it stops
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
