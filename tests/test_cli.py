@@ -56,7 +56,14 @@ def test_leaderboard_has_the_baseline_and_every_method(comparison):
     methods = table[1:]
     assert ((methods.reduction >= 0.3) & (methods.reduction <= 0.301)).all()
     assert (methods.top1.diff().dropna() <= 0).all()  # best first
-    assert (methods.training == "none").all()
+    learned = methods.method.isin(["patchmerger", "sinkhorn", "sit", "dynamicvit"])
+    assert (methods.training[learned] == "reducer").all()
+    assert (methods.images_seen[learned] > 0).all()
+    assert (methods.training[~learned] == "none").all()
+    run_json = json.loads((comparison[0] / "run.json").read_text())
+    assert {name: card["images_seen"] for name, card in run_json["adapters"].items()} == methods[learned].set_index(
+        "method"
+    ).images_seen.to_dict()
     assert table.limited.all()
     assert (table.n_images == 6).all()
 
@@ -103,6 +110,87 @@ def test_options_are_in_the_row(tmp_path):
     assert code == 0
     row = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method").loc["lotm"]
     assert (row.options, row.stages, row.protocol) == ("order=append weighted=False proportional=False metric=x", "4 7 10", "custom")
+
+
+ELSEWHERE = ("--methods", "lotm,sit", "--stages", "3 6 9")
+
+
+def test_an_unfitted_method_has_no_accuracy_but_the_command_that_fits_it(tmp_path):
+    code, text = run("compare", *SMALL, *ELSEWHERE, "--out", tmp_path)
+    assert code == 0
+    row = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method").loc["sit"]
+    assert (row.status, np.isnan(row.top1), np.isnan(row.agreement)) == ("unfitted", True, True)
+    assert row.error.startswith("not fitted: run `tokred fit sit --model deit_t --stages '3 6 9'`")
+    assert "it was fitted at layers 4 7 10, not at 3 6 9" in row.error
+    assert "not fitted: run `tokred fit sit" in (tmp_path / "table.md").read_text()
+    code, text = run("compare", *SMALL, "--methods", "sit", "--stages", "3 6 9", "--out", tmp_path / "alone")
+    assert code == 2
+    assert "not fitted: run `tokred fit sit" in text
+
+
+def test_allow_unfitted_marks_the_row(tmp_path):
+    code, _ = run("compare", *SMALL, *ELSEWHERE, "--allow-unfitted", "--out", tmp_path)
+    assert code == 0
+    row = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method").loc["sit"]
+    assert (row.status, bool(row.unfitted), row.training) == ("ok", True, "none")
+    assert "unfitted: random parameters, no result" in (tmp_path / "table.md").read_text()
+
+
+@pytest.fixture
+def few_validation_images(monkeypatch):
+    monkeypatch.setattr("tokred.fit.images.VALIDATION", 4)
+
+
+FIT = ("--model", "deit_t", "--images", "32", "--workers", "0", "--precision", "fp32")
+
+
+@pytest.mark.usefixtures("few_validation_images")
+def test_what_fit_leaves_compare_takes(tmp_path):
+    code, text = run("fit", "sit", *FIT, "--stages", "3 6 9", "--out", tmp_path / "fit")
+    assert code == 0, text
+    assert "Fitting the reducers of sit at layers 3 6 9 for any budget" in text
+    assert "Adapter and card:" in text
+    card = json.loads((tmp_path / "fit" / "deit_t-sit.json").read_text())
+    assert card["command"].startswith("tokred fit sit --model deit_t")
+    assert (card["images_seen"], card["training"], card["budget"]) == (32, "reducer", "any")
+    code, _ = run("compare", *SMALL, *ELSEWHERE, "--adapters", tmp_path / "fit", "--out", tmp_path / "out")
+    assert code == 0
+    row = pd.read_csv(tmp_path / "out" / "leaderboard.csv").set_index("method").loc["sit"]
+    assert (row.training, row.images_seen, row.status) == ("reducer", 32, "ok")
+    code, text = run("fit", "sit", *FIT, "--stages", "3 6 9", "--out", tmp_path / "fit")
+    assert code == 0
+    assert "Going on at image 32 of 32" in text
+
+
+@pytest.mark.usefixtures("few_validation_images")
+def test_a_full_fit_is_a_row_of_its_own_kind(tmp_path):
+    code, text = run("fit", "lotm", *FIT, "--full", "--budget", "0.3", "--out", tmp_path / "fit")
+    assert code == 0, text
+    code, _ = run("compare", *SMALL, "--methods", "lotm,tome", "--adapters", tmp_path / "fit", "--out", tmp_path / "out")
+    assert code == 0
+    table = pd.read_csv(tmp_path / "out" / "leaderboard.csv").set_index("method")
+    assert table.training.to_dict() == {"baseline": "none", "lotm": "full", "tome": "none"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("fit", "lotm", "--model", "deit_t"), "fit the whole model with --full"),
+        (("fit", "sitt"), "Did you mean: sit"),
+        (("fit", "sit", "--budget", "0.3", "--any-budget"), "not both"),
+        (("fit", "sit", "--budget", "1.5", "--model", "deit_t"), "between 0 and 1"),
+        (("fit", "sit", "--set", "sinkhorn.epsilon=1"), "--set sinkhorn.epsilon is no option of sit"),
+        (("fit", "sinkhorn", "--model", "deit_t", "--set", "sinkhorn.epsilon=-1"), "must be a positive number"),
+        (("fit", "sit", "--recipe", "fit_nothing"), "Unknown configuration"),
+        (("fit", "sit", "--data", "/nowhere", "--model", "deit_t", "--weights", "x"), "No weight file at x"),
+        (("compare", "--model", "deit_t", "--adapters", "/nowhere"), "No adapter at /nowhere"),
+    ],
+)
+def test_bad_input_to_a_fit_is_one_sentence(arguments, sentence, tmp_path):
+    code, text = run(*arguments, *(("--out", tmp_path) if arguments[0] == "fit" else ()))
+    assert code == 2, text
+    assert sentence in " ".join(text.split())
+    assert "Traceback" not in text
 
 
 def test_a_folder_of_ones_own_images(tmp_path):

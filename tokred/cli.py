@@ -195,9 +195,12 @@ def fit(
 
     if budget is not None and any_budget:
         raise TokredError("Give --budget to fit for one budget, or --any-budget for all, not both.")
+    options = _options(settings)
+    for other in options.keys() - {method}:
+        raise TokredError(f"--set {other}.{next(iter(options[other]))} is no option of {method}, which is what is fitted.")
     chosen = load_recipe(recipe, full, images, seed)
     config = FitConfig(
-        method, chosen, model, budget, _options(settings).get(method, {}), protocol, _layers(stages), data,  # type: ignore[arg-type]
+        method, chosen, model, budget, options.get(method, {}), protocol, _layers(stages), data,  # type: ignore[arg-type]
         None if weights is None else str(weights), labels, device, precision, chunk, workers,
     )  # fmt: skip
     kind = "full" if chosen.full else "reducer"
