@@ -89,6 +89,13 @@ def test_a_killed_fit_goes_on_to_the_same_adapter(tmp_path, pictures):
     assert resumed.finish("again").read_bytes() == whole.finish("once").read_bytes()
 
 
+def test_bfloat16_learns_too(tmp_path, pictures):
+    recipe = FitRecipe(images=800, batch_size=8, lr=1e-2, patience=8)
+    run = finished(tmp_path, pictures, recipe=recipe, precision="bf16")
+    assert run.history[-1]["loss"] < 0.8 * run.history[0]["loss"] or run.best.loss < 0.2
+    assert all(p.dtype == torch.float32 for p in run.parameters.values())
+
+
 def test_a_finished_fit_trains_no_further(tmp_path, pictures):
     first = finished(tmp_path, pictures)
     again = finished(tmp_path, pictures)
@@ -184,7 +191,7 @@ def test_two_processes_do_what_one_does(tmp_path, pictures):
 
 def test_the_published_recipe_runs_with_everything_it_has(tmp_path, pictures):
     published = load_recipe("fit_published")
-    assert (published.steps(1_281_167), published.lr(10**9, 10**9)) == (75068, published.min_lr)
+    assert (published.steps(1_281_167), published.lr_at(10**9, 10**9)) == (75068, published.min_lr)
     recipe = published.model_copy(update={"epochs": 0.4, "batch_size": 8, "evaluations": 1})
     run = finished(tmp_path, pictures, recipe=recipe, model=loaded(classes=2), labels=True, budget=0.2)
     assert run.step == 2
@@ -195,7 +202,7 @@ def test_the_published_recipe_runs_with_everything_it_has(tmp_path, pictures):
 
 def test_learning_rates_warm_up_and_fall():
     recipe = FitRecipe(images=1600, batch_size=16, lr=1.0, min_lr=0.1, warmup=0.1)
-    rates = [recipe.lr(step, 100) for step in range(100)]
+    rates = [recipe.lr_at(step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5)

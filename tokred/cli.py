@@ -206,6 +206,7 @@ def fit(
     kind = "full" if chosen.full else "reducer"
     aim = "any" if budget is None else f"{budget:g}"
     run = Fit(config, folder or Path("runs") / f"fit-{model.replace('/', '-')}-{method}-{kind}-{aim}")
+    out.quiet = err.quiet = run.processes.rank > 0  # of several processes one speaks
     out.print(escape(run.describe()), soft_wrap=True)
     if run.resume():
         out.print(f"Going on at image {run.step * chosen.batch_size} of {run.steps * chosen.batch_size}.")
@@ -243,6 +244,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except TokredError as error:
+        err.quiet = False
         err.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(2) from None
 

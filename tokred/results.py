@@ -217,7 +217,7 @@ def check_writable(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of the same run may have been faster
     except OSError as error:
         raise TokredError(f"The output folder {path} cannot be written ({error.strerror}); choose another with --out.") from error
 

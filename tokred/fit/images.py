@@ -133,6 +133,8 @@ def drawn_from(*key: int) -> Iterator[None]:
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # in a process that trains on a GPU, not in one that loads images
+        torch.cuda.manual_seed_all(seed)
     try:
         yield
     finally:

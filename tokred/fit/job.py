@@ -126,7 +126,7 @@ class Fit:
             decay = self.recipe.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((share, decay), []).append(parameter)
         settings = [{"params": params, "share": share, "weight_decay": decay} for (share, decay), params in groups.items()]
-        return torch.optim.AdamW(settings, lr=self.recipe.optimizer_lr, betas=self.recipe.betas)
+        return torch.optim.AdamW(settings, lr=self.recipe.lr, betas=self.recipe.betas)
 
     def _make_mixup(self) -> Mixup | None:
         """timm's mixing of images in pairs, where the recipe wants it. PhotoDigits are shown as they are drawn."""
@@ -160,7 +160,7 @@ class Fit:
         """Everything that decides the result."""
         config = self.config
         return {
-            "method": config.method, "recipe": self.recipe.model_dump(by_alias=True, mode="json"), "model": config.model,
+            "method": config.method, "recipe": self.recipe.model_dump(mode="json"), "model": config.model,
             "budget": config.budget, "options": self.student.plan.options, "stages": list(self.student.plan.stages),
             "labels": self.images.labelled, "weights_hash": self.loaded.weights_hash, "data_hash": self.images.hash,
             "precision": str(self.dtype),
@@ -252,7 +252,7 @@ class Fit:
     def _train_step(self, batch: Batch) -> None:
         self.student.train(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * self.recipe.lr(self.step, self.steps)
+            group["lr"] = group["share"] * self.recipe.lr_at(self.step, self.steps)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         with drawn_from(self.recipe.seed, self.step, self.processes.rank):  # dropped paths and mixed images
@@ -334,7 +334,7 @@ class Fit:
             "validation_budget": VALIDATED_BUDGET if any_budget else config.budget,
             "history": self.history,
             "seconds": round(self.seconds),
-            "recipe": self.recipe.model_dump(by_alias=True, mode="json"),
+            "recipe": self.recipe.model_dump(mode="json"),
             "precision": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             "threads": torch.get_num_threads(),

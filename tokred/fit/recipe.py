@@ -23,7 +23,7 @@ class FitRecipe(BaseModel):
     images: int | None = Field(None, gt=0)  # seen in all; or
     epochs: float | None = Field(None, gt=0)  # times through the training images
     batch_size: int = Field(16, gt=0)
-    optimizer_lr: float = Field(3e-3, gt=0, alias="lr")
+    lr: float = Field(3e-3, gt=0)
     backbone_lr: float = Field(1.0, gt=0)  # share of the learning rate that a full fit gives to all but the reducers
     min_lr: float = Field(0.0, ge=0)
     warmup: float = Field(0.05, ge=0, le=1)
@@ -62,13 +62,13 @@ class FitRecipe(BaseModel):
             return max(1, round(self.epochs * n / self.batch_size))
         return max(1, round(self.images / self.batch_size))
 
-    def lr(self, step: int, steps: int) -> float:
+    def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of a step: a linear warm-up, then a half cosine to `min_lr`."""
         warmup = max(1, round(self.warmup * steps))
         if step < warmup:
-            return self.optimizer_lr * (step + 1) / warmup
+            return self.lr * (step + 1) / warmup
         rest = (step - warmup) / max(1, steps - warmup)
-        return self.min_lr + (self.optimizer_lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * rest))
+        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * rest))
 
 
 def load_recipe(name: str | None = None, full: bool = False, images: int | None = None, seed: int | None = None) -> FitRecipe:
