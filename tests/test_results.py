@@ -49,7 +49,7 @@ def test_csv_round_trip(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text(csv_text(ROWS))
     table = pd.read_csv(path)
-    assert list(table.columns) == DESIGN_COLUMNS
+    assert list(table.columns) == list(COLUMNS)
     assert table.top1.tolist()[:3] == [80.0, 82.0, 81.0]
     assert np.isnan(table.latency_ms).all()  # an empty cell is "not measured"
     assert table.control.tolist() == [False, False, False, True, False]

@@ -168,7 +168,8 @@ class CostTable:
             qkv = self._like(1, heads, model.num_prefix + n, self.backbone.blocks[layer - 1].attn.head_dim)
             before_all = layer == 1 and reducer.site == "pre"
             state = State(x, layer, reducer.site, attention=None if before_all else Attention(qkv, qkv, qkv, 1.0))
-            self._stages[key] = int(analyse(_StagePart(stage, state), x).total())
+            sizes = reducer.proportional or self.backbone.global_pool == "avg"
+            self._stages[key] = int(analyse(_StagePart(stage, state, sizes), x).total())
         return self._stages[key]
 
     def reducer_estimate(self, plan: Plan, n: int, keep: int) -> float:
@@ -261,11 +262,12 @@ class _Part(nn.Module):
 
 
 class _StagePart(nn.Module):
-    """One stage on a given state."""
+    """One stage on a given state. Sizes are a result only where the model uses them later; else the trace leaves them out."""
 
-    def __init__(self, stage: Stage, state: State) -> None:
+    def __init__(self, stage: Stage, state: State, sizes: bool) -> None:
         super().__init__()
-        self.stage, self.state = stage, state
+        self.stage, self.state, self.sizes = stage, state, sizes
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.stage(replace(self.state, x=x)).x
+    def forward(self, x: Tensor) -> Any:
+        state = self.stage(replace(self.state, x=x))
+        return (state.x, state.size) if self.sizes else state.x
