@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from tokred import adapters, zoo
 from tokred.errors import TokredError
+from tokred.fit.config import FitConfig
 from tokred.fit.images import Shuffled, open_images, training_transform
-from tokred.fit.job import Fit, FitConfig
+from tokred.fit.job import Fit
 from tokred.fit.recipe import FitRecipe, load_recipe
 from tokred.fit.student import Student
 from tokred.reduction import Merge
@@ -93,7 +94,7 @@ def test_bfloat16_learns_too(tmp_path, pictures):
     recipe = FitRecipe(images=800, batch_size=8, lr=1e-2, patience=8)
     run = finished(tmp_path, pictures, recipe=recipe, precision="bf16")
     assert run.history[-1]["loss"] < 0.8 * run.history[0]["loss"] or run.best.loss < 0.2
-    assert all(p.dtype == torch.float32 for p in run.parameters.values())
+    assert all(p.dtype == torch.float32 for p in run.learner.parameters.values())
 
 
 def test_a_finished_fit_trains_no_further(tmp_path, pictures):
@@ -116,7 +117,7 @@ def test_the_backbone_stays_as_it_is_and_only_reducers_learn(tmp_path, pictures)
     model = loaded()
     run = finished(tmp_path, pictures, model=model)
     assert zoo.hash_weights(model.model) == model.weights_hash
-    assert all(name.startswith("stages.") for name in run.parameters)
+    assert all(name.startswith("stages.") for name in run.learner.parameters)
     assert run.student.model.backbone is model.model
 
 
@@ -157,8 +158,8 @@ def test_a_batch_in_chunks_gives_the_same_gradient(tmp_path, pictures):
     for chunk in (8, 3):
         run = fit(tmp_path / str(chunk), pictures, recipe=SHORT.model_copy(update={"clip": None}), chunk=chunk, labels=False)
         run.resume()
-        run._train_step(next(run._batches()))
-        gradients.append(torch.cat([p.grad.flatten() for p in run.parameters.values()]))
+        run.learner.learn(next(run._batches()), 0, run.steps)
+        gradients.append(torch.cat([p.grad.flatten() for p in run.learner.parameters.values()]))
     assert torch.allclose(*gradients, atol=1e-5)
 
 
@@ -169,7 +170,8 @@ def _in_world(rank, world, folder, data, queue):
     torch.set_num_threads(1)
     run = finished(folder, data)
     if rank == 0:
-        queue.put({name: p.detach().numpy().copy() for name, p in run.parameters.items()} | {"loss": np.array(run.history[-1]["loss"])})
+        parameters = {name: p.detach().numpy().copy() for name, p in run.learner.parameters.items()}
+        queue.put(parameters | {"loss": np.array(run.history[-1]["loss"])})
     run.processes.wait()
     run.processes.close()
 
@@ -186,7 +188,7 @@ def test_two_processes_do_what_one_does(tmp_path, pictures):
     alone = finished(tmp_path / "one", pictures)
     assert both.pop("loss") == pytest.approx(alone.history[-1]["loss"], abs=1e-3)
     for name, value in both.items():
-        assert np.allclose(value, alone.parameters[name].detach().numpy(), atol=1e-4), name
+        assert np.allclose(value, alone.learner.parameters[name].detach().numpy(), atol=1e-4), name
 
 
 def test_the_published_recipe_runs_with_everything_it_has(tmp_path, pictures):
@@ -195,7 +197,7 @@ def test_the_published_recipe_runs_with_everything_it_has(tmp_path, pictures):
     recipe = published.model_copy(update={"epochs": 0.4, "batch_size": 8, "evaluations": 1})
     run = finished(tmp_path, pictures, recipe=recipe, model=loaded(classes=2), labels=True, budget=0.2)
     assert run.step == 2
-    assert run.mixup is not None
+    assert run.learner.mixup is not None
     assert {type(block.drop_path1).__name__ for block in run.student.model.backbone.blocks} == {"DropPath"}
     assert np.isfinite(run.history[-1]["average_loss"])
 
@@ -308,15 +310,15 @@ def _write(path, text):
 
 def test_learned_weights_of_dpcknn_can_be_fitted(tmp_path, pictures):
     run = finished(tmp_path, pictures, method="dpcknn", options={"weights": "learned"})
-    assert set(run.parameters) == {f"stages.pre{layer}.reducer.score.{kind}" for layer in STAGES for kind in ("weight", "bias")}
-    assert any(p.grad.any() for p in run.parameters.values())
+    assert set(run.learner.parameters) == {f"stages.pre{layer}.reducer.score.{kind}" for layer in STAGES for kind in ("weight", "bias")}
+    assert any(p.grad.any() for p in run.learner.parameters.values())
 
 
 def test_a_loss_that_is_no_number_ends_with_a_sentence_and_a_checkpoint(tmp_path, pictures):
     run = fit(tmp_path, pictures)
     run.resume()
     with torch.no_grad():
-        next(iter(run.parameters.values())).fill_(float("nan"))
+        next(iter(run.learner.parameters.values())).fill_(float("nan"))
     with pytest.raises(TokredError, match="The loss is no number at step 0"):
         run.run()
     assert (tmp_path / "checkpoint.pt").exists()

@@ -11,15 +11,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
 from torch import Tensor
 
-from tokred import __version__, zoo
+from tokred import zoo
 from tokred.errors import TokredError, Unfitted
 from tokred.schedule import Plan, default_options
 from tokred.vit import ReducedViT
@@ -149,12 +146,6 @@ def file_name(model: str, plan: Plan) -> str:
     defaults = default_options(plan.reducer)
     changed = [f"{key}={value}" for key, value in sorted(plan.options.items()) if value != defaults[key]]
     return "-".join([model.replace("/", "_"), plan.reducer.name, *changed]) + ".safetensors"
-
-
-def versions() -> dict[str, str]:
-    """Versions and the date, as cards carry them."""
-    date = datetime.now(timezone.utc).date().isoformat()
-    return {"tokred": __version__, "torch": torch.__version__, "timm": timm.__version__, "date": date}
 
 
 def _folder(folder: Path) -> list[Adapter]:

@@ -190,7 +190,8 @@ def fit(
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 1,
 ) -> None:
     """Fit a method's reducers on the frozen backbone, or the whole model. A killed run goes on with the same command."""
-    from tokred.fit.job import Fit, FitConfig
+    from tokred.fit.config import FitConfig
+    from tokred.fit.job import Fit
     from tokred.fit.recipe import load_recipe
 
     if budget is not None and any_budget:

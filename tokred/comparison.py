@@ -5,20 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import fvcore
 import pandas as pd
-import timm
 import torch
 
-from tokred import __version__, adapters, registry, results, zoo
+from tokred import adapters, registry, results, zoo
 from tokred.adapters import Adapter
 from tokred.budget import match_each
 from tokred.config import Config, method_names
@@ -27,6 +23,7 @@ from tokred.errors import TokredError, Unfitted, Unreachable
 from tokred.evaluate import Evaluation, dense_model, evaluate, resolve_device, resolve_precision
 from tokred.flops import CostTable
 from tokred.metrics import Outcomes, score
+from tokred.provenance import versions
 from tokred.results import BASELINE, Folder, Row
 from tokred.schedule import default_options
 from tokred.vit import ReducedViT
@@ -257,30 +254,6 @@ def compare(model: str = "deit_s", budget: float = 0.3, out: str | Path | None =
     if "adapters" in settings:
         settings["adapters"] = tuple(map(str, settings["adapters"]))
     return Job(Config(model=model, budget=budget, **settings)).run(Path(out) if out else None, workers)
-
-
-def versions() -> dict[str, Any]:
-    """Versions and the date, as rows carry them."""
-    return {
-        "tokred": __version__,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "fvcore": fvcore.__version__,
-        "commit": _commit(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-
-
-def _commit() -> str:
-    """The commit of the source tree that tokred runs from; empty for an installed package."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip() if (here.parent / ".git").exists() else ""
 
 
 def _check_classes(loaded: zoo.Loaded, source: sources.Source) -> None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from tokred import __version__, checkpoint, zoo
+from tokred import checkpoint, zoo
 from tokred.data import photodigits
 from tokred.errors import TokredError
 from tokred.grow import widen
+from tokred.provenance import versions
 from tokred.recipe import Recipe, TrainingImages, initialize
 
 
@@ -140,10 +139,7 @@ class Trainer:
             "seconds": round(self.seconds),
             "threads": torch.get_num_threads(),
             "precision": str(self.precision).removeprefix("torch."),
-            "tokred": __version__,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "date": datetime.now(timezone.utc).date().isoformat(),
+            **versions(),
         }
         zoo.write_weights(self.model, path, card)
         shipped = zoo.load_file(self.recipe.model, path)  # what is measured is what the file holds

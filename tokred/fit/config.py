@@ -1,0 +1,47 @@
+"""What to fit, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokred.fit.recipe import FitRecipe
+from tokred.schedule import Protocol
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What to fit, and where.
+
+    Attributes:
+        method: a registered name.
+        recipe: length, optimiser and loss.
+        model: a name of tokred or timm.
+        budget: fraction of FLOPs to save; None fits for any budget.
+        options: of the method.
+        protocol: "native" or "common" stages.
+        stages: layers, in place of the protocol's.
+        data: as `compare` takes it; None for PhotoDigits.
+        weights: a file; by default as `compare` chooses.
+        labels: use the labels of the data.
+        device: "auto", "cpu", "cuda" ...
+        precision: "auto", "fp32" or "bf16".
+        chunk: images that run together; by default 16 on a CPU and 256 elsewhere. Gradients add up over a batch.
+        workers: processes that load images.
+    """
+
+    method: str
+    recipe: FitRecipe
+    model: str = "deit_s"
+    budget: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Protocol = "native"
+    stages: tuple[int, ...] | None = None
+    data: str | None = None
+    weights: str | None = None
+    labels: bool = True
+    device: str = "auto"
+    precision: str = "auto"
+    chunk: int | None = None
+    workers: int = 1
