@@ -216,7 +216,7 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, card: Mapping
     temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(halves, temporary)
+        temporary.write_bytes(safetensors.torch.save(halves))  # save_file would let only the owner read it
         os.replace(temporary, path)
         temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, path.with_suffix(".json"))
