@@ -32,7 +32,7 @@ def written(folder, backbone, plan=WIDE, name="a.safetensors", **changes):
     card = {**adapters.plan_card(plan, True), "training": "reducer", "budget": "any", "model": "tiny", "images_seen": 7}
     card["weights_hash"] = zoo.hash_weights(backbone)
     adapters.write(folder / name, tensors, {**card, **changes})
-    return adapters.find([folder / name], shipped=False)[0]
+    return adapters.find([folder / name])[0]
 
 
 def test_any_counts_use_the_first_rows(tmp_path, backbone):
@@ -110,9 +110,11 @@ def test_folders_are_looked_through_and_other_files_passed_over(tmp_path, backbo
     written(tmp_path, backbone, name="b.safetensors")
     written(tmp_path, backbone, name="a.safetensors")
     zoo.write_weights(backbone, tmp_path / "tiny.safetensors", {"model": "tiny"})
-    assert [adapter.path.name for adapter in adapters.find([tmp_path], shipped=False)] == ["a.safetensors", "b.safetensors"]
-    with pytest.raises(TokredError, match="No adapter at"):
-        adapters.find([tmp_path / "none"])
+    assert [adapter.path.name for adapter in adapters.find([tmp_path])] == ["a.safetensors", "b.safetensors"]
+    (tmp_path / "empty").mkdir()
+    for place in ("none", "empty"):
+        with pytest.raises(TokredError, match="No adapter at"):
+            adapters.find([tmp_path / place])
     with pytest.raises(TokredError, match=r"is no adapter: beside it, tiny.json must tell"):
         adapters.find([tmp_path / "tiny.safetensors"])
 
@@ -128,13 +130,16 @@ def test_reduce_takes_an_adapter_and_refuses_random_parameters(tmp_path, backbon
     assert torch.equal(from_folder.stages.pre2.reducer.centers, fitted.stages.pre2.reducer.centers)
     unfitted = tokred.reduce(backbone, "sinkhorn", 0.2, allow_unfitted=True, **settings)
     assert not torch.equal(unfitted.stages.pre2.reducer.centers, fitted.stages.pre2.reducer.centers)
-    with pytest.raises(TokredError, match="does not fit here: it was fitted with epsilon=0.5"):
-        tokred.reduce(backbone, "sinkhorn", 0.2, stages=(2, 3), adapter=adapter.path)
+    for given in (adapter.path, tmp_path):
+        with pytest.raises(TokredError, match="does not fit here: it was fitted with epsilon=0.5"):
+            tokred.reduce(backbone, "sinkhorn", 0.2, stages=(2, 3), adapter=given)
+    with pytest.raises(TokredError, match="There is no adapter of lotm at"):
+        tokred.reduce(backbone, "lotm", 0.2, stages=(2, 3), adapter=tmp_path)
 
 
 def test_shipped_adapters_belong_to_the_shipped_weights():
     """Each serves every budget of its model, and its card says how to fit it again."""
-    found = adapters.find([])
+    found = adapters.shipped()
     assert {(a.card["model"], a.card["method"]) for a in found} >= {
         (model, method) for model in ("deit_t", "deit_s") for method in ("patchmerger", "sinkhorn", "sit", "dynamicvit")
     }

@@ -170,6 +170,15 @@ def test_a_full_fit_is_a_row_of_its_own_kind(tmp_path):
     assert code == 0
     table = pd.read_csv(tmp_path / "out" / "leaderboard.csv").set_index("method")
     assert table.training.to_dict() == {"baseline": "none", "lotm": "full", "tome": "none"}
+    code, text = run(
+        "compare", *SMALL, "--budget", "0.2", "--methods", "lotm,tome", "--adapters", tmp_path / "fit", "--out", tmp_path / "other"
+    )
+    assert code == 1
+    assert "it was fitted for" in text
+    assert np.isnan(pd.read_csv(tmp_path / "other" / "leaderboard.csv").set_index("method").top1["lotm"])
+    code, text = run("compare", *SMALL, "--methods", "tome", "--adapters", tmp_path / "fit")
+    assert code == 2
+    assert "is for lotm, which is not compared" in text
 
 
 @pytest.mark.parametrize(

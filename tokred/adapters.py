@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,10 @@ class Adapter:
         """Whether it holds the backbone too."""
         return bool(self.card["training"] == "full")
 
+    def saw(self, data_hash: str) -> bool:
+        """Whether it was fitted on images of this hash, or chosen by them."""
+        return data_hash in (self.card.get("data_hash"), self.card.get("validation_hash"))
+
     @property
     def hash(self) -> str:
         """SHA-256 of the file."""
@@ -56,8 +61,9 @@ class Adapter:
             return f"it was fitted at layers {_spaced(card['stages'])}, not at {_spaced(plan.stages)}"
         if card["weights_hash"] != weights_hash:
             return f"it was fitted on other backbone weights ({card['model']}, hash {card['weights_hash'][:8]}, not {weights_hash[:8]})"
-        if card["budget"] != ANY and tuple(card["tokens"]) != plan.tokens:
-            return f"it was fitted for {_spaced(card['tokens'])} tokens, not for {_spaced(plan.tokens)}; --any-budget fits for all counts"
+        tokens = card["tokens"] or ()
+        if card["budget"] != ANY and tuple(tokens) != plan.tokens:
+            return f"it was fitted for {_spaced(tokens)} tokens, not for {_spaced(plan.tokens)}; --any-budget fits for all counts"
         return ""
 
     def apply(self, backbone: Any, plan: Plan, weights_hash: str, seed: int = 0) -> ReducedViT:
@@ -93,33 +99,57 @@ class Adapter:
             raise TokredError(f"The adapter {self.path} does not fit here: {detail}") from error
 
 
-def find(places: Iterable[str | Path], shipped: bool = True) -> list[Adapter]:
-    """All adapters in files and folders, in this order, then the shipped ones.
+def find(places: Iterable[str | Path]) -> list[Adapter]:
+    """All adapters in files and folders, in this order.
 
     Raises:
-        TokredError: no such file or folder, or a file without a readable card.
+        TokredError: no such file or folder, a file without a readable card, or a folder without an adapter.
     """
     found: list[Adapter] = []
     for place in map(Path, places):
-        if place.is_file():
-            found.append(Adapter(place, _read_card(place)))
-        elif place.is_dir():
-            found += _folder(place)
-        else:
+        here = [Adapter(place, _read_card(place))] if place.is_file() else _folder(place)
+        if not here:
             raise TokredError(f"No adapter at {place}; give a .safetensors file that `tokred fit` wrote, or the folder that holds it.")
-    return found + (_folder(SHIPPED) if shipped else [])
+        found += here
+    return found
 
 
-def choose(adapters: Iterable[Adapter], plan: Plan, weights_hash: str) -> Adapter | None:
-    """The first adapter that serves a plan on a backbone."""
-    return next((adapter for adapter in adapters if not adapter.difference(plan, weights_hash)), None)
+def shipped() -> list[Adapter]:
+    """The adapters that come with tokred."""
+    return _folder(SHIPPED)
 
 
-def unfitted(adapters: Iterable[Adapter], plan: Plan, weights_hash: str, command: str) -> Unfitted:
-    """What to tell of a learned method that has no adapter, and why the one that comes nearest is none."""
-    near = next((adapter for adapter in adapters if adapter.card["method"] == plan.reducer.name), None)
+def choose(given: Iterable[Adapter], plan: Plan, weights_hash: str) -> Adapter | None:
+    """The adapter that serves a plan on a backbone: one that was given, or else a shipped one.
+
+    Raises:
+        TokredError: adapters of the method were given, and none of them serves.
+    """
+    given = [adapter for adapter in given if adapter.card["method"] == plan.reducer.name]
+    for adapter in given or shipped():
+        if not adapter.difference(plan, weights_hash):
+            return adapter
+    if given:
+        raise TokredError(f"The adapter {given[0].path} does not fit here: {given[0].difference(plan, weights_hash)}.")
+    return None
+
+
+def unfitted(plan: Plan, weights_hash: str, command: str) -> Unfitted:
+    """What to tell of a learned method that has no adapter, and why the shipped one is none."""
+    near = next((adapter for adapter in shipped() if adapter.card["method"] == plan.reducer.name), None)
     why = "" if near is None else f" ({near.path.name} does not serve: {near.difference(plan, weights_hash)})"
-    return Unfitted(f"not fitted: run `{command}`{why}")
+    return Unfitted(f"not fitted: run `{command}`, then give its folder with --adapters{why}")
+
+
+def fit_command(plan: Plan, model: str, **settings: str | None) -> str:
+    """The command that fits a method for any budget. `settings` are further options, by name; None leaves one out."""
+    name = plan.reducer.name
+    words = ["tokred", "fit", name, "--model", model]
+    for key, value in plan.options.items():
+        words += ["--set", f"{name}.{key}={value}"]
+    for key, value in settings.items():
+        words += [] if value is None else [f"--{key}", value]
+    return shlex.join(words)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
@@ -166,7 +196,7 @@ def _card(path: Path) -> dict[str, Any] | None:
         card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    needed = {"method", "options", "stages", "tokens", "budget", "training", "weights_hash", "model"}
+    needed = {"method", "options", "stages", "tokens", "budget", "training", "weights_hash", "model", "images_seen"}
     return card if isinstance(card, dict) and card.get("kind") == "adapter" and needed <= set(card) else None
 
 

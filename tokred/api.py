@@ -7,6 +7,7 @@ from typing import Any
 
 from tokred import adapters, zoo
 from tokred.budget import match
+from tokred.errors import TokredError
 from tokred.flops import CostTable
 from tokred.schedule import Protocol
 from tokred.vit import ReducedViT
@@ -49,12 +50,13 @@ def reduce(
     if adapter is None and not reduced.learned:
         return reduced
     weights_hash = zoo.hash_weights(model)
-    known = adapters.find([] if adapter is None else [adapter])
-    if adapter is not None and Path(adapter).is_file():
-        return known[0].apply(model, plan, weights_hash, seed)
-    chosen = adapters.choose(known, plan, weights_hash)
+    chosen = adapters.choose([] if adapter is None else adapters.find([adapter]), plan, weights_hash)
     if chosen is not None:
         return chosen.apply(model, plan, weights_hash, seed)
-    if reduced.learned and not allow_unfitted:
-        raise adapters.unfitted(known, plan, weights_hash, f"tokred fit {method} --model MODEL --weights FILE")
+    if adapter is not None:
+        raise TokredError(f"There is no adapter of {method} at {adapter}; `tokred fit {method}` makes one.")
+    if not allow_unfitted:
+        layers = None if stages is None else " ".join(map(str, stages))
+        command = adapters.fit_command(plan, "MODEL", stages=layers, protocol=None if protocol == "native" else protocol, weights="FILE")
+        raise adapters.unfitted(plan, weights_hash, command)
     return reduced

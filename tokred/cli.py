@@ -204,9 +204,7 @@ def fit(
         method, chosen, model, budget, options.get(method, {}), protocol, _layers(stages), data,  # type: ignore[arg-type]
         None if weights is None else str(weights), labels, device, precision, chunk, workers,
     )  # fmt: skip
-    kind = "full" if chosen.full else "reducer"
-    aim = "any" if budget is None else f"{budget:g}"
-    run = Fit(config, folder or Path("runs") / f"fit-{model.replace('/', '-')}-{method}-{kind}-{aim}")
+    run = Fit(config, folder or Path("runs") / config.folder)
     out.quiet = err.quiet = run.processes.rank > 0  # of several processes one speaks
     out.print(escape(run.describe()), soft_wrap=True)
     if run.resume():

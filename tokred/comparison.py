@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from tokred.flops import CostTable
 from tokred.metrics import Outcomes, score
 from tokred.provenance import versions
 from tokred.results import BASELINE, Folder, Row
-from tokred.schedule import default_options
+from tokred.schedule import Plan, default_options
 from tokred.vit import ReducedViT
 
 _STATUS: dict[type, str] = {Unreachable: "unreachable", Unfitted: "unfitted"}
@@ -90,33 +89,34 @@ class Job:
     def _build_models(self) -> dict[str, ReducedViT]:
         """The reduced models, with their fitted parameters where there are any; what has none and needs some is refused."""
         config, backbone, weights_hash = self.config, self.loaded.model, self.loaded.weights_hash
-        known = adapters.find(config.adapters)
+        given = adapters.find(config.adapters)
+        strangers = [adapter for adapter in given if adapter.card["method"] not in self.names]
+        if given and len(strangers) == len(given):
+            raise TokredError(f"The adapter {given[0].path} is for {given[0].card['method']}, which is not compared; see --methods.")
         self.adapters: dict[str, Adapter] = {}
         models = {}
         for name, found in self.matches.items():
             try:
-                adapter = adapters.choose(known, found.plan, weights_hash)
+                adapter = adapters.choose(given, found.plan, weights_hash)
                 if adapter is not None:
                     models[name] = adapter.apply(backbone, found.plan, weights_hash, config.seed)
                     self.adapters[name] = adapter
                     continue
-                models[name] = ReducedViT(backbone, found.plan, seed=config.seed)
-                if models[name].learned and not config.allow_unfitted:
-                    del models[name]
-                    self.refused[name] = adapters.unfitted(known, found.plan, weights_hash, self._fit_command(name))
+                model = ReducedViT(backbone, found.plan, seed=config.seed)
+                if model.learned and not config.allow_unfitted:
+                    self.refused[name] = adapters.unfitted(found.plan, weights_hash, self._fit_command(found.plan))
+                else:
+                    models[name] = model
             except TokredError as error:
                 self.refused[name] = error
         return models
 
-    def _fit_command(self, name: str) -> str:
+    def _fit_command(self, plan: Plan) -> str:
         """The command that fits a method for this comparison."""
         config = self.config
-        parts = ["tokred", "fit", name, "--model", config.model]
-        parts += [f"--set {name}.{key}={value}" for key, value in config.options.get(name, {}).items()]
-        parts += [f"--protocol {config.protocol}"] if config.protocol != "native" else []
-        parts += [f"--stages {_spaced(config.stages)!r}"] if config.stages else []
-        parts += [f"--{key} {shlex.quote(value)}" for key in ("data", "weights") if (value := getattr(config, key)) is not None]
-        return " ".join(parts)
+        stages = None if config.stages is None else _spaced(config.stages)
+        protocol = None if config.protocol == "native" else config.protocol
+        return adapters.fit_command(plan, config.model, stages=stages, protocol=protocol, data=config.data, weights=config.weights)
 
     @property
     def key(self) -> str:
@@ -217,7 +217,7 @@ class Job:
         adapter = self.adapters.get(name)
         if adapter is not None:
             row.training, row.images_seen, row.adapter = adapter.card["training"], adapter.card["images_seen"], adapter.hash
-            row.fitted_here = adapter.card.get("data_hash") == self.source.hash
+            row.fitted_here = adapter.saw(self.source.hash)
         elif name in self.models and self.models[name].learned:
             row.unfitted = True
 

@@ -29,7 +29,8 @@ class Row:
 
     Budget, reduction, agreement and promise_share are fractions; top1, top5, drop and their limits are per cent; gflops count one
     multiply-accumulate as one; stages and tokens are space-separated. None is "not measured" and an empty cell. `adapter` is the hash
-    of the fitted parameters, `unfitted` says that a learned method ran with random ones, `fitted_here` that it was fitted on these images.
+    of the fitted parameters, `unfitted` says that a learned method ran with random ones, `fitted_here` that
+    these images fitted or chose them.
     """
 
     method: str
@@ -131,7 +132,7 @@ def display(row: Row) -> tuple[str, ...]:
     if row.unfitted:
         note.append("unfitted: random parameters, no result")
     if row.fitted_here:
-        note.append("fitted on these images")
+        note.append("fitted on or chosen by these images")
     if row.limited:
         note.append(f"first {row.n_images} images only")
     if row.status != "ok":

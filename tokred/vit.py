@@ -83,6 +83,8 @@ class Stage(nn.Module):
 
     def forward(self, state: State) -> State:
         view = self.view(state)
+        if self.reducer.keep == self.reducer.n:
+            return state  # nothing to remove: the reducer is bypassed
         with torch.autocast(view.x.device.type, enabled=False):  # similarities in bfloat16 are full of ties
             reduction = self.reducer(view)
             tokens = torch.cat([view.prefix, reduction.pool(view.x)], dim=1)
@@ -159,11 +161,16 @@ class ReducedViT(nn.Module):
         """Let the stages keep other counts, as far as they were built for: fitting for any budget draws them anew at every step.
 
         Args:
-            tokens: patch tokens kept after each stage that the model has.
+            tokens: patch tokens kept after each stage of the plan. One that was left out of the model for keeping all must do so still.
         """
         n = num_patches(self.backbone)
-        for stage, keep in zip(self.stage_list(), tokens, strict=True):
-            stage.reducer.n, stage.reducer.keep = n, keep
+        for layer, keep in zip(self.plan.stages, tokens, strict=True):
+            key = _key(layer, self.plan.reducer.site)
+            if key in self.stages:
+                reducer = cast("Stage", self.stages[key]).reducer
+                reducer.n, reducer.keep = n, keep
+            elif keep != n:
+                raise TokredError(f"Layer {layer} of this model reduces nothing, so it cannot keep {keep} of {n} tokens.")
             n = keep
 
     @property

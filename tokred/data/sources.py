@@ -19,6 +19,7 @@ from tokred.errors import TokredError
 
 EMBEDDED = "photodigits"
 _SPLITS = ({"validation", "val", "valid", "evaluation", "eval"}, {"train", "training"}, {"test"})  # names that timm takes for one another
+VALIDATION_NAMES, TRAINING_NAMES, _ = _SPLITS
 SPLIT_NAMES = set().union(*_SPLITS)
 
 
@@ -33,6 +34,7 @@ class Source:
         hash: SHA-256 that changes when the images do: over pixels for PhotoDigits, over names and sizes for files.
         groups: [n], images that are not independent share a number.
         classes: number of classes; None where the reader does not know.
+        class_names: of them, in the order of the labels, where the reader knows.
         limited: whether this is only the beginning of the split.
         embedded: whether this is PhotoDigits.
         note: a sentence that a reader of the results needs.
@@ -47,6 +49,7 @@ class Source:
     limited: bool = False
     embedded: bool = False
     note: str = ""
+    class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -191,7 +194,7 @@ def _open_timm(data: str, split: str | None) -> Source:
     try:
         dataset = create_dataset(data, root=None, split=split) if is_name else create_dataset("", root=data, split=split)
         reader = dataset.reader
-        files = [reader.filename(index) for index in range(len(reader))]
+        digest = _digest(reader)
     except TokredError:
         raise
     except Exception as error:  # each reader of timm fails in its own way
@@ -199,13 +202,21 @@ def _open_timm(data: str, split: str | None) -> Source:
         raise TokredError(
             f"No images can be read from {data!r}, split {split!r} ({reason}); expected one folder for each class."
         ) from error
+    names = getattr(reader, "class_to_idx", None) or {}
+    title = data if is_name else Path(data).resolve().name
+    class_names = tuple(sorted(names, key=names.__getitem__)) or None
+    return Source(StrictImages(reader), title, split, digest, np.arange(len(reader)), len(names) or None, class_names=class_names)
+
+
+def _digest(reader: Any) -> str:
+    """SHA-256 over names and sizes of all images, or over the fingerprint that a Hugging Face data set has of itself."""
+    fingerprint = getattr(getattr(reader, "dataset", None), "_fingerprint", None)
+    if fingerprint:  # its file names come with the images' bytes
+        return hashlib.sha256(f"{fingerprint} {len(reader)}".encode()).hexdigest()
     digest = hashlib.sha256()
-    for index, name in enumerate(files):
-        digest.update(f"{name}\0{_size(reader, index)}\n".encode())
-    classes = len(getattr(reader, "class_to_idx", {}) or {}) or None
-    return Source(
-        StrictImages(reader), data if is_name else Path(data).resolve().name, split, digest.hexdigest(), np.arange(len(files)), classes
-    )
+    for index in range(len(reader)):
+        digest.update(f"{reader.filename(index)}\0{_size(reader, index)}\n".encode())
+    return digest.hexdigest()
 
 
 def _size(reader: Any, index: int) -> int:

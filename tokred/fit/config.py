@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tokred.fit.recipe import FitRecipe
@@ -45,3 +46,14 @@ class FitConfig:
     precision: str = "auto"
     chunk: int | None = None
     workers: int = 1
+
+    @property
+    def folder(self) -> str:
+        """A folder name that tells fits apart."""
+        parts = ["fit", self.model.replace("/", "_"), self.method]
+        parts += [f"{key}={value}" for key, value in sorted(self.options.items())]
+        parts += [] if self.protocol == "native" else [self.protocol]
+        parts += [] if self.stages is None else ["layers", *map(str, self.stages)]
+        parts += [Path(path).stem for path in (self.data, self.weights) if path is not None]
+        parts += ["full" if self.recipe.full else "reducer", "any" if self.budget is None else f"{self.budget:g}"]
+        return "-".join(parts)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from tokred.data import photodigits, sources
 from tokred.errors import TokredError
@@ -78,16 +78,33 @@ def _usable(found: int | None, classes: int, labels: bool) -> bool:
     return True
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise unless all labels [B] are classes of the model.
+
+    Raises:
+        TokredError
+    """
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        wrong = int(labels.max()) if int(labels.max()) >= classes else int(labels.min())
+        raise TokredError(f"The data has a label {wrong}, but the model tells {classes} classes apart, from 0; fit with --no-labels.")
+
+
 def _splits(data: str) -> tuple[sources.Source, sources.Source, str]:
+    """Training images, validation images, and what to say about them where the folder has no validation split."""
     folders = {path.name for path in Path(data).iterdir() if path.is_dir()} if Path(data).is_dir() else set()
-    if Path(data).is_dir() and not folders & sources.SPLIT_NAMES:
-        whole = sources.open_source(data)
-        if len(whole) < 2:
-            raise TokredError(f"{data} holds {len(whole)} image; a fit needs some to train on and others to validate on.")
-        held = np.arange(len(whole)) % 10 == 9 if len(whole) >= 10 else np.arange(len(whole)) == len(whole) - 1
-        note = "The folder has no splits, so every tenth image is kept for validation; compare on other images."
-        return _part(whole, np.flatnonzero(~held)), _part(whole, np.flatnonzero(held)), note
-    return sources.open_source(data, "train"), sources.open_source(data, "validation"), ""
+    if not Path(data).is_dir() or sources.VALIDATION_NAMES & folders:
+        train, validation = sources.open_source(data, "train"), sources.open_source(data, "validation")
+        if train.class_names != validation.class_names:
+            raise TokredError(f"The training and validation images in {data} have different class folders; both need the same ones.")
+        return train, validation, ""
+    if folders & sources.SPLIT_NAMES and not folders & sources.TRAINING_NAMES:
+        raise TokredError(f"{data} has splits, but none to train on (there are: {', '.join(sorted(folders & sources.SPLIT_NAMES))}).")
+    whole = sources.open_source(data, "train" if folders & sources.TRAINING_NAMES else None)
+    if len(whole) < 2:
+        raise TokredError(f"{data} holds {len(whole)} image; a fit needs some to train on and others to validate on.")
+    held = np.arange(len(whole)) % 10 == 9 if len(whole) >= 10 else np.arange(len(whole)) == len(whole) - 1
+    note = "There is no validation split, so every tenth image is kept for validation; compare on other images."
+    return _part(whole, np.flatnonzero(~held)), _part(whole, np.flatnonzero(held)), note
 
 
 def _part(source: sources.Source, indices: np.ndarray) -> sources.Source:
@@ -133,11 +150,14 @@ def drawn_from(*key: int) -> Iterator[None]:
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # in a process that trains on a GPU, not in one that loads images
-        torch.cuda.manual_seed_all(seed)
+    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # a process that loads images has none
+    if on_gpu is not None:
+        torch.cuda.manual_seed(seed)
     try:
         yield
     finally:
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu)
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
@@ -156,14 +176,28 @@ def training_transform(model: Any, recipe: FitRecipe, embedded: bool) -> Any:
     )  # fmt: skip
 
 
+class _Shares(Sampler[list[int]]):
+    """Positions of one process's images at each step, listed one step at a time: a long run has a thousand million of them."""
+
+    def __init__(self, steps: range, batch_size: int, rank: int, world: int) -> None:
+        self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            yield list(range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world))
+
+
 def training_batches(data: Shuffled, steps: range, batch_size: int, rank: int, world: int, workers: int) -> Iterator[Batch]:
     """This process's share of the batch of each step.
 
     Raises:
         TokredError: an image cannot be read.
     """
-    positions = [list(range(step * batch_size + rank, (step + 1) * batch_size, world)) for step in steps]
-    for batch in DataLoader(data, batch_sampler=positions, num_workers=workers, collate_fn=sources.collate):
+    shares = _Shares(steps, batch_size, rank, world)
+    for batch in DataLoader(data, batch_sampler=shares, num_workers=workers, collate_fn=sources.collate):
         if isinstance(batch, TokredError):
             raise batch
         yield batch

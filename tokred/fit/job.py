@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from tokred import adapters, checkpoint, zoo
-from tokred.budget import match
+from tokred.budget import Match, match
 from tokred.data import sources
-from tokred.errors import TokredError
-from tokred.evaluate import resolve_device, resolve_precision
+from tokred.errors import TokredError, Unreachable
+from tokred.evaluate import resolve_precision
 from tokred.fit.config import FitConfig
 from tokred.fit.images import Batch, Shuffled, open_images, training_batches, training_transform
 from tokred.fit.learner import Learner
@@ -26,7 +26,7 @@ from tokred.fit.validation import Validator
 from tokred.flops import CostTable
 from tokred.provenance import versions
 
-VALIDATED_BUDGET = 0.3  # the budget at which a fit for any budget is validated
+VALIDATED_BUDGETS = (0.3, 0.2, 0.1, 0.05)  # a fit for any budget is validated at the first that the method can reach
 _CALIBRATION_IMAGES = 64
 
 
@@ -54,30 +54,45 @@ class Fit:
 
     def __init__(self, config: FitConfig, out: Path, loaded: zoo.Loaded | None = None) -> None:
         self.config, self.recipe, self.out = config, config.recipe, out
-        self.device = Processes.device(resolve_device(config.device))
+        self.device = Processes.device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
         if self.dtype == torch.float16:
             raise TokredError("Gradients underflow in float16; fit with --precision bf16 or fp32.")
         self.loaded = loaded or zoo.load_for(config.model, config.weights, embedded=config.data in (None, sources.EMBEDDED))
+        self.match = self._match()
         self.images = open_images(config.data, self.recipe.seed, self.loaded.model.num_classes, config.labels)
-        if self.images.n is None and self.recipe.images is None:
-            raise TokredError("PhotoDigits' training images are endless, so this recipe needs a number of them: --images.")
+        self._check()
         self.steps = self.recipe.steps(self.images.n)
         chunk = config.chunk or (16 if self.device.type == "cpu" else 256)
-        self.student = Student(self.loaded.model, self._plan(), self.recipe, config.budget is None)
+        self.student = Student(self.loaded.model, self.match.plan, self.recipe, config.budget is None)
         self.student.model.to(self.device)
         self.student.teacher.to(self.device)
         self.processes = Processes(self.device)
+        if self.recipe.batch_size < self.processes.world:
+            raise TokredError(f"A batch of {self.recipe.batch_size} images cannot be shared by {self.processes.world} processes.")
         self.learner = Learner(self.student, self.recipe, self.images, self.processes, self.device, self.dtype, chunk)
         self.validate = Validator(self.images, self.student, self.processes, self.device, self.learner.autocast, chunk, config.workers)
         self.step, self.seconds, self.running_loss = 0, 0.0, float("nan")
         self.best, self.history = Best(), list[dict[str, float]]()
 
-    def _plan(self) -> Any:
+    def _match(self) -> Match:
+        """The plan of the budget, or the one at which a fit for any budget is validated."""
         config, costs = self.config, CostTable(self.loaded.model)
-        budget = VALIDATED_BUDGET if config.budget is None else config.budget
-        options = dict(config.options)
-        return match(costs, config.method, budget, protocol=config.protocol, stages=config.stages, options=options).plan
+        budgets = VALIDATED_BUDGETS if config.budget is None else (config.budget,)
+        for budget in budgets:
+            try:
+                return match(costs, config.method, budget, protocol=config.protocol, stages=config.stages, options=dict(config.options))
+            except Unreachable:
+                if budget == budgets[-1]:
+                    raise
+        raise AssertionError
+
+    def _check(self) -> None:
+        """Raise where the recipe and the images do not go together."""
+        if self.images.n is None and self.recipe.images is None:
+            raise TokredError("PhotoDigits' training images are endless, so this recipe needs a number of them: --images.")
+        if not (self.images.labelled or self.recipe.logits_weight or self.recipe.tokens_weight):
+            raise TokredError("Without labels this recipe has nothing to learn from; choose one with logits_weight or tokens_weight.")
 
     def describe(self) -> str:
         """One line: what is fitted on what, and for how long."""
@@ -107,7 +122,8 @@ class Fit:
             "method": config.method, "recipe": self.recipe.model_dump(mode="json"), "model": config.model,
             "budget": config.budget, "options": self.student.plan.options, "stages": list(self.student.plan.stages),
             "labels": self.images.labelled, "weights_hash": self.loaded.weights_hash, "data_hash": self.images.hash,
-            "precision": str(self.dtype),
+            "validation_hash": self.images.validation.hash, "tokens": list(self.student.plan.tokens), "precision": str(self.dtype),
+            "chunk": self.learner.chunk, "processes": self.processes.world,
         }  # fmt: skip
 
     def save(self) -> None:
@@ -135,11 +151,13 @@ class Fit:
         if state is None:
             if self.recipe.calibrate:
                 self._calibrate()
+            self.processes.agree(self.step, self.learner.parameters.values())
             return False
         self.student.load(state["parameters"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.learner.average, self.history, self.best = state["average"], state["history"], Best(**state["best"])
         self.step, self.seconds, self.running_loss = state["step"], state["seconds"], state["running_loss"]
+        self.processes.agree(self.step, self.learner.parameters.values())
         return True
 
     def _calibrate(self) -> None:
@@ -153,14 +171,16 @@ class Fit:
     def run(self, progress: Callable[[Fit], None] = lambda fit: None, interval: float = 60.0) -> None:
         """Train to the end, calling `progress` after every step and saving every `interval` seconds and when interrupted."""
         last_save = start = time.monotonic()
-        before = self.seconds
+        before, whole = self.seconds, True
         try:
+            self._evaluate_if_due()  # a kill may have cut the last one off
             for batch in self._batches():
+                whole = False  # a step that is cut off is not saved: it would be done again on half-changed parameters
                 loss = self.learner.learn(batch, self.step, self.steps)
                 self.running_loss = loss if np.isnan(self.running_loss) else 0.95 * self.running_loss + 0.05 * loss
                 self.step += 1
-                if self.step in self._evaluations:
-                    self._evaluate()
+                whole = True
+                self._evaluate_if_due()
                 now = time.monotonic()
                 self.seconds = before + now - start
                 if now - last_save > interval:
@@ -169,8 +189,12 @@ class Fit:
                 progress(self)
                 if self.stopped:
                     break
+        except TokredError:  # which leaves the parameters as they were
+            whole = True
+            raise
         finally:
-            self.save()
+            if whole:
+                self.save()
 
     @property
     def stopped(self) -> bool:
@@ -191,8 +215,10 @@ class Fit:
         share = self.processes
         return training_batches(self._data(), steps, self.recipe.batch_size, share.rank, share.world, self.config.workers)
 
-    def _evaluate(self) -> None:
-        """Validate the parameters, and their running mean where there is one, and remember the best."""
+    def _evaluate_if_due(self) -> None:
+        """Validate the parameters, and their running mean where there is one, and remember the best; at some steps only."""
+        if self.step not in self._evaluations or any(entry["step"] == self.step for entry in self.history):
+            return
         entry: dict[str, float] = {"step": self.step}
         for label, tensors in {"": self.learner.parameters, "average_": self.learner.average}.items():
             if not tensors:
@@ -206,6 +232,8 @@ class Fit:
 
     def finish(self, command: str) -> Path:
         """Write the best parameters and their card, after validating what the file holds, and return its path."""
+        if not self.best.tensors:
+            raise TokredError("No validation of this fit gave a number, so there is nothing to keep; fit again with a lower lr.")
         path = self.out / adapters.file_name(self.config.model, self.student.plan)
         tensors = {name: value.half() for name, value in self.best.tensors.items()}
         with self.student.holding(tensors):
@@ -232,7 +260,8 @@ class Fit:
             "images_seen": self.step * self.recipe.batch_size,
             "best_step": self.best.step,
             "validation_images": len(self.images.validation),
-            "validation_budget": VALIDATED_BUDGET if any_budget else config.budget,
+            "validation_hash": self.images.validation.hash,
+            "validation_budget": self.match.budget,
             "history": self.history,
             "seconds": round(self.seconds),
             "recipe": self.recipe.model_dump(mode="json"),

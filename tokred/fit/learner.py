@@ -10,7 +10,7 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from tokred.errors import TokredError
-from tokred.fit.images import Batch, FitImages, drawn_from
+from tokred.fit.images import Batch, FitImages, check_labels, drawn_from
 from tokred.fit.processes import Processes
 from tokred.fit.recipe import FitRecipe
 from tokred.fit.student import Student
@@ -57,9 +57,13 @@ class Learner:
 
     def _make_mixup(self) -> Mixup | None:
         """timm's mixing of images in pairs, where the recipe wants it. PhotoDigits are shown as they are drawn."""
-        recipe = self.recipe
+        recipe, world = self.recipe, self.processes.world
         if self.images.n is None or not (self.images.labelled and (recipe.mixup or recipe.cutmix)):
             return None
+        if recipe.batch_size % (2 * world):
+            raise TokredError(
+                f"Images are mixed in pairs, so {world} processes need a batch that {2 * world} divides, not {recipe.batch_size}."
+            )
         return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=self.student.teacher.backbone.num_classes)
 
     def autocast(self) -> torch.autocast:
@@ -87,7 +91,9 @@ class Learner:
         self.processes.sum_gradients(self.parameters.values())
         mean = float(self.processes.sum(total))
         if not np.isfinite(mean):
-            raise TokredError(f"The loss is no number at step {step}; give a recipe with a lower lr, or --precision fp32.")
+            raise TokredError(
+                f"The loss is no number at step {step}; start anew with another --out and a recipe of a lower lr, or --precision fp32."
+            )
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
         self.optimizer.step()
@@ -96,11 +102,12 @@ class Learner:
 
     def _chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         """Images, targets and keys that run together."""
+        if self.images.labelled:
+            check_labels(batch[1], self.student.teacher.backbone.num_classes)
         images, labels, keys = (tensor.to(self.device, non_blocking=True) for tensor in batch)
         targets: Tensor | None = labels if self.images.labelled else None
         if self.mixup is not None:
-            even = len(images) // 2 * 2  # images are mixed in pairs
-            images, targets = self.mixup(images[:even], labels[:even])
+            images, targets = self.mixup(images, labels)
         for start in range(0, len(images), self.chunk):
             rows = slice(start, start + self.chunk)
             yield images[rows], None if targets is None else targets[rows], keys[rows]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, distributed
+
+from tokred.errors import TokredError
+from tokred.evaluate import resolve_device
 
 
 class Processes:
@@ -21,15 +24,28 @@ class Processes:
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         if self.world > 1 and not distributed.is_initialized():
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            try:
+                distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            except (ValueError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise TokredError(f"{self.world} processes were asked for but cannot meet ({reason}); start them with torchrun.") from error
 
     @staticmethod
-    def device(chosen: torch.device) -> torch.device:
-        """Under torchrun each process takes the CUDA device of its local rank."""
-        if chosen.type == "cuda" and "LOCAL_RANK" in os.environ:
-            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(chosen)
-        return chosen
+    def device(name: str) -> torch.device:
+        """The device of this process: under torchrun the CUDA device of its local rank, else as `resolve_device` has it.
+
+        Raises:
+            TokredError: no such device here.
+        """
+        local = os.environ.get("LOCAL_RANK")
+        if local is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
+            return resolve_device(name)
+        if int(local) >= torch.cuda.device_count():
+            raise TokredError(
+                f"torchrun started a process for CUDA device {local}, but there are {torch.cuda.device_count()} here; start fewer."
+            )
+        torch.cuda.set_device(int(local))
+        return torch.device("cuda", int(local))
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -45,6 +61,21 @@ class Processes:
         flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
         for parameter, part in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
             parameter.grad = part.view_as(parameter)
+
+    def agree(self, step: int, tensors: Collection[Tensor]) -> None:
+        """Give all processes the first one's tensors.
+
+        Raises:
+            TokredError: they are not at the same step, for instance where the others do not see the first one's checkpoint.
+        """
+        if self.world == 1:
+            return
+        steps = torch.tensor([step, -step], device=next(iter(tensors)).device)
+        distributed.all_reduce(steps, op=distributed.ReduceOp.MAX)
+        if int(steps[0]) != -int(steps[1]):
+            raise TokredError("The processes found checkpoints of different steps; give an --out that all of them share.")
+        for tensor in tensors:
+            distributed.broadcast(tensor.detach(), 0)
 
     def wait(self) -> None:
         """Until all processes are here."""

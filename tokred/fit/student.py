@@ -110,7 +110,7 @@ class Student:
         logits = self.model.head(state).float()
         zero, recipe = logits.new_zeros(()), self.recipe
         parts = {
-            "label": zero if targets is None else F.cross_entropy(logits, targets, label_smoothing=recipe.smoothing),
+            "label": zero if targets is None else _cross_entropy(logits, targets, recipe.smoothing),
             "logits": _divergence(logits, lesson.logits) if recipe.logits_weight else zero,
             "tokens": self._token_distance(state, lesson.tokens) if recipe.tokens_weight else zero,
             "method": self._penalty(state),
@@ -120,7 +120,8 @@ class Student:
 
     def _penalty(self, state: State) -> Tensor:
         """What the method asks for, the mean over stages."""
-        pairs = zip(self.model.stage_list(), state.reductions, strict=True)
+        active = [stage for stage in self.model.stage_list() if stage.reducer.keep < stage.reducer.n]
+        pairs = zip(active, state.reductions, strict=True)
         return torch.stack([stage.reducer.penalty(reduction).to(state.x.device) for stage, reduction in pairs]).mean()
 
     def _token_distance(self, state: State, target: Tensor) -> Tensor:
@@ -150,6 +151,7 @@ class Student:
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
         """Let every reducer set its parameters by the tokens that it will see."""
+        self.model.eval()
         keys = torch.arange(len(images), device=images.device)
         state = self.model.embed(images, keys)
         with seeded(self.recipe.seed):
@@ -159,15 +161,23 @@ class Student:
 
     @torch.no_grad()
     def validate(self, images: Tensor, labels: Tensor | None, logits: Tensor) -> tuple[float, int]:
-        """Sum of losses and number of hits on a batch at the plan's counts; without labels, hits are agreements with the teacher."""
+        """Sum of losses, weighted as in training, and number of hits on a batch at the plan's counts.
+
+        Without labels the loss is the KL divergence alone, and hits are agreements with the teacher.
+        """
         self.model.eval()
         self.model.retarget(self.plan.tokens)
         own = self.model(images).float()
         loss = _divergence(own, logits) * len(own)
         if labels is not None:
-            loss = loss + F.cross_entropy(own, labels, reduction="sum")
+            loss = self.recipe.logits_weight * loss + self.recipe.label_weight * F.cross_entropy(own, labels, reduction="sum")
         aim = logits.argmax(1) if labels is None else labels
         return float(loss), int((own.argmax(1) == aim).sum())
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """The mean over images. Targets that are probabilities come from mixed images and are smoothed already."""
+    return F.cross_entropy(logits, targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
 
 
 def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from tokred.data import sources
 from tokred.errors import TokredError
-from tokred.fit.images import FitImages
+from tokred.fit.images import FitImages, check_labels
 from tokred.fit.processes import Processes
 from tokred.fit.student import Student
 
@@ -66,6 +66,8 @@ class Validator:
         for index, batch in enumerate(self.loader):
             if isinstance(batch, TokredError):
                 raise batch
+            if self.labelled:
+                check_labels(batch[1], self.student.teacher.backbone.num_classes)
             images, labels = batch[0].to(self.device), batch[1].to(self.device)
             if index == len(self._logits):
                 with self.autocast():

@@ -47,7 +47,7 @@ class DPCKNN(Reducer):
         super().__init__(n, keep, dim, heads)
         if neighbors < 1:
             raise TokredError(f"dpcknn.neighbors must be at least 1, got {neighbors}.")
-        self.neighbors, self.scale, self.ties = min(neighbors, n), scale, ties
+        self.neighbors, self.scale, self.ties = neighbors, scale, ties
         self.score = nn.Linear(dim, 1) if weights == "learned" else None
         if self.score is not None:
             nn.init.trunc_normal_(self.score.weight, std=0.02)
@@ -58,7 +58,7 @@ class DPCKNN(Reducer):
         unit = self.dim**0.5 if self.scale == "published" else distance.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
         distance = distance / unit
         index = torch.arange(self.n, device=distance.device)
-        nearest = distance.topk(self.neighbors, dim=-1, largest=False).values
+        nearest = distance.topk(min(self.neighbors, self.n), dim=-1, largest=False).values
         density = torch.exp(-nearest.square().mean(-1))  # [B, n]
         if self.ties == "noise":
             density = density + 1e-6 * view.rng.uniform(view.x)

@@ -58,4 +58,5 @@ class PatchMerger(Reducer):
         self.norm.weight.copy_(slope)
         self.norm.bias.copy_(center - slope * plain.mean((0, 1)))
         deviation = self.norm(x).flatten(0, 1).var(0).sum().sqrt()
-        self.queries.copy_(torch.randn_like(self.queries) * (3.0 / (self.scale * deviation.clamp(min=1e-6))))
+        self.queries.copy_(torch.randn(self.queries.shape))  # on the CPU: the same on every device
+        self.queries.mul_(3.0 / (self.scale * deviation.clamp(min=1e-6)))

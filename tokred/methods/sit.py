@@ -43,4 +43,5 @@ class SiT(Reducer):
         """Scores that differ between the outputs, with a deviation of 2 over the tokens."""
         hidden = self.act(self.hidden(self.norm(view.x.float())))
         deviation = hidden.flatten(0, 1).var(0).sum().sqrt()
-        self.score.weight.copy_(torch.randn_like(self.score.weight) * (2.0 / deviation.clamp(min=1e-6)))
+        self.score.weight.copy_(torch.randn(self.score.weight.shape))  # on the CPU: the same on every device
+        self.score.weight.mul_(2.0 / deviation.clamp(min=1e-6))
