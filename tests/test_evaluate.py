@@ -1,5 +1,6 @@
 """One pass for all methods equals separate runs, and one failing method does not take the others along."""
 
+import copy
 import time
 
 import numpy as np
@@ -50,6 +51,22 @@ def test_one_pass_equals_separate_runs_bit_for_bit(threads, monkeypatch):
     finally:
         torch.set_num_threads(torch_threads)
     assert one_pass.labels.tolist() == [i % 10 for i in range(10)]
+
+
+def test_a_model_with_a_backbone_of_its_own_starts_from_the_images():
+    """As one that was fitted in full does."""
+    own = copy.deepcopy(tiny_vit())
+    with torch.no_grad():
+        own.blocks[0].mlp.fc1.weight.mul_(-1)
+    plan = tiny_plan(registry.get("kmedoids"), own)
+    several = {"own": ReducedViT(own, plan), "shared": ReducedViT(tiny_vit(), plan)}
+    result = evaluate(dense_model(tiny_vit(), several.values()), several, batches(), 10)
+    assert not result.failed
+    with torch.inference_mode():
+        for name, model in several.items():
+            logits = torch.cat([_logits(model, images, index) for images, _, index in batches()])
+            np.testing.assert_array_equal(result.methods[name].prediction, logits.argmax(1).numpy())
+    assert not np.array_equal(result.methods["own"].kl, result.methods["shared"].kl)
 
 
 def _logits(model, images, index):
