@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tokred import registry
 from tokred.attention import masked
 from tokred.errors import TokredError
-from tokred.methods.dynamicvit import _sample
+from tokred.methods.dynamicvit import _sample, _shift
 from tokred.methods.sinkhorn import transport
 from tokred.reduction import Keep, Mask
 from tokred.schedule import Plan
@@ -179,14 +179,23 @@ def test_gumbel_samples_have_the_predicted_frequency_and_the_soft_gradient():
     logit = torch.linspace(-3, 3, 7).unsqueeze(-1).repeat(1, 20_000).requires_grad_()
     both = torch.stack([logit, torch.zeros_like(logit)], -1).log_softmax(-1)
     uniform = torch.rand(7, 20_000, generator=torch.Generator().manual_seed(0))
-    sample = _sample(both, uniform)
+    sample = _sample(both[..., 0] - both[..., 1], uniform)
     assert set(sample.detach().unique().tolist()) == {0.0, 1.0}
     error = (sample.mean(1) - torch.sigmoid(logit[:, 0])).abs()
     assert (error < 5 * 0.5 / 20_000**0.5).all()
     sample.sum().backward()
     soft = torch.sigmoid(logit.detach() + uniform.log() - (1 - uniform).log())
     assert torch.allclose(logit.grad, soft * (1 - soft), atol=1e-4)
-    assert _sample(both.detach(), torch.zeros_like(uniform)).isfinite().all()
+    assert _sample(logit.detach(), torch.zeros_like(uniform)).isfinite().all()
+
+
+@pytest.mark.parametrize("keep", [1, 5, 9])
+def test_odds_are_shifted_until_the_wanted_count_is_expected(keep):
+    rng = torch.Generator().manual_seed(keep)
+    odds, alive = 4 * torch.randn(3, 16, generator=rng), (torch.arange(16) < 10).float().expand(3, -1)
+    shifted = odds + _shift(odds, alive, keep)
+    assert torch.allclose((alive * shifted.sigmoid()).sum(1), torch.full((3,), float(keep)), atol=1e-3)
+    assert _shift(odds, alive, 12).isfinite().all()  # more than there are: all that are left
 
 
 def test_a_dropped_token_stays_dropped_and_the_ratio_loss_is_its_formula():

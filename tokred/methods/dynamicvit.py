@@ -20,7 +20,8 @@ class DynamicViT(Reducer):
 
     The predictor sees each token and the mean of all that are still there. In training no token leaves: a hard, straight-through
     sample masks the dropped ones out of attention, and the share that stays is drawn to the keep rate. At inference the `keep` most
-    probable tokens go on, most probable first.
+    probable tokens go on, most probable first. Fitted for any budget (ours), the odds of an image's tokens are shifted together until
+    the drawn count is what is expected to stay: one predictor cannot meet changing rates by itself.
 
     Args:
         mean: where the published code adds 1e-6 to the mean of the remaining tokens: to the "quotient", as it does, which divides by
@@ -45,12 +46,15 @@ class DynamicViT(Reducer):
         alive = torch.ones_like(view.x[..., 0], dtype=torch.float32) if view.alive is None else view.alive  # [B, n]
         log_probability = self._predict(view.x.float(), alive)  # [B, n, 2], to stay and to go
         if self.training:
-            return Mask(alive * _sample(log_probability, view.rng.uniform(view.x)))
+            log_odds = log_probability[..., 0] - log_probability[..., 1]
+            if self.any_budget:
+                log_odds = log_odds + _shift(log_odds.detach(), alive.detach(), self.keep)
+            return Mask(alive * _sample(log_odds, view.rng.uniform(view.x)))
         return Keep(log_probability[..., 0].argsort(dim=1, descending=True, stable=True)[:, : self.keep], self.n)
 
     def penalty(self, reduction: Reduction) -> Tensor:
-        """2 (share of tokens that stay - keep rate)², the mean over images."""
-        if not isinstance(reduction, Mask):
+        """2 (share of tokens that stay - keep rate)², the mean over images; nothing for any budget, where the share is set."""
+        if not isinstance(reduction, Mask) or self.any_budget:
             return super().penalty(reduction)
         rate = self.keep / reduction.alive.shape[1]
         return 2.0 * (reduction.alive.mean(1) - rate).square().mean()
@@ -63,12 +67,23 @@ class DynamicViT(Reducer):
         return self.score(torch.cat([local, mean.expand_as(local)], dim=-1))
 
 
-def _sample(log_probability: Tensor, uniform: Tensor) -> Tensor:
+def _shift(log_odds: Tensor, alive: Tensor, keep: int) -> Tensor:
+    """What to add to the log-odds [B, n] so that `keep` of the tokens still alive are expected to stay, [B, 1], by bisection."""
+    low = torch.full_like(log_odds[:, :1], -60.0)
+    high = -low
+    for _ in range(32):
+        middle = (low + high) / 2
+        few = (alive * torch.sigmoid(log_odds + middle)).sum(1, keepdim=True) < keep
+        low, high = torch.where(few, middle, low), torch.where(few, high, middle)
+    return (low + high) / 2
+
+
+def _sample(log_odds: Tensor, uniform: Tensor) -> Tensor:
     """Hard Gumbel-softmax samples of the first of two classes, [B, n], at temperature 1, with the soft sample's gradient.
 
-    The difference of two Gumbel variables is logistic, so one uniform number for each token is enough.
+    The difference of two Gumbel variables is logistic, so the log-odds and one uniform number for each token are enough.
     """
     uniform = uniform.clamp(2**-25, 1 - 2**-24)
     noise = uniform.log() - (-uniform).log1p()
-    soft = torch.sigmoid(log_probability[..., 0] - log_probability[..., 1] + noise)
+    soft = torch.sigmoid(log_odds + noise)
     return (soft > 0.5).float() - soft.detach() + soft
