@@ -57,9 +57,6 @@ class Reducer(nn.Module):
     nested: ClassVar[tuple[str, ...]] = ()
     """Parameters with one row for each token out. `forward` uses the first `keep` rows, so that one fit can serve every budget."""
 
-    any_budget: bool = False
-    """True while the method is fitted for any budget, and `keep` changes from step to step."""
-
     def __init__(self, n: int, keep: int, dim: int, heads: int) -> None:
         super().__init__()
         if not self.floor(n) <= keep <= n:

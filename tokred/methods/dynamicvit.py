@@ -20,8 +20,7 @@ class DynamicViT(Reducer):
 
     The predictor sees each token and the mean of all that are still there. In training no token leaves: a hard, straight-through
     sample masks the dropped ones out of attention, and the share that stays is drawn to the keep rate. At inference the `keep` most
-    probable tokens go on, most probable first. Fitted for any budget (ours), the odds of an image's tokens are shifted together until
-    the drawn count is what is expected to stay: one predictor cannot meet changing rates by itself.
+    probable tokens go on, most probable first.
 
     Args:
         mean: where the published code adds 1e-6 to the mean of the remaining tokens: to the "quotient", as it does, which divides by
@@ -34,9 +33,7 @@ class DynamicViT(Reducer):
         super().__init__(n, keep, dim, heads)
         self.mean = mean
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
-        self.score = nn.Sequential(
-            nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2), nn.LogSoftmax(-1)
-        )
+        self.score = nn.Sequential(nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2))
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -44,17 +41,15 @@ class DynamicViT(Reducer):
 
     def forward(self, view: View) -> Reduction:
         alive = torch.ones_like(view.x[..., 0], dtype=torch.float32) if view.alive is None else view.alive  # [B, n]
-        log_probability = self._predict(view.x.float(), alive)  # [B, n, 2], to stay and to go
+        log_odds = self._predict(view.x.float(), alive)  # [B, n], of staying
         if self.training:
-            log_odds = log_probability[..., 0] - log_probability[..., 1]
-            if self.any_budget:
-                log_odds = log_odds + _shift(log_odds.detach(), alive.detach(), self.keep)
             return Mask(alive * _sample(log_odds, view.rng.uniform(view.x)))
-        return Keep(log_probability[..., 0].argsort(dim=1, descending=True, stable=True)[:, : self.keep], self.n)
+        # In the order of their probabilities, of which a trained predictor has many that round to 1 and would be ties.
+        return Keep(log_odds.argsort(dim=1, descending=True, stable=True)[:, : self.keep], self.n)
 
     def penalty(self, reduction: Reduction) -> Tensor:
-        """2 (share of tokens that stay - keep rate)², the mean over images; nothing for any budget, where the share is set."""
-        if not isinstance(reduction, Mask) or self.any_budget:
+        """2 (share of tokens that stay - keep rate)², the mean over images."""
+        if not isinstance(reduction, Mask):
             return super().penalty(reduction)
         rate = self.keep / reduction.alive.shape[1]
         return 2.0 * (reduction.alive.mean(1) - rate).square().mean()
@@ -64,18 +59,8 @@ class DynamicViT(Reducer):
         total = torch.matmul(alive.unsqueeze(1), total)  # [B, 1, C/2]
         count = alive.sum(1, keepdim=True).unsqueeze(-1)
         mean = total / count + _TINY if self.mean == "quotient" else total / (count + _TINY)
-        return self.score(torch.cat([local, mean.expand_as(local)], dim=-1))
-
-
-def _shift(log_odds: Tensor, alive: Tensor, keep: int) -> Tensor:
-    """What to add to the log-odds [B, n] so that `keep` of the tokens still alive are expected to stay, [B, 1], by bisection."""
-    low = torch.full_like(log_odds[:, :1], -60.0)
-    high = -low
-    for _ in range(32):
-        middle = (low + high) / 2
-        few = (alive * torch.sigmoid(log_odds + middle)).sum(1, keepdim=True) < keep
-        low, high = torch.where(few, middle, low), torch.where(few, high, middle)
-    return (low + high) / 2
+        stay, go = self.score(torch.cat([local, mean.expand_as(local)], dim=-1)).unbind(-1)
+        return stay - go
 
 
 def _sample(log_odds: Tensor, uniform: Tensor) -> Tensor:
