@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from tokred import __version__, registry
 from tokred.errors import TokredError
+from tokred.text import visible
 
 app = typer.Typer(
     help="Compare token-reduction methods for Vision Transformers at one FLOP budget.",
@@ -31,6 +32,7 @@ Methods = Annotated[str | None, typer.Option(help="Comma-separated methods; by d
 ProtocolName = Annotated[str, typer.Option(help="native: each method's published layers; common: layers 4, 7, 10 for all.")]
 Stages = Annotated[str | None, typer.Option(help='Layers for all methods, one-based, such as "4 7 10".')]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Option of a method, such as lotm.order=append. Repeatable.")]
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="Python file or module with methods to use. Repeatable.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 PrecisionName = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 
@@ -87,10 +89,12 @@ def match(
     protocol: ProtocolName = "native",
     stages: Stages = None,
     settings: Settings = None,
+    plugins: Plugins = None,
 ) -> None:
     """Print for every method the knob, tokens, FLOPs and reduction that meet a budget. Needs no data."""
     from rich.table import Table
 
+    _load(plugins)
     from tokred import zoo
     from tokred.budget import TOLERANCE, match_each
     from tokred.config import Config, method_names
@@ -120,8 +124,9 @@ def match(
 
 
 @app.command()
-def methods() -> None:
+def methods(plugins: Plugins = None) -> None:
     """List all methods with what they do, their site, default layers and knob."""
+    _load(plugins)
     from rich.table import Table
 
     table = Table(header_style="bold")
@@ -177,6 +182,7 @@ def fit(
     recipe: Annotated[str | None, typer.Option(help="Recipe by name or YAML file; by default fit_reducer, or fit_full.")] = None,
     images: Annotated[int | None, typer.Option(help="Images to see, in place of the recipe's length.")] = None,
     settings: Settings = None,
+    plugins: Plugins = None,
     protocol: ProtocolName = "native",
     stages: Stages = None,
     data: Annotated[str | None, typer.Option(help="Folder or timm data set, as for compare; by default PhotoDigits.")] = None,
@@ -190,6 +196,7 @@ def fit(
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 1,
 ) -> None:
     """Fit a method's reducers on the frozen backbone, or the whole model. A killed run goes on with the same command."""
+    _load(plugins)
     from tokred.fit.config import FitConfig
     from tokred.fit.job import Fit
     from tokred.fit.recipe import load_recipe
@@ -215,9 +222,29 @@ def fit(
     out.print(escape(f"{run.status()}. Adapter and card: {path}"), soft_wrap=True)
 
 
+boards = typer.Typer(help="One leaderboard of many runs.", no_args_is_help=True)
+app.add_typer(boards, name="leaderboard")
+
+
+@boards.command("add")
+def leaderboard_add(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or CSV files of their form.")],
+    board: Annotated[Path, typer.Option("--board", help="The CSV to merge them into; made where there is none.")] = Path("leaderboard.csv"),
+) -> None:
+    """Merge runs into one CSV. Many processes may do so at once; what is measured again replaces the older row."""
+    from tokred import leaderboard
+
+    change = leaderboard.add(board, *runs)
+    kept = f", {change.kept} left out for a better or newer one" if change.kept else ""
+    out.print(
+        escape(f"{visible(str(board))}: {change.added} added, {change.replaced} replaced{kept}; {change.total} rows."), soft_wrap=True
+    )
+
+
 @app.command()
-def check(method: Annotated[str, typer.Argument(help="A registered name, or module:Class.")]) -> None:
+def check(method: Annotated[str, typer.Argument(help="A registered name, or module:Class.")], plugins: Plugins = None) -> None:
     """Run the battery of tests that every method must pass."""
+    _load(plugins)
     sys.path.insert(0, str(Path.cwd()))  # a method under development is looked for where the command runs
     from tokred.testing import CHECKS, check_reducer
 
@@ -264,6 +291,12 @@ class _Progress:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+
+def _load(plugins: list[str] | None) -> None:
+    """Make the methods of `--plugin` known, before anything asks for the names that there are."""
+    for target in plugins or []:
+        registry.load_plugin(target)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

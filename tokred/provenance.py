@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,18 @@ def versions() -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+@cache
+def code_hash() -> str:
+    """SHA-256 over the path and content of every Python file of tokred, as hexadecimal digits: another one may compute other numbers."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode())  # the length keeps files from running into each other
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _commit() -> str:

@@ -1,4 +1,4 @@
-"""The registry of reducers: `@register`, discovery of `methods/` and of installed plugins, "did you mean".
+"""The registry of reducers: `@register`, discovery of `methods/` and of installed plugins, explicit plugins, "did you mean".
 
 This module imports neither torch nor any method. What `names()` and `catalog()` tell about a method is read from its source, so
 listing is instant; a method's module is imported when `get` is asked for it.
@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import secrets
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tokred import plugins
 from tokred.errors import TokredError, UnknownName
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ FOLDER = Path(__file__).parent / "methods"
 T = TypeVar("T", bound="type[Reducer]")
 
 _classes: dict[str, type[Reducer]] = {}
+_SESSION = secrets.token_hex(16)
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,51 @@ def catalog() -> dict[str, Entry]:
     return dict(sorted(found.items()))
 
 
+def load_plugin(target: str) -> list[str]:
+    """Import a plugin, the path of a .py file or a module's dotted name, and return the names of the methods in it, sorted.
+
+    This and installed entry points are the only ways in for foreign code; `plugins.load` says what the plugin may import.
+
+    Raises:
+        TokredError: it cannot be imported, registers no method, or takes a name that is taken; nothing of it is registered then.
+    """
+    before, name = dict(_classes), plugins.module_name(target)
+    was_there = name in sys.modules
+    try:
+        plugins.load(target)
+        catalog()  # a name of the package, or of an installed plugin, may be taken by a method that nobody has imported yet
+        own = [method for method, cls in _classes.items() if _brought(cls, name, method not in before)]
+        if not own:
+            raise TokredError(f'The plugin {target} registers no method; decorate a subclass of tokred.Reducer with @register("name").')
+    except TokredError:
+        _classes.clear()
+        _classes.update(before)
+        if not was_there:
+            sys.modules.pop(name, None)
+        raise
+    return sorted(own)
+
+
+def source_hash(name: str) -> str:
+    """SHA-256 of the source file that defines a method's class, as hexadecimal digits: another one is another method.
+
+    What the file imports is not in it; `provenance.code_hash` covers tokred itself. A class without a source file, typed into a session,
+    has a hash of its own in every process, so that nobody takes two such methods for the same.
+
+    Raises:
+        UnknownName: no such method.
+        TokredError: it cannot be imported, or its source file cannot be read.
+    """
+    cls = get(name)
+    path = Path(_file_of(cls))
+    if not path.is_file():
+        return hashlib.sha256(f"{_SESSION} {cls.__module__} {cls.__qualname__}".encode()).hexdigest()
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise TokredError(f"The source of {name}, {path}, cannot be read ({error.strerror}).") from error
+
+
 def unknown(kind: str, name: str, known: list[str]) -> str:
     """One sentence for an unknown name, with the nearest known ones."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -147,6 +197,12 @@ def _read_source(path: Path, module: str) -> Iterator[Entry]:
         paper = next((k.value.value for k in call.keywords if k.arg == "paper" and isinstance(k.value, ast.Constant)), "")
         summary = (ast.get_docstring(node) or "").partition("\n")[0]
         yield Entry(str(call.args[0].value), module, str(path), summary, str(paper), _literals(node) | {"class": node.name})
+
+
+def _brought(cls: type, module: str, new: bool) -> bool:
+    """Whether a class came with a plugin: from its module or below, or from others that it imports, but not tokred's own."""
+    within = f"{cls.__module__}."
+    return within.startswith(f"{module}.") or (new and not within.startswith("tokred."))
 
 
 def _called(call: ast.Call) -> str:

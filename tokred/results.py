@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokred.errors import TokredError
+from tokred.text import for_latex, for_markdown, visible
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
 BASELINE = "baseline"
+SCHEMA = 1  # one more whenever a column is appended or comes to mean something else
 FILES = ("run.json", "leaderboard.csv", "predictions.npz", "table.md", "table.tex", "report.html")
 
 
@@ -30,7 +32,7 @@ class Row:
     Budget, reduction, agreement and promise_share are fractions; top1, top5, drop and their limits are per cent; gflops count one
     multiply-accumulate as one; stages and tokens are space-separated. None is "not measured" and an empty cell. `adapter` is the hash
     of the fitted parameters, `unfitted` says that a learned method ran with random ones, `fitted_here` that
-    these images fitted or chose them.
+    these images fitted or chose them. `schema` is the version of these columns; rows from before it have none.
     """
 
     method: str
@@ -88,6 +90,7 @@ class Row:
     adapter: str = ""
     unfitted: bool = False
     fitted_here: bool = False
+    schema: int = SCHEMA
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -113,15 +116,18 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 def csv_text(rows: Sequence[Row]) -> str:
     """The rows as CSV with all columns: raw numbers, empty cells for what was not measured."""
-    return str(frame(rows).map(_cell).to_csv(index=False, lineterminator="\n"))
+    return str(frame(rows).map(csv_cell).to_csv(index=False, lineterminator="\n"))
 
 
-def _cell(value: Any) -> str:
+def csv_cell(value: Any) -> str:
+    r"""A value as CSV holds it. Lines end in \n alone, and what is no text (half a surrogate pair, NUL) is written as Python writes it."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return str(value).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\\x00").encode(errors="backslashreplace").decode()
 
 
 def display(row: Row) -> tuple[str, ...]:
@@ -157,32 +163,31 @@ def _number(value: float | None, pattern: str) -> str:
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:
     """The short table for a terminal, controls dimmed."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", header_style="bold")
+    title_text = Text(visible(title), style="table.title")  # a Text, unlike a string, has no markup and no emoji codes
+    table = Table(title=title_text, title_justify="left", header_style="bold")
     for index, header in enumerate(TABLE_HEADERS):
         table.add_column(header, justify="left" if index in (0, 6, 7) else "right", overflow="fold")
     for row in rows:
         style = "bold" if row.method == BASELINE else "dim" if row.control else "red" if row.status != "ok" else ""
-        table.add_row(*map(escape, display(row)), style=style)
+        table.add_row(*(Text(visible(text)) for text in display(row)), style=style)
     return table
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The short table in Markdown."""
-    body = [[cell.replace("|", "\\|") for cell in display(row)] for row in rows]
+    body = [map(for_markdown, display(row)) for row in rows]
     lines = [TABLE_HEADERS, ["---"] + ["---:"] * 5 + ["---"] * 2, *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def latex(rows: Sequence[Row]) -> str:
     """The short table as a LaTeX tabular."""
-    special = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-               "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
 
     def line(cells: Iterable[str]) -> str:
-        return " & ".join("".join(special.get(c, c) for c in cell) for cell in cells) + r" \\"
+        return " & ".join(map(for_latex, cells)) + r" \\"
 
     lines = [r"\begin{tabular}{lrrrrrll}", r"\hline", line(TABLE_HEADERS), r"\hline"]
     return "\n".join([*lines, *(line(display(row)) for row in rows), r"\hline", r"\end{tabular}", ""])
@@ -191,19 +196,22 @@ def latex(rows: Sequence[Row]) -> str:
 def report(rows: Sequence[Row], title: str, run: Mapping[str, Any]) -> str:
     """One self-contained HTML page: the short table, all columns, and the run's configuration."""
 
+    def escaped(text: str) -> str:
+        return html.escape(visible(text))
+
     def table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in body)
+        head = "".join(f"<th>{escaped(text)}</th>" for text in header)
+        lines = ("".join(f"<td>{escaped(text)}</td>" for text in line) for line in body)
         return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
     short = table(TABLE_HEADERS, map(display, rows))
-    full = table(COLUMNS, ([_cell(getattr(row, name)) for name in COLUMNS] for row in rows))
+    full = table(COLUMNS, ([csv_cell(getattr(row, name)) for name in COLUMNS] for row in rows))
     style = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
     style += "td,th{padding:.3em .7em;border-bottom:1px solid #ccc}th{text-align:left}"
     configuration = html.escape(json.dumps(run, indent=2))
     return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{style}</style>"
-        f"<h1>{html.escape(title)}</h1>{short}<h2>All columns</h2><div style='overflow-x:auto'>{full}</div>"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escaped(title)}</title><style>{style}</style>"
+        f"<h1>{escaped(title)}</h1>{short}<h2>All columns</h2><div style='overflow-x:auto'>{full}</div>"
         f"<h2>Run</h2><pre>{configuration}</pre></html>\n"
     )
 

@@ -1,0 +1,229 @@
+"""Merging runs into one CSV, the board, that many processes may add to at once.
+
+`read` a board or a run, `merge` rows into it, `write` it in one step; `add` does the three under a lock. Rows stay text here, as the
+CSV holds them, so that a merge rewrites no number. This module imports no torch: adding to a board is quick.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tokred.errors import TokredError
+from tokred.results import BASELINE, COLUMNS, SCHEMA, Row, csv_cell
+
+CSV_NAME = "leaderboard.csv"
+FIRST_SCHEMA = COLUMNS.index("date") + 1  # how many columns the first boards had
+
+QUESTION = (
+    *("method", "options", "model", "weights_hash", "data_hash", "split", "n_images", "limited", "budget", "protocol", "stages"),
+    *("img_size", "crop_pct", "interpolation", "precision", "device", "batch_size", "seed"),
+)
+"""What a row asks: which method, on which weights and images, at which budget and settings.
+
+Three columns count in part: without a `weights_hash` or `data_hash` the name in `weights` or `dataset` stands for it; `stages` only where
+they were chosen (protocol "custom"), since elsewhere they follow from method and protocol; of `device` the kind, without its number."""
+
+IDENTITY = (*QUESTION, "training", "adapter", "unfitted")
+"""What makes two rows the same thing: the question, and whose fitted parameters answer it.
+
+Not in it: scores, times and errors, which are the answer; `knob`, `tokens` and FLOPs, which follow from the budget; versions, commit and
+date, by which a result is renewed."""
+
+Line = dict[str, str]  # one row as the CSV holds it, with all columns
+
+
+@dataclass(frozen=True)
+class Change:
+    """What `add` did with the rows given: new ones, ones that took an older one's place, and ones that the board had better."""
+
+    added: int
+    replaced: int
+    kept: int
+    total: int  # rows on the board now
+
+
+def add(board: Path, *sources: Path | Sequence[Row], timeout: float = 60) -> Change:
+    """Merge runs into a board, which is made where there is none. Safe beside other processes that do the same, and beside readers.
+
+    Args:
+        board: the CSV.
+        sources: folders of runs, CSV files, or rows.
+        timeout: seconds to wait for other writers.
+
+    Raises:
+        TokredError: a source is no run; the board is no leaderboard, of a newer schema, locked for `timeout`, or cannot be written. The
+            board is then unchanged.
+    """
+    board = Path(os.path.realpath(board))  # to replace a link would part it from the file that others write
+    lines = [line for source in sources for line in _lines_of(source, board)]
+    with _locked(board, timeout):
+        before = read(board) if board.exists() else []
+        after, change = merge(before, lines)
+        write(board, after)
+    return change
+
+
+def read(path: Path) -> list[Line]:
+    """The rows of a leaderboard. One of an older schema is upgraded: the columns that it lacks are empty.
+
+    Raises:
+        TokredError: it cannot be read, is no leaderboard, or was written by a newer tokred.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets write the mark
+        header, *body = csv.reader(io.StringIO(text, newline=""), strict=True)
+    except OSError as error:
+        raise TokredError(f"The leaderboard {path} cannot be read ({error.strerror or error}).") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TokredError(f"{path} is no leaderboard of tokred, or damaged ({error}); move it away.") from error
+    except ValueError:
+        raise TokredError(f"{path} is empty, not even a header is left; remove it to start anew.") from None
+    _check_header(path, header)
+    body = [cells for cells in body if cells]  # an editor may leave an empty line at the end
+    for number, cells in enumerate(body, start=1):
+        if len(cells) != len(header):
+            raise TokredError(f"{path} is damaged: its row {number} has {len(cells)} cells for {len(header)} columns; move it away.")
+    lines = [{**dict.fromkeys(COLUMNS, ""), **dict(zip(header, cells, strict=True))} for cells in body]
+    newer = next((line["schema"] for line in lines if line["schema"] not in _SCHEMAS), None)
+    if newer is not None:
+        raise TokredError(f"{path} has rows of schema {newer!r}, and this tokred knows those up to {SCHEMA}; update tokred.")
+    return lines
+
+
+_SCHEMAS = frozenset(("", *map(str, range(1, SCHEMA + 1))))
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    known = len(header)
+    if tuple(header[: len(COLUMNS)]) == COLUMNS and known > len(COLUMNS):
+        raise TokredError(
+            f"{path} was written by a newer tokred: this one does not know its column {header[len(COLUMNS)]!r}; update tokred."
+        )
+    if known < FIRST_SCHEMA or tuple(header) != COLUMNS[:known]:
+        odd = next((name for name, own in zip(header, COLUMNS, strict=False) if name != own), None)
+        what = "some columns are missing" if odd is None else f"column {odd!r} is not one of tokred's at this place"
+        raise TokredError(f"{path} is no leaderboard of tokred: {what}; choose another file.")
+
+
+def merge(before: Iterable[Line], lines: Iterable[Line]) -> tuple[list[Line], Change]:
+    """The rows of both, each thing (see `IDENTITY`) once, in an order that depends on the rows alone.
+
+    A measurement beats what failed or could not run, whichever came first; of two of a kind the later date wins, and on the same day the
+    one added now. Once a question is measured, rows that failed to answer it go: they tell nothing any more.
+    """
+    slots = {_key(line, IDENTITY): line for line in before}
+    known, given = set(slots), list(lines)
+    for line in given:
+        key = _key(line, IDENTITY)
+        if key not in slots or _worth(slots[key]) <= _worth(line):
+            slots[key] = line
+    answered = {_key(line, QUESTION) for line in slots.values() if _measured(line)}
+    after = {key: line for key, line in slots.items() if _measured(line) or _key(line, QUESTION) not in answered}
+    fresh = set(map(id, given))
+    taken = {key for key, line in after.items() if id(line) in fresh}
+    change = Change(len(taken - known), len(taken & known), len(given) - len(taken), len(after))
+    return [line for _, line in sorted(after.items(), key=lambda item: (_order(item[1]), item[0]))], change
+
+
+def write(board: Path, lines: Iterable[Line]) -> None:
+    """Write a board in one step: a reader, or whoever comes after a kill, finds the old one or the new one. Hold the lock.
+
+    Raises:
+        TokredError: it cannot be written; the old one is unchanged.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    temporary = board.with_name(f".{board.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        for leftover in board.parent.glob(f".{glob.escape(board.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)  # of a writer that was killed: under the lock there is no other
+        with temporary.open("xb") as file:
+            file.write(text.getvalue().encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
+        if board.exists():
+            shutil.copymode(board, temporary)
+        os.replace(temporary, board)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TokredError(f"Cannot write {board} ({error.strerror or error}); what was there before is unchanged.") from error
+
+
+@contextmanager
+def _locked(board: Path, timeout: float) -> Iterator[None]:
+    """Only one process at a time, on this board. The lock is the kernel's where it can be, and then dies with its holder."""
+    path = board.with_name(f".{board.name}.lock")
+    lock = FileLock(path, timeout=timeout)
+    try:
+        board.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise TokredError(
+            f"{board} has been locked by another process for {timeout:g} s; wait for it, or remove {path} if none is running."
+        ) from None
+    except OSError as error:
+        raise TokredError(f"Cannot write into {board.parent} ({error.strerror or error}); choose another place with --board.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lines_of(source: Path | Sequence[Row], board: Path) -> list[Line]:
+    if not isinstance(source, Path):
+        return [{field.name: csv_cell(getattr(row, field.name)) for field in fields(Row)} for row in source]
+    path = source / CSV_NAME if source.is_dir() else source
+    if not path.exists():
+        raise TokredError(f"There is no run at {source}; give the folder of a run, with its {CSV_NAME}, or a CSV file of that form.")
+    if board.exists() and path.samefile(board):
+        raise TokredError(f"{source} is the board itself; give runs to add to it, or another --board.")
+    return read(path)
+
+
+def _measured(line: Line) -> bool:
+    return line["status"] == "ok"
+
+
+def _worth(line: Line) -> tuple[bool, str]:
+    return _measured(line), line["date"]
+
+
+def _key(line: Line, columns: Sequence[str]) -> tuple[str, ...]:
+    seen = {
+        **line,
+        "weights_hash": line["weights_hash"] or line["weights"],
+        "data_hash": line["data_hash"] or line["dataset"],
+        "stages": line["stages"] if line["protocol"] == "custom" else "",
+        "device": line["device"].partition(":")[0],
+        "unfitted": line["unfitted"] or "false",  # boards from before the column had fitted rows alone
+    }
+    return tuple(seen[name] for name in columns)
+
+
+def _order(line: Line) -> tuple[object, ...]:
+    """Rows that compare stand together: the baseline first, then the best first, as in a run's own table; what failed last."""
+    group = (line["dataset"], line["split"], line["model"], line["weights_hash"], _number(line["budget"], 0))
+    best = (line["method"] != BASELINE, not _measured(line), -_number(line["top1"], 0), _number(line["gflops"], 0), line["method"])
+    return (*group, *best)
+
+
+def _number(text: str, empty: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return empty
+    return value if math.isfinite(value) else empty  # NaN has no place in an order
