@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from tokred import registry
+from tokred.data.sources import Batch
+from tokred.devices import resolve_device, resolve_precision
 from tokred.errors import TokredError
-from tokred.evaluate import dense_model, evaluate, resolve_device, resolve_precision
+from tokred.evaluate import Pass, dense_model, evaluate
+from tokred.outcomes import Evaluation
 from tokred.reducer import Reducer
 from tokred.reduction import Keep
 from tokred.schedule import Plan
@@ -20,7 +23,7 @@ from tokred.vit import ReducedViT
 def batches(n=10, size=4, seed=0):
     images = torch.randn(n, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
     labels = torch.arange(n) % 10
-    return [(images[i : i + size], labels[i : i + size], torch.arange(n)[i : i + size]) for i in range(0, n, size)]
+    return [Batch(images[i : i + size], labels[i : i + size], torch.arange(n)[i : i + size]) for i in range(0, n, size)]
 
 
 def models(names, stages=(2, 3)):
@@ -45,7 +48,7 @@ def test_one_pass_equals_separate_runs_bit_for_bit(threads, monkeypatch):
             # And against the model called as a user would, on the same batches.
             torch.set_num_threads(1)
             with torch.inference_mode():
-                logits = torch.cat([_logits(model, images, index) for images, _, index in batches()])
+                logits = torch.cat([_logits(model, images, index) for images, _, index, *_ in batches()])
             torch.set_num_threads(threads)
             np.testing.assert_array_equal(one_pass.methods[name].prediction, logits.argmax(1).numpy())
     finally:
@@ -64,7 +67,7 @@ def test_a_model_with_a_backbone_of_its_own_starts_from_the_images():
     assert not result.failed
     with torch.inference_mode():
         for name, model in several.items():
-            logits = torch.cat([_logits(model, images, index) for images, _, index in batches()])
+            logits = torch.cat([_logits(model, images, index) for images, _, index, *_ in batches()])
             np.testing.assert_array_equal(result.methods[name].prediction, logits.argmax(1).numpy())
     assert not np.array_equal(result.methods["own"].kl, result.methods["shared"].kl)
 
@@ -76,7 +79,7 @@ def _logits(model, images, index):
 def test_shared_states_give_the_very_logits_of_a_lone_model():
     for name, model in models(registry.names()).items():
         dense = dense_model(tiny_vit(), [model])
-        images, _, index = batches()[0]
+        images, _, index = batches()[0][:3]
         with torch.inference_mode():
             shared = dense.advance(dense.embed(images, index), stop=model.first_point)
             assert torch.equal(model.head(model.advance(shared)), _logits(model, images, index)), name
@@ -92,7 +95,8 @@ def test_images_are_read_once_whatever_the_number_of_methods():
 
     together = models(["lotm", "tome", "topk"])
     seen = []
-    evaluate(dense_model(tiny_vit(), together.values()), together, counted(), 10, progress=seen.append)
+    one = Pass(dense_model(tiny_vit(), together.values()), together, Evaluation.empty(10, together))
+    one.run(counted(), lambda rows: seen.append(len(rows)))
     assert reads == seen == [4, 4, 2]
 
 
@@ -123,9 +127,9 @@ def test_a_failing_method_leaves_the_others_alone():
     bad = {"nan": ReducedViT(tiny_vit(), Plan(NotANumber, **plan)), "explodes": ReducedViT(tiny_vit(), Plan(Explodes, **plan))}
     together = bad | good  # all begin at one state, the bad ones first
     result = evaluate(dense_model(tiny_vit(), together.values()), together, batches(), 10)
-    assert set(result.methods) == set(good)
-    assert result.failed["explodes"] == "boom"
-    assert "no numbers" in result.failed["nan"]
+    assert set(result.failed) == set(bad)
+    assert result.failed["explodes"].reason == "boom"
+    assert result.failed["nan"] == (0, "nan gives numbers that are not finite, first in the reduction at layer 3, on images 0 to 3.")
     alone = evaluate(dense_model(tiny_vit(), good.values()), good, batches(), 10)
     for name in good:
         np.testing.assert_array_equal(result.methods[name].kl, alone.methods[name].kl)
@@ -152,9 +156,9 @@ def test_batches_in_other_threads_have_reducers_of_their_own():
 
 
 def test_a_dense_model_without_numbers_is_an_error():
-    images, labels, index = batches()[0]
+    images, labels, index = batches()[0][:3]
     with pytest.raises(TokredError, match="check its weights"):
-        evaluate(ReducedViT(tiny_vit()), {}, [(images * float("nan"), labels, index)], 10)
+        evaluate(ReducedViT(tiny_vit()), {}, [Batch(images * float("nan"), labels, index)], 10)
 
 
 def test_threads_are_given_back_after_an_error():

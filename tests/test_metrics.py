@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from tokred.metrics import Outcomes, finite, interval, mcnemar, score
+from tokred.metrics import interval, mcnemar, score
+from tokred.outcomes import Outcomes, finite
 
 
 def test_outcomes_from_logits():

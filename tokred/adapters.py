@@ -20,6 +20,7 @@ from torch import Tensor
 from tokred import zoo
 from tokred.errors import TokredError, Unfitted
 from tokred.schedule import Plan, default_options
+from tokred.text import spaced
 from tokred.vit import ReducedViT
 
 SHIPPED = zoo.SHIPPED / "adapters"
@@ -58,12 +59,12 @@ class Adapter:
             if wanted.get(name) != fitted.get(name):
                 return f"it was fitted with {name}={fitted.get(name)}, not with {name}={wanted.get(name)}"
         if tuple(card["stages"]) != plan.stages:
-            return f"it was fitted at layers {_spaced(card['stages'])}, not at {_spaced(plan.stages)}"
+            return f"it was fitted at layers {spaced(card['stages'])}, not at {spaced(plan.stages)}"
         if card["weights_hash"] != weights_hash:
             return f"it was fitted on other backbone weights ({card['model']}, hash {card['weights_hash'][:8]}, not {weights_hash[:8]})"
         tokens = card["tokens"] or ()
         if card["budget"] != ANY and tuple(tokens) != plan.tokens:
-            return f"it was fitted for {_spaced(tokens)} tokens, not for {_spaced(plan.tokens)}; --any-budget fits for all counts"
+            return f"it was fitted for {spaced(tokens)} tokens, not for {spaced(plan.tokens)}; --any-budget fits for all counts"
         return ""
 
     def apply(self, backbone: Any, plan: Plan, weights_hash: str, seed: int = 0) -> ReducedViT:
@@ -203,7 +204,3 @@ def _card(path: Path) -> dict[str, Any] | None:
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as JSON has them."""
     return dict(json.loads(json.dumps(dict(options))))
-
-
-def _spaced(numbers: Iterable[int]) -> str:
-    return " ".join(map(str, numbers))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from tokred import __version__, registry
+from tokred.console import Progress, err, out, parse_layers, parse_names, parse_settings
 from tokred.errors import TokredError
-from tokred.text import visible
+from tokred.text import spaced, visible
 
 app = typer.Typer(
     help="Compare token-reduction methods for Vision Transformers at one FLOP budget.",
@@ -23,9 +22,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(width=None if sys.stdout.isatty() else 140)
-err = Console(stderr=True)
-
 Model = Annotated[str, typer.Option("--model", "-m", help="deit_t, deit_s, deit_b, or any ViT of timm.")]
 Budget = Annotated[float, typer.Option("--budget", "-b", help="Fraction of FLOPs to save, between 0 and 1.")]
 Methods = Annotated[str | None, typer.Option(help="Comma-separated methods; by default all.")]
@@ -35,6 +31,17 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="Option of a m
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="Python file or module with methods to use. Repeatable.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 PrecisionName = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Data = Annotated[str | None, typer.Option(help="Folder of class folders, or a timm data set; by default PhotoDigits.")]
+Split = Annotated[str | None, typer.Option(help="Split of the data: test for PhotoDigits, validation elsewhere.")]
+Weights = Annotated[Path | None, typer.Option(help="Weight file; by default the shipped ones, or timm's with --data.")]
+Limit = Annotated[int | None, typer.Option(help="Evaluate only the first images; the rows say so.")]
+Results = Annotated[Path | None, typer.Option("--out", help="Folder for the results; by default one under runs/.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
+BatchSize = Annotated[int | None, typer.Option(help="Images that run together; by default 16 on a CPU, 256 elsewhere.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that load images; by default 1 on a CPU, up to 8 beside a GPU.")]
+Adapters = Annotated[list[str] | None, typer.Option(help="Adapter or folder of them, used before the shipped ones. Repeatable.")]
+AllowUnfitted = Annotated[bool, typer.Option("--allow-unfitted", help="Show unfitted learned methods too, marked.")]
+OnErrorName = Annotated[str, typer.Option(help="An image that cannot be read: fail, skip, or count-wrong for all models.")]
 
 
 @app.command()
@@ -45,40 +52,102 @@ def compare(
     protocol: ProtocolName = "native",
     stages: Stages = None,
     settings: Settings = None,
-    data: Annotated[str | None, typer.Option(help="Folder of class folders, or a timm data set; by default PhotoDigits.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the data: test for PhotoDigits, validation elsewhere.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weight file; by default the shipped ones, or timm's with --data.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Evaluate only the first images; the rows say so.")] = None,
+    plugins: Plugins = None,
+    data: Data = None,
+    split: Split = None,
+    weights: Weights = None,
+    limit: Limit = None,
+    on_error: OnErrorName = "fail",
     seed: Seed = 0,
-    folder: Annotated[Path | None, typer.Option("--out", help="Folder for the results; by default one under runs/.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    folder: Results = None,
+    device: Device = "auto",
     precision: PrecisionName = "auto",
-    batch_size: Annotated[int | None, typer.Option(help="Images that run together; by default 16 on a CPU, 256 elsewhere.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
-    adapters: Annotated[list[str] | None, typer.Option(help="Adapter or folder of them, used before the shipped ones. Repeatable.")] = None,
-    allow_unfitted: Annotated[bool, typer.Option("--allow-unfitted", help="Show unfitted learned methods too, marked.")] = False,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    adapters: Adapters = None,
+    allow_unfitted: AllowUnfitted = False,
 ) -> None:
-    """Evaluate all methods at one FLOP budget and write their leaderboard."""
-    from tokred import results
-    from tokred.comparison import Job
+    """Evaluate all methods at one FLOP budget and write their leaderboard. A killed run goes on with the same command."""
+    _load(plugins)
     from tokred.config import Config
 
     config = Config(
-        model, budget, _names(methods), _options(settings), protocol, _layers(stages), data, split,  # type: ignore[arg-type]
+        model, (budget,), parse_names(methods), parse_settings(settings), protocol, parse_layers(stages), data, split,  # type: ignore[arg-type]
         None if weights is None else str(weights), limit, seed, device, precision, batch_size,
-        tuple(adapters or ()), allow_unfitted,
+        tuple(adapters or ()), allow_unfitted, on_error,  # type: ignore[arg-type]
     )  # fmt: skip
+    _run_comparison(config, folder, workers)
+
+
+@app.command()
+def sweep(
+    budgets: Annotated[str, typer.Option(help="FIRST:LAST:STEP, or budgets with commas between.")] = "0.1:0.6:0.1",
+    model: Model = "deit_s",
+    methods: Methods = None,
+    protocol: ProtocolName = "native",
+    stages: Stages = None,
+    settings: Settings = None,
+    plugins: Plugins = None,
+    data: Data = None,
+    split: Split = None,
+    weights: Weights = None,
+    limit: Limit = None,
+    on_error: OnErrorName = "fail",
+    seed: Seed = 0,
+    folder: Results = None,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    adapters: Adapters = None,
+    allow_unfitted: AllowUnfitted = False,
+) -> None:
+    """Evaluate all methods at several FLOP budgets in one pass: accuracy against FLOPs."""
+    _load(plugins)
+    from tokred.config import Config, budget_range
+
+    config = Config(
+        model, budget_range(budgets), parse_names(methods), parse_settings(settings), protocol, parse_layers(stages), data, split,  # type: ignore[arg-type]
+        None if weights is None else str(weights), limit, seed, device, precision, batch_size,
+        tuple(adapters or ()), allow_unfitted, on_error,  # type: ignore[arg-type]
+    )  # fmt: skip
+    _run_comparison(config, folder, workers)
+
+
+def _run_comparison(config: Any, folder: Path | None, workers: int | None) -> None:
+    """Run `compare` or `sweep`, and print what came of it."""
+    from tokred.comparison import Interrupted, Job
+
     job = Job(config)
+    out.quiet = err.quiet = job.processes.rank > 0  # of several processes one speaks
     out.print(escape(job.describe()), soft_wrap=True)
-    target = folder or Path("runs") / f"{model.replace('/', '-')}-{job.source.name}-{budget:g}-{job.key}"
-    with _Progress(len(job.source), "images") as advance:
-        comparison = job.run(target, workers, advance)
-    out.print(results.terminal_table(comparison.rows, comparison.title))
-    out.print(escape(f"{comparison.seconds:.0f} s. Leaderboard, tables and per-image predictions: {target}"), soft_wrap=True)
+    budgets = f"{config.budgets[0]:g}" if len(config.budgets) == 1 else f"{config.budgets[0]:g}-{config.budgets[-1]:g}"
+    target = folder or Path("runs") / f"{config.model.replace('/', '-')}-{job.source.name}-{budgets}-{job.key}"
+    notice = job.open(target)
+    if notice:
+        out.print(escape(notice), soft_wrap=True)
+    try:
+        with Progress(len(job.source), "images") as advance:
+            comparison = job.run(workers, advance)
+    except Interrupted as interrupted:
+        _print_comparison(interrupted.comparison)
+        out.print(escape(f"Interrupted. This goes on: tokred {shlex.join(sys.argv[1:])}"), soft_wrap=True)
+        raise typer.Exit(130) from None
+    _print_comparison(comparison)
+    for row in comparison.failed:
+        err.print(escape(visible(f"{row.method}: {row.error}")), soft_wrap=True)
     if comparison.failed:
-        for row in comparison.failed:
-            err.print(escape(f"{row.method}: {row.error}"), soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _print_comparison(comparison: Any) -> None:
+    from tokred import results
+
+    if comparison.rows:
+        out.print((results.sweep_table if comparison.swept else results.terminal_table)(comparison.rows, comparison.title))
+    waiting = f" {comparison.waiting:.0%} of the time was waiting for images; more --workers may help." if comparison.waiting > 0.1 else ""
+    left = f"Leaderboard, tables and per-image predictions: {comparison.out}"
+    out.print(escape(f"{comparison.seconds:.0f} s.{waiting} {left}"), soft_wrap=True)
 
 
 @app.command()
@@ -100,7 +169,7 @@ def match(
     from tokred.config import Config, method_names
     from tokred.flops import CostTable
 
-    config = Config(model, budget, _names(methods), _options(settings), protocol, _layers(stages))  # type: ignore[arg-type]
+    config = Config(model, (budget,), parse_names(methods), parse_settings(settings), protocol, parse_layers(stages))  # type: ignore[arg-type]
     costs = CostTable(zoo.build(model))
     matches, refused = match_each(
         costs, method_names(config), budget, protocol=config.protocol, stages=config.stages, options=config.options
@@ -112,7 +181,7 @@ def match(
     for name, found in matches.items():
         gap = "" if found.gap <= TOLERANCE else f" ({100 * found.gap:.2f} points over)"
         table.add_row(
-            name, f"{found.plan.reducer.knob} {found.knob}", _spaced(found.plan.stages), _spaced(found.plan.tokens),
+            name, f"{found.plan.reducer.knob} {found.knob}", spaced(found.plan.stages), spaced(found.plan.tokens),
             f"{found.flops / 1e9:.4f}", f"{found.reducer_flops / 1e9:.4f}", f"{found.reduction:.3%}{gap}",
         )  # fmt: skip
     if table.row_count:
@@ -136,7 +205,7 @@ def methods(plugins: Plugins = None) -> None:
         layers = entry.facts.get("stages", (4, 7, 10))
         what = entry.summary + (" (control)" if entry.facts.get("control") else "")
         table.add_row(
-            entry.name, escape(what), entry.facts.get("site", "mid"), layers if isinstance(layers, str) else _spaced(layers),
+            entry.name, escape(what), entry.facts.get("site", "mid"), layers if isinstance(layers, str) else spaced(layers),
             entry.facts.get("knob", "rate"), escape(entry.paper),
         )  # fmt: skip
     out.print(table)
@@ -155,7 +224,7 @@ def train(
     """Train a backbone on PhotoDigits. A killed run goes on where it stopped, with the same command."""
     import torch
 
-    from tokred import configs, evaluate
+    from tokred import configs, devices
     from tokred.recipe import Recipe
     from tokred.train import Trainer
 
@@ -163,10 +232,10 @@ def train(
     values |= {key: value for key, value in {"images": images, "seed": seed}.items() if value is not None}
     chosen = configs.parse(Recipe, {**values, "model": model}, recipe or f"train_{model}")
     target = folder or Path("runs") / f"train-{model}"
-    trainer = Trainer(chosen, target, evaluate.resolve_precision(precision, torch.device("cpu")), workers)
+    trainer = Trainer(chosen, target, devices.resolve_precision(precision, torch.device("cpu")), workers)
     if trainer.resume():
         out.print(f"Going on at image {trainer.step * chosen.batch_size} of {chosen.images}.")
-    with _Progress(chosen.steps, "steps", trainer.step) as advance:
+    with Progress(chosen.steps, "steps", trainer.step) as advance:
         trainer.run(lambda state: advance(1, f"accuracy {state.accuracy:.1%}"))
     path = trainer.finish("tokred " + shlex.join(sys.argv[1:]))
     out.print(escape(f"Weights and card: {path}"), soft_wrap=True)
@@ -203,12 +272,12 @@ def fit(
 
     if budget is not None and any_budget:
         raise TokredError("Give --budget to fit for one budget, or --any-budget for all, not both.")
-    options = _options(settings)
+    options = parse_settings(settings)
     for other in options.keys() - {method}:
         raise TokredError(f"--set {other}.{next(iter(options[other]))} is no option of {method}, which is what is fitted.")
     chosen = load_recipe(recipe, full, images, seed)
     config = FitConfig(
-        method, chosen, model, budget, options.get(method, {}), protocol, _layers(stages), data,  # type: ignore[arg-type]
+        method, chosen, model, budget, options.get(method, {}), protocol, parse_layers(stages), data,  # type: ignore[arg-type]
         None if weights is None else str(weights), labels, device, precision, chunk, workers,
     )  # fmt: skip
     run = Fit(config, folder or Path("runs") / config.folder)
@@ -216,7 +285,7 @@ def fit(
     out.print(escape(run.describe()), soft_wrap=True)
     if run.resume():
         out.print(f"Going on at image {run.step * chosen.batch_size} of {run.steps * chosen.batch_size}.")
-    with _Progress(run.steps, "steps", run.step) as advance:
+    with Progress(run.steps, "steps", run.step) as advance:
         run.run(lambda state: advance(1, state.status()))
     path = run.finish("tokred " + shlex.join(sys.argv[1:]))
     out.print(escape(f"{run.status()}. Adapter and card: {path}"), soft_wrap=True)
@@ -275,53 +344,7 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-class _Progress:
-    """A progress bar that knows the remaining time; `with` gives a function that advances it."""
-
-    def __init__(self, total: int, unit: str, done: int = 0) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn(), TextColumn("remaining"), TimeRemainingColumn())
-        self.bar = Progress(*columns, TextColumn("{task.description}"), console=err)
-        self.task = self.bar.add_task("", total=total, completed=done)
-
-    def __enter__(self) -> Callable[..., None]:
-        self.bar.start()
-        return lambda count, description="": self.bar.update(self.task, advance=count, description=description)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-
 def _load(plugins: list[str] | None) -> None:
     """Make the methods of `--plugin` known, before anything asks for the names that there are."""
     for target in plugins or []:
         registry.load_plugin(target)
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
-def _layers(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(layer) for layer in text.replace(",", " ").split())
-    except ValueError:
-        raise TokredError(f'--stages takes layer numbers, such as "4 7 10"; got {text!r}.') from None
-
-
-def _options(settings: list[str] | None) -> dict[str, dict[str, Any]]:
-    options: dict[str, dict[str, Any]] = {}
-    for setting in settings or []:
-        target, equals, value = setting.partition("=")
-        method, dot, name = target.partition(".")
-        if not (equals and dot and method and name):
-            raise TokredError(f"--set takes METHOD.OPTION=VALUE, such as lotm.order=append; got {setting!r}.")
-        options.setdefault(method, {})[name] = value
-    return options
-
-
-def _spaced(numbers: tuple[int, ...]) -> str:
-    return " ".join(map(str, numbers))

@@ -4,40 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from tokred import adapters, registry, results, zoo
-from tokred.adapters import Adapter
-from tokred.budget import match_each
+from tokred import entries, results, zoo
 from tokred.config import Config, method_names
 from tokred.data import sources
-from tokred.errors import TokredError, Unfitted, Unreachable
-from tokred.evaluate import Evaluation, dense_model, evaluate, resolve_device, resolve_precision
+from tokred.devices import resolve_precision
+from tokred.errors import TokredError
+from tokred.evaluate import Pass, dense_model
 from tokred.flops import CostTable
-from tokred.metrics import Outcomes, score
-from tokred.provenance import versions
-from tokred.results import BASELINE, Folder, Row
-from tokred.schedule import Plan, default_options
-from tokred.vit import ReducedViT
-
-_STATUS: dict[type, str] = {Unreachable: "unreachable", Unfitted: "unfitted"}
+from tokred.folder import Folder, Record
+from tokred.metrics import score
+from tokred.outcomes import Evaluation, Outcomes
+from tokred.processes import Processes
+from tokred.provenance import software, versions
+from tokred.results import Row
 
 
 @dataclass
 class Comparison:
-    """A finished comparison: its rows, best first, and where they were written."""
+    """A comparison's rows, best first, and where they were written.
+
+    Attributes:
+        seconds: of evaluation, those of earlier, interrupted runs included.
+        waiting: share of this run's time in which nothing could be done but wait for images.
+        images: that the rows are about.
+        swept: whether there are several budgets, so that a method that cannot reach one of them is no failure.
+    """
 
     rows: list[Row]
     title: str
     out: Path | None
     seconds: float
+    waiting: float = 0.0
+    images: int = 0
+    swept: bool = False
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -47,11 +55,20 @@ class Comparison:
     @property
     def failed(self) -> list[Row]:
         """Rows of methods that should have run; one that nobody has fitted yet is not among them."""
-        return [row for row in self.rows if row.status not in ("ok", "unfitted")]
+        expected = {"ok", "unfitted", "unreachable"} if self.swept else {"ok", "unfitted"}
+        return [row for row in self.rows if row.status not in expected]
+
+
+class Interrupted(Exception):
+    """Ctrl-C. `comparison` has the images that were evaluated until then; the same command goes on from there."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        super().__init__(comparison.title)
+        self.comparison = comparison
 
 
 class Job:
-    """A comparison whose input has been checked and whose plans are made: `describe` it, then `run` it.
+    """A comparison whose input has been checked and whose plans are made: `describe` it, `open` its folder, `run` it.
 
     Raises:
         TokredError: anything wrong with the configuration, before any image is read.
@@ -59,74 +76,40 @@ class Job:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.device = resolve_device(config.device)
+        self.device = Processes.device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
         self.batch_size = config.batch_size or (16 if self.device.type == "cpu" else 256)
-        self.names = method_names(config)
+        names = method_names(config)
         self.source = sources.open_source(config.data, config.split).limit(config.limit)
         self.loaded = zoo.load_for(config.model, config.weights, embedded=config.data in (None, sources.EMBEDDED))
         _check_classes(self.loaded, self.source)
         self.preparation = sources.prepare(self.loaded.model, self.source.embedded)
         self.costs = CostTable(self.loaded.model)
-        self.matches, self.refused = match_each(
-            self.costs, self.names, config.budget, protocol=config.protocol, stages=config.stages, options=config.options
-        )
-        self.models = self._build_models()
-        if not self.models:
-            raise next(iter(self.refused.values()))
+        self.entries = entries.build(config, self.loaded.model, self.loaded.weights_hash, self.costs)
+        self.models = {entry.name: entry.model for entry in self.entries if entry.model is not None}
         self.configuration = {
             **asdict(config),
-            "device": str(self.device),
+            "device": self.device.type,
             "precision": str(self.dtype),
             "batch_size": self.batch_size,
-            "methods": self.names,
+            "methods": names,
             "weights_hash": self.loaded.weights_hash,
             "data_hash": self.source.hash,
-            "adapters": {name: adapter.hash for name, adapter in self.adapters.items()},
+            "adapters": {entry.name: entry.adapter.hash for entry in self.entries if entry.adapter},
         }
-        self.configuration = json.loads(json.dumps(self.configuration))  # as run.json will hold it
-
-    def _build_models(self) -> dict[str, ReducedViT]:
-        """The reduced models, with their fitted parameters where there are any; what has none and needs some is refused."""
-        config, backbone, weights_hash = self.config, self.loaded.model, self.loaded.weights_hash
-        given = adapters.find(config.adapters)
-        strangers = [adapter for adapter in given if adapter.card["method"] not in self.names]
-        if given and len(strangers) == len(given):
-            raise TokredError(f"The adapter {given[0].path} is for {given[0].card['method']}, which is not compared; see --methods.")
-        self.adapters: dict[str, Adapter] = {}
-        models = {}
-        for name, found in self.matches.items():
-            try:
-                adapter = adapters.choose(given, found.plan, weights_hash)
-                if adapter is not None:
-                    models[name] = adapter.apply(backbone, found.plan, weights_hash, config.seed)
-                    self.adapters[name] = adapter
-                    continue
-                model = ReducedViT(backbone, found.plan, seed=config.seed)
-                if model.learned and not config.allow_unfitted:
-                    self.refused[name] = adapters.unfitted(found.plan, weights_hash, self._fit_command(found.plan))
-                else:
-                    models[name] = model
-            except TokredError as error:
-                self.refused[name] = error
-        return models
-
-    def _fit_command(self, plan: Plan) -> str:
-        """The command that fits a method for this comparison."""
-        config = self.config
-        stages = None if config.stages is None else _spaced(config.stages)
-        protocol = None if config.protocol == "native" else config.protocol
-        return adapters.fit_command(plan, config.model, stages=stages, protocol=protocol, data=config.data, weights=config.weights)
+        self.processes = Processes(self.device)
+        self.evaluation = Evaluation.empty(len(self.source), self.models)
+        self.folder: Folder | None = None
 
     @property
     def key(self) -> str:
-        """A short hash of everything that decides the numbers."""
+        """A short hash of everything in the configuration that decides the numbers."""
         return hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def title(self) -> str:
         images = f"{self.source.name} {self.source.split} ({len(self.source)} images)"
-        return f"{self.config.model} on {images}, {100 * self.config.budget:g} % fewer FLOPs"
+        return f"{self.config.model} on {images}, {', '.join(f'{100 * budget:g}' for budget in self.config.budgets)} % fewer FLOPs"
 
     def describe(self) -> str:
         """One line: data, weights, precision, device."""
@@ -135,57 +118,132 @@ class Job:
         first = f"the first {len(self.source)}" if self.source.limited else str(len(self.source))
         data = f"{what}, {self.source.split} split, {first} images"
         note = f" {self.source.note}" if self.source.note else ""
-        return f"Data: {data}. Weights: {self.loaded.weights}. Precision: {precision} on {self.device}.{note}"
+        where = f"{self.device}" + (f" in {self.processes.world} processes" if self.processes.world > 1 else "")
+        return f"Data: {data}. Weights: {self.loaded.weights}. Precision: {precision} on {where}.{note}"
 
-    def run(self, out: Path | None = None, workers: int = 1, progress: Callable[[int], None] = lambda images: None) -> Comparison:
-        """Evaluate, and write the folder `out` unless it is None. `progress` hears of each finished batch's images.
+    def open(self, out: Path) -> str:
+        """Take the folder of the results, with what an earlier run of the same comparison left there; a sentence about that, or nothing.
 
         Raises:
-            TokredError: `out` is not writable or belongs to another run; an image cannot be read; the dense model fails.
+            TokredError: it is not writable, in use, or holds something that is no run.
         """
-        folder = Folder(out, self.configuration) if out else None
-        start = time.monotonic()
-        models = self.models
-        batches = sources.batches(self.source, self.preparation, self.batch_size, workers)
-        dense = dense_model(self.loaded.model, models.values())
-        evaluation = evaluate(dense, models, batches, len(self.source), device=self.device, dtype=self.dtype, progress=progress)
-        seconds = time.monotonic() - start
-        rows = results.rank(self._rows(evaluation))
-        if folder:
-            self._write(folder, rows, evaluation, seconds)
-        return Comparison(rows, self.title, out, seconds)
+        first = self.processes.rank == 0
+        self.folder = Folder(out, self.configuration, software(method_names(self.config)), versions(), lock=first)
+        if not first:
+            return ""
+        self.folder.read_outcomes(self.evaluation)
+        done = int(self.evaluation.done.sum())
+        if self.folder.finished and done == len(self.source):
+            return f"This comparison was finished on {self.folder.run['date']}; to run it again, delete {out}."
+        return self.folder.notice or (f"Going on: {done} of {len(self.source)} images were evaluated before." if done else "")
 
-    def _rows(self, evaluation: Evaluation) -> list[Row]:
-        rows = [self._scored(self._row(BASELINE), evaluation, evaluation.dense)]
-        for name in self.names:
-            row = self._row(name)
-            if name in evaluation.methods:
-                self._scored(row, evaluation, evaluation.methods[name])
-            else:
-                row.status = _STATUS.get(type(self.refused.get(name)), "failed")
-                row.error = str(self.refused[name]) if name in self.refused else evaluation.failed[name]
+    def run(self, workers: int | None = None, progress: Callable[[int], None] = lambda images: None) -> Comparison:
+        """Evaluate what is not evaluated yet, and write the folder, if one was opened. In all processes but the first there are no rows.
+
+        Args:
+            workers: processes that load images, by default one beside a CPU and up to eight beside a GPU.
+            progress: hears of each finished batch's images, those of other processes estimated.
+
+        Raises:
+            TokredError: an image cannot be read, the dense model fails, or nothing can be written.
+            Interrupted: by Ctrl-C.
+        """
+        try:
+            return self._run(workers, progress)
+        finally:
+            if self.folder:
+                self.folder.release()
+
+    def _run(self, workers: int | None, progress: Callable[[int], None]) -> Comparison:
+        share, record = self.processes, Record(self.evaluation, self.folder, self.processes.world)
+        missing = share.share(record.missing(sources.ranges(len(self.source), self.batch_size)))
+        progress(len(self.source) - sum(map(len, missing)))
+        mine = missing[share.rank :: share.world]
+        run = Pass(dense_model(self.loaded.model, self.models.values()), self.models, self.evaluation, device=self.device, dtype=self.dtype)
+
+        def finished(rows: np.ndarray) -> None:
+            record.finished(rows)
+            progress(len(rows) * share.world)
+
+        try:
+            if mine:
+                run.run(self._batches(mine, workers), finished)
+        except KeyboardInterrupt:
+            record.flush()
+            raise Interrupted(self._comparison(run.waiting)) from None
+        except TokredError:
+            record.flush()
+            raise
+        record.flush()
+        self._gather(mine)
+        comparison = self._comparison(run.waiting)
+        if self.folder and share.rank == 0:
+            self.folder.finish(self._about(comparison), self._files(comparison))
+        return comparison
+
+    def _batches(self, chosen: Sequence[range], workers: int | None) -> Any:
+        on_gpu = self.device.type == "cuda"
+        workers = sources.default_workers(on_gpu) if workers is None else workers
+        return sources.batches(self.source, self.preparation, chosen, workers, self.config.on_error, pin=on_gpu)
+
+    def _gather(self, mine: Sequence[range]) -> None:
+        """Bring the outcomes of all processes together in the first one."""
+        if self.processes.world == 1:
+            return
+        rows = np.concatenate([np.arange(len(self.source))[batch.start : batch.stop] for batch in mine] or [np.empty(0, dtype=np.int64)])
+        for rank, packed in enumerate(self.processes.gather(self.evaluation.pack(rows, self.evaluation.seconds))):
+            if rank != self.processes.rank:
+                self.evaluation.absorb(packed)
+        self.processes.close()
+
+    def _comparison(self, waiting: float) -> Comparison:
+        """The rows about all images that have been evaluated."""
+        done = self.evaluation.done
+        rows = [] if self.processes.rank else results.rank(self._rows())
+        title = self.title if done.all() else f"{self.title}: INTERRUPTED after {int(done.sum())} images"
+        path = self.folder.path if self.folder else None
+        return Comparison(rows, title, path, self.evaluation.seconds, waiting, int(done.sum()), len(self.config.budgets) > 1)
+
+    def _rows(self) -> list[Row]:
+        found = self.evaluation
+        chosen = np.flatnonzero(found.readable if self.config.on_error == "skip" else found.done)
+        if found.done.any() and not found.readable.any():
+            raise TokredError(f"None of the {int(found.done.sum())} images could be read: {next(iter(found.unreadable.values()))}")
+        rows = [self._row("")]
+        entries.describe_baseline(rows[0], self.costs)
+        self._score(rows[0], found.dense, chosen)
+        for entry in self.entries:
+            row = self._row(entry.method)
+            entry.describe(self.config, row)
+            if entry.name in found.failed:
+                row.status, row.error = "failed", found.failed[entry.name].reason
+            elif entry.model is not None:
+                self._score(row, found.methods[entry.name], chosen)
             rows.append(row)
         return rows
 
-    def _scored(self, row: Row, evaluation: Evaluation, outcomes: Outcomes) -> Row:
-        scores = score(outcomes, evaluation.dense, evaluation.labels, self.source.groups, self.config.seed)
+    def _score(self, row: Row, outcomes: Outcomes, chosen: np.ndarray) -> None:
+        """Enter accuracy, and for a method what it lost."""
+        if not len(chosen):
+            return
+        found = self.evaluation
+        scores = score(outcomes.take(chosen), found.dense.take(chosen), found.labels[chosen], self.source.groups[chosen], self.config.seed)
         for name, value in asdict(scores).items():
             setattr(row, name, value)
-        if row.method == BASELINE:
+        if row.method == results.BASELINE:
             row.p_value = row.agreement = row.kl = row.drop_lo = row.drop_hi = None
-        return row
 
-    def _row(self, name: str) -> Row:
-        """Everything about a row but its scores."""
-        config, found = self.config, self.matches.get(name)
-        row = Row(
-            name,
-            model=config.model,
+    def _row(self, method: str) -> Row:
+        """What all rows have in common."""
+        found, skip = self.evaluation, self.config.on_error == "skip"
+        return Row(
+            method,
+            model=self.config.model,
             dataset=self.source.name,
             split=self.source.split,
-            n_images=len(self.source),
-            n_failed=0,
-            limited=self.source.limited,
+            n_images=int((found.readable if skip else found.done).sum()),
+            n_failed=len(found.unreadable),
+            limited=self.source.limited or not found.done.all(),
             training="none",
             weights=self.loaded.weights,
             weights_hash=self.loaded.weights_hash,
@@ -194,57 +252,56 @@ class Job:
             crop_pct=self.preparation.crop_pct,
             interpolation=self.preparation.interpolation,
             precision=str(self.dtype).removeprefix("torch."),
-            device=str(self.device),
+            device=self.device.type,
             batch_size=self.batch_size,
-            seed=config.seed,
-            **versions(),
+            seed=self.config.seed,
+            on_error=self.config.on_error,
+            smallest_batch=found.smallest_batch,
+            **self._versions(),
         )
-        if name == BASELINE:
-            row.gflops, row.reduction, row.reducer_gflops = self.costs.dense / 1e9, 0.0, 0.0
-            return row
-        row.budget, row.protocol = config.budget, config.protocol if config.stages is None else "custom"
-        row.control = registry.get(name).control
-        chosen = found.plan.options if found else config.options.get(name, {})
-        row.options = " ".join(f"{key}={value}" for key, value in {**default_options(registry.get(name)), **chosen}.items())
-        self._describe_training(row, name)
-        if found:
-            row.reduction, row.gflops, row.reducer_gflops = found.reduction, found.flops / 1e9, found.reducer_flops / 1e9
-            row.stages, row.tokens, row.knob = _spaced(found.plan.stages), _spaced(found.plan.tokens), found.knob
-        return row
 
-    def _describe_training(self, row: Row, name: str) -> None:
-        """How a method came by its parameters."""
-        adapter = self.adapters.get(name)
-        if adapter is not None:
-            row.training, row.images_seen, row.adapter = adapter.card["training"], adapter.card["images_seen"], adapter.hash
-            row.fitted_here = adapter.saw(self.source.hash)
-        elif name in self.models and self.models[name].learned:
-            row.unfitted = True
+    def _versions(self) -> dict[str, Any]:
+        """Those with which the run began: one that goes on has the same code."""
+        now = versions()
+        return {key: self.folder.run.get(key, value) for key, value in now.items()} if self.folder else now
 
-    def _write(self, folder: Folder, rows: list[Row], evaluation: Evaluation, seconds: float) -> None:
-        run = {
-            "configuration": self.configuration,
+    def _about(self, comparison: Comparison) -> dict[str, Any]:
+        """What run.json says beside the configuration."""
+        found = self.evaluation
+        kinds = sorted(set(found.kinds.values()))
+        return {
             "title": self.title,
-            "seconds": round(seconds, 1),
+            "seconds": round(comparison.seconds, 1),
+            "waiting_for_images": round(comparison.waiting, 3),
             "threads": torch.get_num_threads(),
+            "processes": self.processes.world,
             "card": self.loaded.card,
-            "adapters": {name: {"file": adapter.path.name, **adapter.card} for name, adapter in self.adapters.items()},
-            "errors": {row.method: row.error for row in rows if row.error},
-            **versions(),
+            "adapters": {entry.name: {"file": entry.adapter.path.name, **entry.adapter.card} for entry in self.entries if entry.adapter},
+            "errors": self._errors(),
+            "unreadable": {str(index): text for index, text in sorted(found.unreadable.items())},
+            "kinds": {kind: sum(other == kind for other in found.kinds.values()) for kind in kinds},
+            "smallest_batch": found.smallest_batch,
         }
-        arrays = {"labels": evaluation.labels, "groups": self.source.groups}
-        for name, outcomes in {BASELINE: evaluation.dense, **evaluation.methods}.items():
-            arrays |= {f"{name}/prediction": outcomes.prediction, f"{name}/top5": outcomes.top5, f"{name}/kl": outcomes.kl}
-        folder.write("run.json", json.dumps(run, indent=2) + "\n")
-        folder.write_predictions(arrays)
-        folder.write("table.md", results.markdown(rows))
-        folder.write("table.tex", results.latex(rows))
-        folder.write("report.html", results.report(rows, self.title, run))
-        folder.write("leaderboard.csv", results.csv_text(rows))
+
+    def _errors(self) -> dict[str, str]:
+        refused = {entry.name: str(entry.refused) for entry in self.entries if entry.refused}
+        return refused | {name: failure.reason for name, failure in sorted(self.evaluation.failed.items())}
+
+    def _files(self, comparison: Comparison) -> dict[str, str | bytes]:
+        rows = comparison.rows
+        return {
+            "predictions.npz": self.evaluation.pack(np.arange(len(self.source)), comparison.seconds, groups=self.source.groups),
+            "table.md": results.markdown(rows),
+            "table.tex": results.latex(rows),
+            "report.html": results.report(rows, self.title, {"configuration": self.configuration, **self._about(comparison)}),
+            "leaderboard.csv": results.csv_text(rows),
+        }
 
 
-def compare(model: str = "deit_s", budget: float = 0.3, out: str | Path | None = None, workers: int = 1, **settings: Any) -> Comparison:
-    """Compare methods on one model at one budget; `settings` are the other fields of `Config`.
+def compare(
+    model: str = "deit_s", budget: float | Sequence[float] = 0.3, out: str | Path | None = None, workers: int | None = None, **settings: Any
+) -> Comparison:
+    """Compare methods on one model at one budget or several; `settings` are the other fields of `Config`.
 
     Raises:
         TokredError: see `Job`.
@@ -253,7 +310,11 @@ def compare(model: str = "deit_s", budget: float = 0.3, out: str | Path | None =
         settings["weights"] = str(settings["weights"])
     if "adapters" in settings:
         settings["adapters"] = tuple(map(str, settings["adapters"]))
-    return Job(Config(model=model, budget=budget, **settings)).run(Path(out) if out else None, workers)
+    budgets = (float(budget),) if isinstance(budget, (int, float)) else tuple(map(float, budget))
+    job = Job(Config(model=model, budgets=budgets, **settings))
+    if out:
+        job.open(Path(out))
+    return job.run(workers)
 
 
 def _check_classes(loaded: zoo.Loaded, source: sources.Source) -> None:
@@ -263,7 +324,3 @@ def _check_classes(loaded: zoo.Loaded, source: sources.Source) -> None:
             f"{source.name} has {source.classes} classes, but the weights ({loaded.weights}) tell {classes} apart; "
             "choose weights that were trained for this data with --weights."
         )
-
-
-def _spaced(numbers: tuple[int, ...]) -> str:
-    return " ".join(map(str, numbers))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tokred import registry
 from tokred.errors import TokredError, UnknownName
 from tokred.schedule import Protocol
+
+OnError = Literal["fail", "skip", "count-wrong"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Config:
 
     Attributes:
         model: a name of tokred or timm.
-        budget: fraction of FLOPs to save.
+        budgets: fractions of FLOPs to save.
         methods: names; by default all registered.
         options: of methods, {"lotm": {"order": "append"}}.
         protocol: "native" or "common" stages.
@@ -32,10 +34,11 @@ class Config:
         batch_size: images that run together; by default 16 on a CPU, whose caches hold that much, and 256 elsewhere.
         adapters: files or folders of fitted parameters, looked through before those that tokred ships.
         allow_unfitted: show learned methods without an adapter too, with random parameters.
+        on_error: what an unreadable image does: "fail" the run, "skip" it, or "count-wrong" for all models.
     """
 
     model: str = "deit_s"
-    budget: float = 0.3
+    budgets: tuple[float, ...] = (0.3,)
     methods: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     protocol: Protocol = "native"
@@ -50,10 +53,14 @@ class Config:
     batch_size: int | None = None
     adapters: tuple[str, ...] = ()
     allow_unfitted: bool = False
+    on_error: OnError = "fail"
 
     def __post_init__(self) -> None:
-        if not 0 < self.budget < 1:
-            raise TokredError(f"--budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3 for 30 %; got {self.budget:g}.")
+        if not self.budgets:
+            raise TokredError("There is no budget to compare at; give at least one, such as 0.3.")
+        for budget in self.budgets:
+            if not 0 < budget < 1:
+                raise TokredError(f"--budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3 for 30 %; got {budget:g}.")
         if self.limit is not None and self.limit < 1:
             raise TokredError(f"--limit is the number of images to evaluate and must be at least 1, got {self.limit}.")
         if self.batch_size is not None and self.batch_size < 1:
@@ -62,6 +69,8 @@ class Config:
             raise TokredError(f"--seed must lie between 0 and {2**32 - 1}, got {self.seed}.")
         if self.stages is not None and not self.stages:
             raise TokredError('--stages needs at least one layer, such as "4 7 10".')
+        if self.on_error not in get_args(OnError):
+            raise TokredError(registry.unknown("--on-error", self.on_error, list(get_args(OnError))))
 
 
 def method_names(config: Config) -> list[str]:
@@ -72,3 +81,21 @@ def method_names(config: Config) -> list[str]:
         if name not in known:
             raise UnknownName(registry.unknown("method", name, known))
     return names
+
+
+def budget_range(text: str) -> tuple[float, ...]:
+    """Budgets from "0.1:0.6:0.1" (first, last, step; the last one belongs to them) or "0.2,0.3".
+
+    Raises:
+        TokredError: it is neither.
+    """
+    try:
+        if ":" not in text:
+            return tuple(dict.fromkeys(float(part) for part in text.split(",") if part.strip()))
+        first, last, step = (float(part) for part in text.split(":"))
+        count = round((last - first) / step)
+        if count < 0 or abs(first + count * step - last) > 1e-9:
+            raise ValueError
+        return tuple(round(first + i * step, 9) for i in range(count + 1))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise TokredError(f"--budgets takes FIRST:LAST:STEP, such as 0.1:0.6:0.1, or budgets such as 0.2,0.3; got {text!r}.") from None

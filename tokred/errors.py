@@ -21,5 +21,20 @@ class UncountedOp(TokredError):
     """An operator without a FLOP count: better no number than one that is too small."""
 
 
+class UnreadableImage(TokredError):
+    """An image file that cannot be decoded.
+
+    Attributes:
+        label: of the image where the reader knows it, else -2.
+    """
+
+    def __init__(self, message: str, label: int = -2) -> None:
+        super().__init__(message)
+        self.label = label
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.label)
+
+
 class Unfitted(TokredError):
     """A learned method without an adapter: random parameters are no result."""

@@ -1,124 +1,156 @@
 """One pass over the data for all methods: images are decoded once, and the dense states are shared.
 
-The dense model runs once on each batch and leaves its state at every site where some plan begins; each plan continues from there.
-Results equal those of running each model alone on the same batches. Batches run side by side, one to a processor core, which
-uses the cores better than splitting every operator over them.
+On each batch the dense model runs once. Where it comes to a site at which some plan begins, the methods of that plan go on from its state,
+one after the other, so that memory does not grow with their number. Results equal those of running each model alone on the same
+batches. Batches run side by side, one to a processor core, which uses the cores better than splitting every operator over them.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tokred.data.sources import Batch
 from tokred.errors import TokredError
-from tokred.metrics import Outcomes, finite
+from tokred.outcomes import Evaluation, Failure, finite
 from tokred.vit import Point, ReducedViT, State
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _MAX_LANES = 8  # batches that run side by side, and so are in memory at once
 
-Batch = tuple[Tensor, Tensor, Tensor]
 
-
-@dataclass
-class Evaluation:
-    """Per-image outcomes of one pass.
-
-    Attributes:
-        labels: [n].
-        dense: of the unreduced model.
-        methods: of every method that ended well.
-        failed: one sentence for every other.
-    """
-
-    labels: np.ndarray
-    dense: Outcomes
-    methods: dict[str, Outcomes]
-    failed: dict[str, str] = field(default_factory=dict)
-
-
-def resolve_device(name: str = "auto") -> torch.device:
-    """The device to run on; "auto" is the first CUDA device if there is one, else the CPU.
-
-    Raises:
-        TokredError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except Exception as error:  # each backend fails in its own way
-        raise TokredError(f"The device {name!r} cannot be used here; try auto, cpu, or cuda where a GPU is.") from error
-    if device.type == "meta":
-        raise TokredError("The device 'meta' computes nothing; try auto, cpu, or cuda where a GPU is.")
-    return device
-
-
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products; "auto" is bfloat16 where the processor has it natively, else float32."""
-    if name != "auto":
-        if name not in _DTYPES:
-            raise TokredError(f"Unknown precision {name!r}; choose auto, {', '.join(_DTYPES)}.")
-        return _DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    native = (
-        getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    )
-    return torch.bfloat16 if native else torch.float32
-
-
-def evaluate(
-    dense: ReducedViT,
-    methods: Mapping[str, ReducedViT],
-    batches: Iterable[Batch],
-    n: int,
-    *,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-    progress: Callable[[int], None] = lambda images: None,
-) -> Evaluation:
-    """Run the dense model and all methods over the data.
+class Pass:
+    """One pass over some batches.
 
     Args:
         dense: the empty plan, recording attention where `methods` need it (`dense_model` makes it).
         methods: reduced models, on the same backbone but for those that were fitted in full.
-        batches: (images [B, 3, H, W], labels [B], indices [B]).
-        n: number of images.
+        evaluation: where the outcomes go.
         device: where to run; the models are moved there.
         dtype: of matrix products, by autocast unless float32.
-        progress: called with the number of images of each finished batch.
+
+    Attributes:
+        waiting: share of the time in which a lane had nothing to do but wait for images.
+    """
+
+    def __init__(
+        self,
+        dense: ReducedViT,
+        methods: Mapping[str, ReducedViT],
+        evaluation: Evaluation,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.dense, self.methods, self.evaluation, self.dtype = dense, methods, evaluation, dtype
+        self.device = device or torch.device("cpu")
+        self.waiting = 0.0
+        self._together: int | None = None  # images that memory has room for
+        for model in (dense, *methods.values()):
+            model.to(self.device).eval()
+
+    def run(self, batches: Iterable[Batch], finished: Callable[[np.ndarray], None] = lambda rows: None) -> Evaluation:
+        """Evaluate all batches. `finished` hears of the indices of each, in order.
+
+        Raises:
+            TokredError: the dense model itself gives logits that are no numbers, or does not fit into memory.
+        """
+        clock = _Clock()
+        with _lanes(self.device) as (lanes, threads):
+            for rows in _side_by_side(self._work, batches, lanes, threads, clock):
+                finished(rows)
+        self.waiting = clock.share(lanes)
+        return self.evaluation
+
+    def _work(self, batch: Batch) -> np.ndarray:
+        """Evaluate one batch in as many parts as memory asks for."""
+        rows = batch.indices.numpy()
+        dense, methods = self.dense.twin(), {name: model.twin() for name, model in self.methods.items()}
+        start = 0
+        while start < len(rows):
+            size = min(len(rows) - start, self._together or len(rows))
+            try:
+                self._run(dense, methods, _part(batch, slice(start, start + size)))
+                start += size
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise TokredError(f"{self.device} has no memory even for one image of the unreduced model.") from None
+                self._together = size // 2
+                self.evaluation.shrink(self._together)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+        self._remark(batch)
+        self.evaluation.done[rows] = True
+        return rows
+
+    def _remark(self, batch: Batch) -> None:
+        """Enter what is odd about the images; those that could not be read have no prediction."""
+        self.evaluation.kinds |= batch.kinds
+        self.evaluation.unreadable |= batch.unreadable
+        for outcomes in (self.evaluation.dense, *self.evaluation.methods.values()):
+            outcomes.forget(np.array(sorted(batch.unreadable), dtype=np.int64))
+
+    @torch.inference_mode()
+    def _run(self, dense: ReducedViT, methods: dict[str, ReducedViT], batch: Batch) -> None:
+        images, labels, index = (tensor.to(self.device, non_blocking=True) for tensor in batch[:3])
+        rows = batch.indices.numpy()
+        logits: dict[str, Tensor] = {}
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            state = dense.embed(images, index)
+            for point, names in _starts(dense, methods).items():
+                state = dense.advance(state, stop=point) if point else state
+                for name in names:
+                    shared = state if methods[name].backbone is dense.backbone else None
+                    found = self._logits(name, methods[name], shared, images, index, int(rows[0]))
+                    if found is not None:
+                        logits[name] = found
+            dense_logits = dense.head(dense.advance(state))
+            if not finite(dense_logits):
+                place = _where_not_finite(dense, images, index)
+                raise TokredError(
+                    f"The unreduced model gives numbers that are not finite, first in {place}, {_span(rows)}; check its weights."
+                )
+        self.evaluation.labels[rows] = batch.labels.numpy()
+        self.evaluation.dense.put(rows, dense_logits, labels, dense_logits)
+        for name, found in logits.items():
+            self.evaluation.methods[name].put(rows, found, labels, dense_logits)
+
+    def _logits(self, name: str, model: ReducedViT, shared: State | None, images: Tensor, index: Tensor, first: int) -> Tensor | None:
+        """A method's logits on a batch; None if it fails there or has failed before. It must not take the others along."""
+        failed = self.evaluation.failed.get(name)
+        if failed is not None and failed.image < first:
+            return None
+        try:
+            # What a method writes on is its own. One that was fitted in full has nothing in common with the dense model.
+            start = shared.copy() if shared is not None else model.embed(images, index)
+            logits = model.head(model.advance(start))
+            if finite(logits):
+                return logits
+            reason = f"{name} gives numbers that are not finite, first in {_where_not_finite(model, images, index)}, {_span(index)}."
+        except Exception as error:
+            if _is_out_of_memory(error) and len(images) > 1:
+                raise
+            reason = f"{error}".strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        self.evaluation.fail(name, Failure(first, reason))
+        return None
+
+
+def evaluate(dense: ReducedViT, methods: Mapping[str, ReducedViT], batches: Iterable[Batch], n: int, **settings: Any) -> Evaluation:
+    """Run the dense model and all methods over n images; `settings` as for `Pass`.
 
     Raises:
-        TokredError: the dense model itself gives logits that are no numbers.
+        TokredError: see `Pass.run`.
     """
-    device = device or torch.device("cpu")
-    result = Evaluation(np.full(n, -1), Outcomes.empty(n), {name: Outcomes.empty(n) for name in methods})
-    for model in (dense, *methods.values()):
-        model.to(device).eval()
-
-    def work(batch: Batch) -> int:
-        _run_batch(dense.twin(), {name: model.twin() for name, model in methods.items()}, batch, result, device, dtype)
-        return len(batch[0])
-
-    with _lanes(device) as (lanes, threads):
-        for images in _side_by_side(work, batches, lanes, threads):
-            progress(images)
-    for name in result.failed:
-        result.methods.pop(name, None)
-    return result
+    return Pass(dense, methods, Evaluation.empty(n, methods), **settings).run(batches)
 
 
 def dense_model(backbone: Any, methods: Iterable[ReducedViT]) -> ReducedViT:
@@ -127,41 +159,38 @@ def dense_model(backbone: Any, methods: Iterable[ReducedViT]) -> ReducedViT:
     return ReducedViT(backbone, record=record)
 
 
-@torch.inference_mode()
-def _run_batch(
-    dense: ReducedViT, methods: dict[str, ReducedViT], batch: Batch, result: Evaluation, device: torch.device, dtype: torch.dtype
-) -> None:
-    images, labels, index = (tensor.to(device, non_blocking=True) for tensor in batch)
-    rows = batch[2].numpy()
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        states = _dense_states(dense, images, index, {model.first_point for model in methods.values() if model.backbone is dense.backbone})
-        dense_logits = dense.head(states[None])
-        if not finite(dense_logits):
-            raise TokredError(f"The unreduced model gives logits that are no numbers on images {rows[0]} to {rows[-1]}; check its weights.")
-        result.labels[rows] = batch[1].numpy()
-        result.dense.put(rows, dense_logits, labels, dense_logits)
-        for name, model in methods.items():
-            if name in result.failed:
-                continue
-            try:
-                shared = model.backbone is dense.backbone  # one that was fitted in full has nothing in common with the dense model
-                start = states[model.first_point].copy() if shared else model.embed(images, index)  # what a method writes on is its own
-                logits = model.head(model.advance(start))
-                if not finite(logits):
-                    raise TokredError(f"{name} gives logits that are no numbers on images {rows[0]} to {rows[-1]}.")
-                result.methods[name].put(rows, logits, labels, dense_logits)
-            except Exception as error:  # a method that fails must not take the others along
-                result.failed[name] = f"{error}".strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _starts(dense: ReducedViT, methods: Mapping[str, ReducedViT]) -> dict[Point | None, list[str]]:
+    """Where methods leave the dense model, in the order in which it comes there; None for those that have nothing in common with it."""
+    starts: dict[Point | None, list[str]] = {}
+    for name, model in methods.items():
+        starts.setdefault(model.first_point if model.backbone is dense.backbone else None, []).append(name)
+    return dict(sorted(starts.items(), key=lambda item: (0, False) if item[0] is None else (item[0][0], item[0][1] == "mid")))
 
 
-def _dense_states(dense: ReducedViT, images: Tensor, index: Tensor, points: set[Point | None]) -> dict[Point | None, State]:
-    """The dense model's state at each point, and at the end (None)."""
-    state = dense.embed(images, index)
-    states: dict[Point | None, State] = {}
-    for point in sorted((p for p in points if p is not None), key=lambda p: (p[0], p[1] == "mid")):
-        state = states[point] = dense.advance(state, stop=point)
-    states[None] = dense.advance(state)
-    return states
+def _where_not_finite(model: ReducedViT, images: Tensor, index: Tensor) -> str:
+    """The first part of a model whose output is not finite."""
+    state = model.embed(images, index)
+    if not finite(state.x):
+        return "the patch embedding"
+    for part, after in model.walk(state):
+        if not finite(after.x):
+            return part
+    return "the classifier"
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    return Batch(batch.images[rows], batch.labels[rows], batch.indices[rows])
+
+
+def _span(indices: Any) -> str:
+    return f"on images {int(indices[0])} to {int(indices[-1])}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was what lacked, on a GPU or on the CPU, whose allocator raises a plain RuntimeError."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+    )
 
 
 @contextmanager
@@ -176,17 +205,36 @@ def _lanes(device: torch.device) -> Iterator[tuple[int, int]]:
         torch.set_num_threads(threads)
 
 
-def _side_by_side(work: Callable[[Batch], int], batches: Iterable[Batch], lanes: int, threads: int) -> Iterator[int]:
+class _Clock:
+    """How long lanes were idle while the next images were not there yet."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.idle = 0.0  # seconds of one lane
+
+    def waited(self, since: float, lanes: int) -> None:
+        self.idle += (time.monotonic() - since) * lanes
+
+    def share(self, lanes: int) -> float:
+        return self.idle / max(1e-9, lanes * (time.monotonic() - self.start))
+
+
+def _side_by_side(
+    work: Callable[[Batch], np.ndarray], batches: Iterable[Batch], lanes: int, threads: int, clock: _Clock
+) -> Iterator[np.ndarray]:
     """Results of `work` in order, at most `lanes` batches in memory and one more being loaded."""
-    if lanes == 1:
-        yield from map(work, batches)
-        return
-    running: deque[Future[int]] = deque()
+    running: deque[Future[np.ndarray]] = deque()
+    source = iter(batches)
     with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         try:
-            for batch in batches:
+            while True:
                 if len(running) == lanes:
                     yield running.popleft().result()
+                since = time.monotonic()
+                batch = next(source, None)
+                clock.waited(since, lanes - sum(not future.done() for future in running))
+                if batch is None:
+                    break
                 running.append(pool.submit(work, batch))
             while running:
                 yield running.popleft().result()

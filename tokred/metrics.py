@@ -9,36 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy import stats
-from torch import Tensor
-from torch.nn import functional as F
+
+from tokred.outcomes import Outcomes
 
 LEVEL = 0.95
 _RESAMPLES = 10_000
 _BATCH_ENTRIES = 20_000_000  # resampled numbers in memory at once
-
-
-@dataclass
-class Outcomes:
-    """What one model did with every image; arrays of length n."""
-
-    prediction: np.ndarray  # int64, most likely class
-    top5: np.ndarray  # bool, whether the label is among the five most likely
-    kl: np.ndarray  # float32, KL divergence from the dense model's distribution to this one's, in nats
-
-    @classmethod
-    def empty(cls, n: int) -> Outcomes:
-        return cls(np.full(n, -1), np.zeros(n, dtype=bool), np.full(n, np.nan, dtype=np.float32))
-
-    def put(self, rows: np.ndarray, logits: Tensor, labels: Tensor, dense_logits: Tensor) -> None:
-        """Enter a batch at the given rows."""
-        logits, dense_logits = logits.float(), dense_logits.float()
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        self.prediction[rows] = logits.argmax(1).cpu().numpy()
-        self.top5[rows] = (best == labels[:, None]).any(1).cpu().numpy()
-        divergence = F.kl_div(logits.log_softmax(1), dense_logits.log_softmax(1), reduction="none", log_target=True)
-        self.kl[rows] = divergence.sum(1).clamp(min=0).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -58,9 +35,13 @@ class Scores:
 
 
 def score(outcomes: Outcomes, dense: Outcomes, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> Scores:
-    """Summarise one model. Intervals are 95 % percentile bootstrap intervals over groups."""
-    correct = (outcomes.prediction == labels).astype(float)
-    lost = (dense.prediction == labels) - correct  # 1 where only the dense model is right
+    """Summarise one model. Intervals are 95 % percentile bootstrap intervals over groups.
+
+    An image without predictions (-1) counts as wrong for both models; agreement and KL leave it out.
+    """
+    known = dense.prediction >= 0
+    correct = ((outcomes.prediction == labels) & known).astype(float)
+    lost = ((dense.prediction == labels) & known) - correct  # 1 where only the dense model is right
     _, group = np.unique(groups, return_inverse=True)
     count, correct_sum, lost_sum = (np.bincount(group, weights=w) for w in (np.ones_like(correct), correct, lost))
     top1_lo, top1_hi = interval(correct_sum, count, seed)
@@ -74,8 +55,8 @@ def score(outcomes: Outcomes, dense: Outcomes, labels: np.ndarray, groups: np.nd
         drop_lo=100 * drop_lo,
         drop_hi=100 * drop_hi,
         p_value=mcnemar(lost_sum),
-        agreement=float((outcomes.prediction == dense.prediction).mean()),
-        kl=float(outcomes.kl.mean()),
+        agreement=float((outcomes.prediction == dense.prediction)[known].mean()),
+        kl=float(outcomes.kl[known].mean()),
     )
 
 
@@ -113,8 +94,3 @@ def mcnemar(lost: np.ndarray) -> float:
     if worse + better == 0:
         return 1.0
     return float(stats.binomtest(worse, worse + better, 0.5).pvalue)
-
-
-def finite(logits: Tensor) -> bool:
-    """Whether all logits are numbers."""
-    return bool(torch.isfinite(logits).all())

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import fvcore
+import numpy
+import PIL
 import timm
 import torch
 
-from tokred import __version__
+from tokred import __version__, registry
 
 
 def versions() -> dict[str, Any]:
@@ -25,6 +28,19 @@ def versions() -> dict[str, Any]:
         "fvcore": fvcore.__version__,
         "commit": _commit(),
         "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def software(methods: Iterable[str]) -> dict[str, str]:
+    """What besides a configuration decides a run's numbers: code and the libraries that compute or decode."""
+    foreign = [name for name in methods if not registry.get(name).__module__.startswith("tokred.")]
+    return {
+        "code": code_hash(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+        **{f"method {name}": registry.source_hash(name) for name in foreign},
     }
 
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import html
-import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tokred.errors import TokredError
 from tokred.text import for_latex, for_markdown, visible
 
 if TYPE_CHECKING:
@@ -22,7 +16,6 @@ if TYPE_CHECKING:
 
 BASELINE = "baseline"
 SCHEMA = 1  # one more whenever a column is appended or comes to mean something else
-FILES = ("run.json", "leaderboard.csv", "predictions.npz", "table.md", "table.tex", "report.html")
 
 
 @dataclass
@@ -32,7 +25,9 @@ class Row:
     Budget, reduction, agreement and promise_share are fractions; top1, top5, drop and their limits are per cent; gflops count one
     multiply-accumulate as one; stages and tokens are space-separated. None is "not measured" and an empty cell. `adapter` is the hash
     of the fitted parameters, `unfitted` says that a learned method ran with random ones, `fitted_here` that
-    these images fitted or chose them. `schema` is the version of these columns; rows from before it have none.
+    these images fitted or chose them. `schema` is the version of these columns; rows from before it have none. `n_failed` counts
+    images that could not be read; `on_error` says whether they were left out ("skip") or counted as wrong. `smallest_batch` is there
+    where memory did not suffice for `batch_size` images.
     """
 
     method: str
@@ -91,6 +86,8 @@ class Row:
     unfitted: bool = False
     fitted_here: bool = False
     schema: int = SCHEMA
+    on_error: str = ""
+    smallest_batch: int | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -102,7 +99,7 @@ def rank(rows: Iterable[Row]) -> list[Row]:
     """The baseline first, then methods by accuracy, then by FLOPs, then by name; failed ones last."""
 
     def key(row: Row) -> tuple[Any, ...]:
-        return (row.method != BASELINE, row.status != "ok", -(row.top1 or 0), row.gflops or 0, row.method)
+        return (row.method != BASELINE, row.status != "ok", -(row.top1 or 0), row.gflops or 0, row.method, row.budget or 0)
 
     return sorted(rows, key=key)
 
@@ -141,6 +138,10 @@ def display(row: Row) -> tuple[str, ...]:
         note.append("fitted on or chosen by these images")
     if row.limited:
         note.append(f"first {row.n_images} images only")
+    if row.n_failed:
+        note.append(f"{row.n_failed} images unreadable, {'left out' if row.on_error == 'skip' else 'counted as wrong'}")
+    if row.smallest_batch:
+        note.append(f"batches of {row.smallest_batch} for lack of memory")
     if row.status != "ok":
         note.append(row.error if row.status == "unfitted" else f"{row.status}: {row.error}")
     elif row.method != BASELINE and row.budget is not None and row.reduction is not None and row.reduction - row.budget > 0.001:
@@ -173,6 +174,28 @@ def terminal_table(rows: Sequence[Row], title: str) -> Table:
     for row in rows:
         style = "bold" if row.method == BASELINE else "dim" if row.control else "red" if row.status != "ok" else ""
         table.add_row(*(Text(visible(text)) for text in display(row)), style=style)
+    return table
+
+
+def sweep_table(rows: Sequence[Row], title: str) -> Table:
+    """Top-1 of each method at each budget for a terminal, best method first; what a method cannot reach is a dash."""
+    from rich.table import Table
+    from rich.text import Text
+
+    budgets = sorted({row.budget for row in rows if row.budget is not None})
+    table = Table(title=Text(visible(title), style="table.title"), title_justify="left", header_style="bold")
+    table.add_column("Top-1 (%) at a reduction of")
+    for budget in budgets:
+        table.add_column(f"{100 * budget:g} %", justify="right")
+    cells: dict[str, dict[float, str]] = {}
+    for row in rows:
+        if row.method != BASELINE and row.budget is not None:
+            cells.setdefault(row.method, {})[row.budget] = "-" if row.top1 is None else f"{row.top1:.2f}"
+    controls = {row.method for row in rows if row.control}
+    for row in rows[:1]:
+        table.add_row(Text(visible(row.method)), *(_number(row.top1, "{:.2f}") for _ in budgets), style="bold")
+    for method, line in cells.items():
+        table.add_row(Text(visible(method)), *(line[budget] for budget in budgets), style="dim" if method in controls else "")
     return table
 
 
@@ -214,61 +237,3 @@ def report(rows: Sequence[Row], title: str, run: Mapping[str, Any]) -> str:
         f"<h1>{escaped(title)}</h1>{short}<h2>All columns</h2><div style='overflow-x:auto'>{full}</div>"
         f"<h2>Run</h2><pre>{configuration}</pre></html>\n"
     )
-
-
-def check_writable(path: Path) -> None:
-    """Make a folder and write into it, before hours of work depend on that.
-
-    Raises:
-        TokredError: it cannot be made or written.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.write_text("")
-        probe.unlink(missing_ok=True)  # another process of the same run may have been faster
-    except OSError as error:
-        raise TokredError(f"The output folder {path} cannot be written ({error.strerror}); choose another with --out.") from error
-
-
-class Folder:
-    """The folder of one run. It belongs to one configuration; every file is written in one step.
-
-    Raises:
-        TokredError: the folder holds another configuration's run, or cannot be written.
-    """
-
-    def __init__(self, path: Path, configuration: Mapping[str, Any]) -> None:
-        self.path = path
-        check_writable(path)
-        self._check_owner(configuration)
-
-    def _check_owner(self, configuration: Mapping[str, Any]) -> None:
-        run = self.path / "run.json"
-        if not run.exists():
-            foreign = [name for name in FILES if (self.path / name).exists()]
-            if foreign:
-                raise TokredError(f"{self.path} holds {foreign[0]} but no run of tokred (no run.json); choose another folder with --out.")
-            return
-        try:
-            before = dict(json.loads(run.read_text(encoding="utf-8"))["configuration"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TokredError(f"{run} is not a run of tokred; choose another folder with --out.") from error
-        changed = sorted(key for key in {*before, *configuration} if before.get(key) != configuration.get(key))
-        if changed:
-            raise TokredError(f"{self.path} holds a run with another {', '.join(changed)}; choose another folder with --out.")
-
-    def write(self, name: str, content: str | bytes) -> None:
-        """Write a file and swap it in, so that a reader sees the old one or the new one, never a part."""
-        temporary = self.path / f".{name}.tmp"
-        data = content.encode() if isinstance(content, str) else content
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, self.path / name)
-        except OSError as error:
-            raise TokredError(f"Cannot write {self.path / name} ({error.strerror}); what was there before is unchanged.") from error
-
-    def write_predictions(self, arrays: Mapping[str, np.ndarray]) -> None:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
-        self.write("predictions.npz", buffer.getvalue())

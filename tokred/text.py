@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 _BREAKS = re.compile("\r\n|[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))  # control, format (bidirectional overrides, zero width), half of a pair, separators
@@ -29,6 +30,11 @@ def visible(text: str) -> str:
     """
     text = _BREAKS.sub(" ", text)
     return "".join(_written(char) if unicodedata.category(char) in _UNSEEN else char for char in text)
+
+
+def spaced(numbers: Iterable[int]) -> str:
+    """Numbers as tables and commands have them: "4 7 10"."""
+    return " ".join(map(str, numbers))
 
 
 def _written(char: str) -> str:

@@ -7,7 +7,7 @@ and between its attention and its MLP ("mid"). It can start from any state, whic
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -210,6 +210,17 @@ class ReducedViT(nn.Module):
                 state = self.stages[key](state)
             state = self._attend(state) if state.site == "pre" else self._mlp(state)
         return state
+
+    def walk(self, state: State) -> Iterator[tuple[str, State]]:
+        """As `advance`, part by part: the name of each and the state after it."""
+        while state.layer <= self.depth:
+            layer, site = state.layer, state.site
+            key = _key(layer, site)
+            if key in self.stages:
+                state = self.stages[key](state)
+                yield f"the reduction at layer {layer}", state
+            state = self._attend(state) if site == "pre" else self._mlp(state)
+            yield f"the {'attention' if site == 'pre' else 'MLP'} of layer {layer}", state
 
     def head(self, state: State) -> Tensor:
         """Logits of a state after the last layer."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from timm.data import create_dataset, create_transform, resolve_data_config
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
+from tokred.config import OnError
 from tokred.data import photodigits
-from tokred.errors import TokredError
+from tokred.errors import TokredError, UnreadableImage
 
 EMBEDDED = "photodigits"
 _SPLITS = ({"validation", "val", "valid", "evaluation", "eval"}, {"train", "training"}, {"test"})  # names that timm takes for one another
@@ -77,8 +79,29 @@ class Preparation:
     interpolation: str
 
 
+class Batch(NamedTuple):
+    """Some images of a source.
+
+    Attributes:
+        images: [B, 3, H, W].
+        labels: [B] int64.
+        indices: [B] int64, of the images in their source.
+        unreadable: images, by index, that could not be read and are black here, with the reason.
+        kinds: images, by index, whose file is not plain 8-bit colour, with what it is.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    unreadable: dict[int, str] = {}  # noqa: RUF012, never written to
+    kinds: dict[int, str] = {}  # noqa: RUF012
+
+
 class StrictImages(Dataset[tuple[Image.Image, int]]):
-    """Images of a timm reader, where an unreadable one is an error that names it: timm's own data set returns its neighbour instead."""
+    """Images of a timm reader, where an unreadable one is an error that names it: timm's own data set returns its neighbour instead.
+
+    What a file is, if not plain 8-bit colour, is in `image.info["kind"]`. Orientation in EXIF is not applied, as in published evaluations.
+    """
 
     def __init__(self, reader: Any) -> None:
         self.reader = reader
@@ -87,13 +110,34 @@ class StrictImages(Dataset[tuple[Image.Image, int]]):
         return len(self.reader)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        label = -2
         try:
             image, target = self.reader[index]
+            label = int(target)
             image = image if isinstance(image, Image.Image) else Image.open(image)
-            return image.convert("RGB"), int(target)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            name = self.reader.filename(index, absolute=True)
-            raise TokredError(f"The image {name} cannot be read ({error}); repair or remove it.") from error
+            kind, colour = _kind(image), _colour(image)
+        except Exception as error:  # each format fails in its own way
+            name, reason = self.reader.filename(index, absolute=True), f"{error}".strip().splitlines() or [type(error).__name__]
+            raise UnreadableImage(f"The image {name} cannot be read ({reason[0]}); repair or remove it.", label) from error
+        colour.info["kind"] = kind
+        return colour, label
+
+
+def _kind(image: Image.Image) -> str:
+    """What an image file is, if not plain 8-bit colour."""
+    modes = {"1": "greyscale", "L": "greyscale", "LA": "greyscale", "P": "palette", "RGBA": "transparency ignored", "RGB": ""}
+    kinds = ["16-bit" if image.mode.startswith("I") else modes.get(image.mode, image.mode)]
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        kinds.append("EXIF rotation ignored")
+    return ", ".join(filter(None, kinds))
+
+
+def _colour(image: Image.Image) -> Image.Image:
+    """The image in RGB. Pillow would clip 16 bits at 255 instead of scaling them."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float32)
+        image = Image.fromarray(np.clip(values / 257 + 0.5, 0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def open_source(data: str | None = None, split: str | None = None) -> Source:
@@ -126,21 +170,58 @@ def prepare(model: Any, embedded: bool) -> Preparation:
     return Preparation(create_transform(**config), int(config["input_size"][-1]), float(config["crop_pct"]), str(config["interpolation"]))
 
 
-def batches(source: Source, preparation: Preparation, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of (images [B, 3, H, W], labels [B], indices [B]); boundaries are fixed by index, whatever the number of workers.
+def batches(
+    source: Source, preparation: Preparation, batches: Sequence[range], workers: int, on_error: OnError = "fail", pin: bool = False
+) -> Iterator[Batch]:
+    """The images of each range of indices, one batch a range, whatever the number of workers.
+
+    Args:
+        source: of the images.
+        preparation: of each of them.
+        batches: indices of each batch.
+        workers: processes that load images; none for 0.
+        on_error: "fail" raises at an image that cannot be read; else it is black and named in its batch.
+        pin: put the images where a GPU fetches them fastest.
 
     Raises:
         TokredError: an image cannot be read.
     """
     data = Indexed(source.images, preparation.transform)
-    for batch in DataLoader(data, batch_size, shuffle=False, num_workers=workers, collate_fn=collate):
+    collated = collate if on_error == "fail" else Collate(preparation.transform(Image.new("RGB", (256, 256))))
+    for batch in DataLoader(data, batch_sampler=_Ranges(batches), num_workers=workers, collate_fn=collated, pin_memory=pin):
         if isinstance(batch, TokredError):
             raise batch
         yield batch
 
 
+def default_workers(on_gpu: bool) -> int:
+    """Processes that load images: a CPU that computes has little to spare, a GPU wants as many as there are cores, up to eight."""
+    return min(8, os.cpu_count() or 1) if on_gpu else 1
+
+
+def ranges(n: int, batch_size: int) -> list[range]:
+    """The batches of n images: their boundaries are fixed, in one process or many, and in a run that goes on after a kill."""
+    return [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+
+
+class _Ranges(Sampler[list[int]]):
+    """Indices of each batch, listed one batch at a time: a large data set has a great many."""
+
+    def __init__(self, batches: Sequence[range]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(list, self.batches)
+
+
 class Indexed(Dataset[Any]):
-    """Prepared images with their indices. An error is returned: raised in a worker process, it would carry that process's traceback."""
+    """Prepared images with their labels, indices and kinds of file.
+
+    An error is returned: raised in a worker process, it would carry that process's traceback.
+    """
 
     def __init__(self, images: Any, transform: Any) -> None:
         self.images, self.transform = images, transform
@@ -148,17 +229,38 @@ class Indexed(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | TokredError:
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int, str] | tuple[TokredError, int]:
         try:
             image, label = self.images[index]
         except TokredError as error:
-            return error
-        return self.transform(image), label, index
+            return error, index
+        return self.transform(image), label, index, image.info.get("kind", "")
 
 
-def collate(items: list[Any]) -> Any:
-    """A batch, or the error in it: raised in a worker process, it would carry that process's traceback."""
-    return next((item for item in items if isinstance(item, TokredError)), None) or default_collate(items)
+def collate(items: list[Any]) -> Batch | TokredError:
+    """A batch, or the first error in it."""
+    error = next((item[0] for item in items if isinstance(item[0], TokredError)), None)
+    if error is not None:
+        return error
+    images, labels, indices, kinds = zip(*items, strict=True)
+    named = {index: kind for index, kind in zip(indices, kinds, strict=True) if kind}
+    tensors = default_collate(list(zip(images, labels, indices, strict=True)))
+    return Batch(tensors[0], tensors[1], tensors[2], kinds=named)
+
+
+class Collate:
+    """A batch in which unreadable images are black and named, so that its boundaries stay where they are."""
+
+    def __init__(self, black: Tensor) -> None:
+        self.black = black
+
+    def __call__(self, items: list[Any]) -> Batch | TokredError:
+        errors = {item[1]: item[0] for item in items if isinstance(item[0], UnreadableImage)}
+        whole = [(self.black, item[0].label, item[1], "") if isinstance(item[0], UnreadableImage) else item for item in items]
+        batch = collate(whole)
+        if isinstance(batch, TokredError):
+            return batch
+        return batch._replace(unreadable={index: str(error) for index, error in errors.items()})
 
 
 def _open_embedded(split: str) -> Source:

@@ -22,8 +22,6 @@ from tokred.fit.recipe import FitRecipe
 VALIDATION = 500  # images at most
 _ENDLESS = 2**31
 
-Batch = tuple[Tensor, Tensor, Tensor]
-
 
 @dataclass(frozen=True)
 class FitImages:
@@ -117,7 +115,7 @@ def _spread(source: sources.Source) -> sources.Source:
     return _part(source, np.linspace(0, len(source) - 1, count).round().astype(int))
 
 
-class Shuffled(Dataset[Batch]):
+class Shuffled(Dataset[Any]):
     """Item p is the p-th training image of a run: each epoch is a permutation of its own, and what augments an image depends on p."""
 
     def __init__(self, images: FitImages, transform: Any, seed: int) -> None:
@@ -137,9 +135,9 @@ class Shuffled(Dataset[Batch]):
         try:
             image, label = self.images.train[self.index(position)]
         except TokredError as error:
-            return error
+            return error, position
         with drawn_from(self.seed, position):
-            return self.transform(image), label, position
+            return self.transform(image), label, position, ""
 
 
 @contextmanager
@@ -190,7 +188,7 @@ class _Shares(Sampler[list[int]]):
             yield list(range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world))
 
 
-def training_batches(data: Shuffled, steps: range, batch_size: int, rank: int, world: int, workers: int) -> Iterator[Batch]:
+def training_batches(data: Shuffled, steps: range, batch_size: int, rank: int, world: int, workers: int) -> Iterator[sources.Batch]:
     """This process's share of the batch of each step.
 
     Raises:

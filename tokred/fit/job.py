@@ -15,15 +15,15 @@ from torch import Tensor
 from tokred import adapters, checkpoint, zoo
 from tokred.budget import Match, match
 from tokred.data import sources
+from tokred.devices import resolve_precision
 from tokred.errors import TokredError, Unreachable
-from tokred.evaluate import resolve_precision
 from tokred.fit.config import FitConfig
-from tokred.fit.images import Batch, Shuffled, open_images, training_batches, training_transform
+from tokred.fit.images import Shuffled, open_images, training_batches, training_transform
 from tokred.fit.learner import Learner
-from tokred.fit.processes import Processes
 from tokred.fit.student import Student
 from tokred.fit.validation import Validator
 from tokred.flops import CostTable
+from tokred.processes import Processes
 from tokred.provenance import versions
 
 VALIDATED_BUDGETS = (0.3, 0.2, 0.1, 0.05)  # a fit for any budget is validated at the first that the method can reach
@@ -210,7 +210,7 @@ class Fit:
     def _data(self) -> Shuffled:
         return Shuffled(self.images, training_transform(self.loaded.model, self.recipe, self.images.n is None), self.recipe.seed)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[sources.Batch]:
         steps = range(self.step, self.step if self.stopped else self.steps)
         share = self.processes
         return training_batches(self._data(), steps, self.recipe.batch_size, share.rank, share.world, self.config.workers)

@@ -9,11 +9,12 @@ import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
+from tokred.data.sources import Batch
 from tokred.errors import TokredError
-from tokred.fit.images import Batch, FitImages, check_labels, drawn_from
-from tokred.fit.processes import Processes
+from tokred.fit.images import FitImages, check_labels, drawn_from
 from tokred.fit.recipe import FitRecipe
 from tokred.fit.student import Student
+from tokred.processes import Processes
 
 
 class Learner:
@@ -104,7 +105,7 @@ class Learner:
         """Images, targets and keys that run together."""
         if self.images.labelled:
             check_labels(batch[1], self.student.teacher.backbone.num_classes)
-        images, labels, keys = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        images, labels, keys = (tensor.to(self.device, non_blocking=True) for tensor in batch[:3])
         targets: Tensor | None = labels if self.images.labelled else None
         if self.mixup is not None:
             images, targets = self.mixup(images, labels)

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from tokred.data import sources
 from tokred.errors import TokredError
 from tokred.fit.images import FitImages, check_labels
-from tokred.fit.processes import Processes
 from tokred.fit.student import Student
+from tokred.processes import Processes
 
 
 class Validator:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from tokred.devices import resolve_device
 from tokred.errors import TokredError
-from tokred.evaluate import resolve_device
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -76,6 +79,22 @@ class Processes:
             raise TokredError("The processes found checkpoints of different steps; give an --out that all of them share.")
         for tensor in tensors:
             distributed.broadcast(tensor.detach(), 0)
+
+    def share(self, value: T) -> T:
+        """The first process's value, for all of them."""
+        if self.world == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
+
+    def gather(self, value: T) -> list[T]:
+        """All processes' values at the first one; nothing elsewhere."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        distributed.gather_object(value, values)
+        return values or []
 
     def wait(self) -> None:
         """Until all processes are here."""
