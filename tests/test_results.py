@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tokred.errors import TokredError
-from tokred.results import BASELINE, COLUMNS, Folder, Row, csv_text, display, latex, markdown, rank, report
+from tokred.results import BASELINE, COLUMNS, SCHEMA, Folder, Row, csv_text, display, latex, markdown, rank, report
 
 DESIGN_COLUMNS = """
 method options control model dataset split n_images n_failed limited budget reduction gflops reducer_gflops protocol stages tokens knob
@@ -38,7 +38,7 @@ ROWS = [
 
 
 def test_columns_are_fixed():
-    assert list(COLUMNS) == [*DESIGN_COLUMNS, "adapter", "unfitted", "fitted_here"]  # only ever appended
+    assert list(COLUMNS) == [*DESIGN_COLUMNS, "adapter", "unfitted", "fitted_here", "schema"]  # only ever appended
 
 
 def test_rank():
@@ -55,6 +55,7 @@ def test_csv_round_trip(tmp_path):
     assert table.control.tolist() == [False, False, False, True, False]
     assert table.stages[0] == "4 7 11"
     assert table.error[3] == ROWS[3].error
+    assert (table.schema == SCHEMA).all()
 
 
 def test_text_is_escaped():
