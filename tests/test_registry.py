@@ -112,7 +112,9 @@ def test_did_you_mean():
 
 @pytest.fixture
 def clean():
-    """Forget what a test registers."""
+    """Forget what a test registers, but for the shipped methods, whose modules stay imported."""
+    for name in registry.names():
+        registry.get(name)
     before = dict(registry._classes)
     yield
     registry._classes.clear()
@@ -168,6 +170,20 @@ def test_a_plugin_file(plugin):
     assert sys.path == before
     assert sys.modules[cls.__module__].Centre is cls
     assert cls.__module__ == plugins.module_name(os.path.relpath(path))  # however the path is written
+
+
+def test_a_failed_plugin_takes_no_shipped_method_along(tmp_path):
+    (tmp_path / "mine.py").write_text("import tokred.methods.lotm\n1 / 0\n")
+    code = f"""
+from tokred import registry
+from tokred.errors import TokredError
+try:
+    registry.load_plugin({str(tmp_path / "mine.py")!r})
+except TokredError:
+    print(registry.get("lotm").name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "lotm\n", done.stderr
 
 
 def test_two_plugin_files_of_one_name(plugin):
