@@ -245,7 +245,8 @@ def leaderboard_add(
 def check(method: Annotated[str, typer.Argument(help="A registered name, or module:Class.")], plugins: Plugins = None) -> None:
     """Run the battery of tests that every method must pass."""
     _load(plugins)
-    sys.path.insert(0, str(Path.cwd()))  # a method under development is looked for where the command runs
+    if ":" in method:
+        sys.path.append(str(Path.cwd()))  # a method under development is looked for where the command runs, after what is installed
     from tokred.testing import CHECKS, check_reducer
 
     problems = check_reducer(registry.get(method), progress=lambda name: out.print(f"  {name}", highlight=False))

@@ -32,7 +32,7 @@ QUESTION = (
 )
 """What a row asks: which method, on which weights and images, at which budget and settings.
 
-Three columns count in part: without a `weights_hash` or `data_hash` the name in `weights` or `dataset` stands for it; `stages` only where
+Some columns count in part: without a `weights_hash` or `data_hash` the name in `weights` or `dataset` stands for it; `stages` only where
 they were chosen (protocol "custom"), since elsewhere they follow from method and protocol; of `device` the kind, without its number."""
 
 IDENTITY = (*QUESTION, "training", "adapter", "unfitted")
