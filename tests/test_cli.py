@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from unittest import mock
@@ -70,7 +71,8 @@ def test_leaderboard_has_the_baseline_and_every_method(comparison):
 
 def test_everything_else_it_leaves(comparison):
     out = comparison[0]
-    assert {p.name for p in out.iterdir()} == {"leaderboard.csv", "table.md", "table.tex", "run.json", "predictions.npz", "report.html"}
+    visible = {p.name for p in out.iterdir() if not p.name.startswith(".")}
+    assert visible == {"leaderboard.csv", "table.md", "table.tex", "run.json", "predictions.npz", "report.html"}
     run_json = json.loads((out / "run.json").read_text())
     assert run_json["configuration"]["model"] == "deit_t"
     arrays = np.load(out / "predictions.npz")
@@ -87,12 +89,106 @@ def test_the_same_command_gives_the_same_table(comparison, tmp_path):
     pd.testing.assert_frame_equal(first, second)
 
 
-def test_a_folder_of_another_configuration_is_refused_and_kept(comparison):
-    before = (comparison[0] / "leaderboard.csv").read_text()
-    code, text = run("compare", *SMALL, "--out", comparison[0], "--seed", "7")
+def test_a_finished_run_is_shown_again_without_evaluating_anything(comparison, monkeypatch):
+    before = (comparison[0] / "leaderboard.csv").read_bytes()
+    monkeypatch.setattr("tokred.evaluate.Pass.run", None)
+    code, text = run("compare", *SMALL, "--out", comparison[0])
+    assert code == 0, text
+    assert "was finished on" in text
+    assert comparison[1][comparison[1].index("deit_t on") : comparison[1].index("└")] in text
+    assert (comparison[0] / "leaderboard.csv").read_bytes() == before
+
+
+def test_a_changed_comparison_starts_anew_beside_the_old_one(comparison, tmp_path):
+    shutil.copytree(comparison[0], tmp_path / "out")
+    before = (comparison[0] / "leaderboard.csv").read_bytes()
+    code, text = run("compare", *SMALL, "--methods", "lotm", "--out", tmp_path / "out", "--seed", "7")
+    assert code == 0, text
+    assert "holds a run with another adapters, methods, seed: it is in" in " ".join(text.split())
+    (old,) = (tmp_path / "out" / "previous").iterdir()
+    assert (old / "leaderboard.csv").read_bytes() == before
+    assert set(pd.read_csv(tmp_path / "out" / "leaderboard.csv").method) == {"baseline", "lotm"}
+
+
+def test_a_sweep_is_one_pass_and_marks_what_cannot_be_reached(tmp_path):
+    code, text = run("sweep", *SMALL, "--budgets", "0.3,0.55", "--methods", "lotm,topk", "--out", tmp_path / "sweep")
+    assert code == 0, text
+    table = pd.read_csv(tmp_path / "sweep" / "leaderboard.csv")
+    assert sorted(zip(table.method[1:], table.budget[1:], table.status[1:], strict=True)) == [
+        ("lotm", 0.3, "ok"), ("lotm", 0.55, "unreachable"), ("topk", 0.3, "ok"), ("topk", 0.55, "ok")
+    ]  # fmt: skip
+    assert "can save at most" in table.error[table.status == "unreachable"].item()
+    code, _ = run("compare", *SMALL, "--methods", "lotm,topk", "--out", tmp_path / "one")
+    assert code == 0
+    one = pd.read_csv(tmp_path / "one" / "leaderboard.csv").set_index("method")
+    swept = table[(table.budget == 0.3) | (table.method == "baseline")].set_index("method").loc[one.index]
+    pd.testing.assert_frame_equal(swept, one, check_dtype=False)
+    line = next(line for line in text.splitlines() if "lotm" in line)
+    assert [cell.strip() for cell in line.split("│")[2:4]] == [f"{one.top1['lotm']:.2f}", "-"]
+
+
+@pytest.mark.parametrize("budgets", ["0.1:0.6", "0.6:0.1:0.1", "0.1:0.6:0", "a", "", "0.1:0.55:0.1"])
+def test_budgets_that_are_none(budgets, tmp_path):
+    code, text = run("sweep", "--model", "deit_t", "--budgets", budgets, "--out", tmp_path / "out")
     assert code == 2
-    assert "another seed" in text
-    assert (comparison[0] / "leaderboard.csv").read_text() == before
+    assert "FIRST:LAST:STEP" in text or "no budget" in text
+
+
+def test_unreadable_images_skipped_or_counted(tmp_path, odd_images):
+    arguments = ("--model", "deit_t", "--data", odd_images, "--weights", zoo.SHIPPED / "deit_t.safetensors", "--methods", "lotm")
+    tables = {}
+    for mode in ("skip", "count-wrong"):
+        code, text = run("compare", *arguments, "--on-error", mode, "--batch-size", "4", "--out", tmp_path / mode)
+        assert code == 0, text
+        tables[mode] = pd.read_csv(tmp_path / mode / "leaderboard.csv")
+        found = json.loads((tmp_path / mode / "run.json").read_text())
+        assert {name for text in found["unreadable"].values() for name in BROKEN if name in text} == set(BROKEN)
+        assert len(found["unreadable"]) == len(BROKEN)
+        assert found["kinds"] == {"16-bit": 1, "CMYK": 1, "EXIF rotation ignored": 1, "greyscale": 1}
+        assert f"{len(BROKEN)} images unreadable" in (tmp_path / mode / "table.md").read_text()
+    skip, wrong = tables["skip"], tables["count-wrong"]
+    assert (skip.n_images == 10).all()
+    assert (wrong.n_images == 10 + len(BROKEN)).all()
+    assert (wrong.n_failed == len(BROKEN)).all()
+    assert (skip.n_failed == len(BROKEN)).all()
+    np.testing.assert_allclose(wrong.top1 * wrong.n_images, skip.top1 * skip.n_images)  # as many right
+    assert wrong.agreement[1] == skip.agreement[1]
+    for workers in ("0", "1"):
+        code, text = run("compare", *arguments, "--out", tmp_path / "fail", "--workers", workers)
+        assert code == 2
+        assert "cannot be read" in text
+    code, text = run("compare", *arguments, "--on-error", "ignore", "--out", tmp_path / "fail")
+    assert code == 2
+    assert "Unknown --on-error 'ignore'" in text
+
+
+BROKEN = ("zero.png", "cut.jpg", "text.png", "cut.png")
+
+
+@pytest.fixture
+def odd_images(tmp_path):
+    """Ten classes with a good image each, some of an odd kind, and four files that are no images."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data" / "val"
+    for label in range(10):
+        (root / str(label)).mkdir(parents=True)
+        pixels = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        image, options = Image.fromarray(pixels), {}
+        if label == 1:
+            image = image.convert("L")
+        if label == 2:
+            image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+        if label == 3:
+            options["exif"] = Image.Exif()
+            options["exif"][0x0112] = 6
+        if label == 4:
+            image = image.convert("CMYK")
+        image.save(root / str(label) / ("a.jpg" if label == 4 else "a.png"), **options)
+    (root / "5" / "zero.png").write_bytes(b"")
+    (root / "6" / "text.png").write_text("no image")
+    (root / "9" / "cut.png").write_bytes((root / "0" / "a.png").read_bytes()[:-300])
+    (root / "7" / "cut.jpg").write_bytes((root / "4" / "a.jpg").read_bytes()[:-300])
+    return tmp_path / "data"
 
 
 def test_an_unreachable_method_is_a_row_and_the_others_go_on(tmp_path):
@@ -122,7 +218,7 @@ def test_an_unfitted_method_has_no_accuracy_but_the_command_that_fits_it(tmp_pat
     assert (row.status, np.isnan(row.top1), np.isnan(row.agreement)) == ("unfitted", True, True)
     assert row.error.startswith("not fitted: run `tokred fit sit --model deit_t --stages '3 6 9'`")
     assert "it was fitted at layers 4 7 10, not at 3 6 9" in row.error
-    assert "not fitted: run `tokred fit sit" in (tmp_path / "table.md").read_text()
+    assert "not fitted: run \\`tokred fit sit" in (tmp_path / "table.md").read_text()  # shown, not formatted
     code, text = run("compare", *SMALL, "--methods", "sit", "--stages", "3 6 9", "--out", tmp_path / "alone")
     assert code == 2
     assert "not fitted: run `tokred fit sit" in text

@@ -120,12 +120,12 @@ def _run_comparison(config: Any, folder: Path | None, workers: int | None) -> No
 
     job = Job(config)
     out.quiet = err.quiet = job.processes.rank > 0  # of several processes one speaks
-    out.print(escape(job.describe()), soft_wrap=True)
+    out.print(escape(visible(job.describe())), soft_wrap=True)
     budgets = f"{config.budgets[0]:g}" if len(config.budgets) == 1 else f"{config.budgets[0]:g}-{config.budgets[-1]:g}"
     target = folder or Path("runs") / f"{config.model.replace('/', '-')}-{job.source.name}-{budgets}-{job.key}"
     notice = job.open(target)
     if notice:
-        out.print(escape(notice), soft_wrap=True)
+        out.print(escape(visible(notice)), soft_wrap=True)
     try:
         with Progress(len(job.source), "images") as advance:
             comparison = job.run(workers, advance)
@@ -187,7 +187,7 @@ def match(
     if table.row_count:
         out.print(table)
     for error in refused.values():
-        err.print(escape(str(error)), soft_wrap=True)
+        err.print(escape(visible(str(error))), soft_wrap=True)
     if refused:
         raise typer.Exit(1 if table.row_count else 2)
 
@@ -282,7 +282,7 @@ def fit(
     )  # fmt: skip
     run = Fit(config, folder or Path("runs") / config.folder)
     out.quiet = err.quiet = run.processes.rank > 0  # of several processes one speaks
-    out.print(escape(run.describe()), soft_wrap=True)
+    out.print(escape(visible(run.describe())), soft_wrap=True)
     if run.resume():
         out.print(f"Going on at image {run.step * chosen.batch_size} of {run.steps * chosen.batch_size}.")
     with Progress(run.steps, "steps", run.step) as advance:
@@ -314,7 +314,8 @@ def leaderboard_add(
 def check(method: Annotated[str, typer.Argument(help="A registered name, or module:Class.")], plugins: Plugins = None) -> None:
     """Run the battery of tests that every method must pass."""
     _load(plugins)
-    sys.path.insert(0, str(Path.cwd()))  # a method under development is looked for where the command runs
+    if ":" in method:
+        sys.path.append(str(Path.cwd()))  # a method under development is looked for where the command runs, after what is installed
     from tokred.testing import CHECKS, check_reducer
 
     problems = check_reducer(registry.get(method), progress=lambda name: out.print(f"  {name}", highlight=False))
@@ -340,7 +341,7 @@ def main() -> None:
         app(standalone_mode=True)
     except TokredError as error:
         err.quiet = False
-        err.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
+        err.print(f"[red]Error:[/red] {escape(visible(str(error)))}", soft_wrap=True)
         raise SystemExit(2) from None
 
 

@@ -255,7 +255,7 @@ class Job:
             device=self.device.type,
             batch_size=self.batch_size,
             seed=self.config.seed,
-            on_error=self.config.on_error,
+            on_error="" if self.config.on_error == "fail" else self.config.on_error,
             smallest_batch=found.smallest_batch,
             **self._versions(),
         )

@@ -28,11 +28,11 @@ FIRST_SCHEMA = COLUMNS.index("date") + 1  # how many columns the first boards ha
 
 QUESTION = (
     *("method", "options", "model", "weights_hash", "data_hash", "split", "n_images", "limited", "budget", "protocol", "stages"),
-    *("img_size", "crop_pct", "interpolation", "precision", "device", "batch_size", "seed"),
+    *("img_size", "crop_pct", "interpolation", "precision", "device", "batch_size", "seed", "on_error"),
 )
 """What a row asks: which method, on which weights and images, at which budget and settings.
 
-Three columns count in part: without a `weights_hash` or `data_hash` the name in `weights` or `dataset` stands for it; `stages` only where
+Some columns count in part: without a `weights_hash` or `data_hash` the name in `weights` or `dataset` stands for it; `stages` only where
 they were chosen (protocol "custom"), since elsewhere they follow from method and protocol; of `device` the kind, without its number."""
 
 IDENTITY = (*QUESTION, "training", "adapter", "unfitted")

@@ -38,7 +38,7 @@ def load(target: str) -> ModuleType:
         return sys.modules[name]
     path = Path(target).resolve()
     if _is_path(target) and not (path.is_file() and path.suffix == ".py"):
-        raise TokredError(f"There is no Python file {target}; expected the path of a .py file, or the dotted name of a module.")
+        raise TokredError(f"There is no Python file {target!r}; expected the path of a .py file, or the dotted name of a module.")
     try:
         with _findable(path.parent if _is_path(target) else Path.cwd()):
             return _execute(name, path) if _is_path(target) else importlib.import_module(name)
@@ -47,7 +47,7 @@ def load(target: str) -> ModuleType:
 
 
 def _is_path(target: str) -> bool:
-    return target.endswith(".py") or "/" in target or "\\" in target
+    return not target or target.endswith(".py") or "/" in target or "\\" in target
 
 
 def _execute(name: str, path: Path) -> ModuleType:

@@ -131,7 +131,8 @@ def load_plugin(target: str) -> list[str]:
         if not own:
             raise TokredError(f'The plugin {target} registers no method; decorate a subclass of tokred.Reducer with @register("name").')
     except TokredError:
-        _classes.clear()
+        for method in [method for method, cls in _classes.items() if _brought(cls, name, method not in before)]:
+            del _classes[method]
         _classes.update(before)
         if not was_there:
             sys.modules.pop(name, None)
