@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,7 +189,10 @@ def batches(
     """
     data = Indexed(source.images, preparation.transform)
     collated = collate if on_error == "fail" else Collate(preparation.transform(Image.new("RGB", (256, 256))))
-    for batch in DataLoader(data, batch_sampler=_Ranges(batches), num_workers=workers, collate_fn=collated, pin_memory=pin):
+    loader = DataLoader(
+        data, batch_sampler=_Ranges(batches), num_workers=workers, collate_fn=collated, pin_memory=pin, worker_init_fn=_hush
+    )
+    for batch in loader:
         if isinstance(batch, TokredError):
             raise batch
         yield batch
@@ -202,6 +206,11 @@ def default_workers(on_gpu: bool) -> int:
 def ranges(n: int, batch_size: int) -> list[range]:
     """The batches of n images: their boundaries are fixed, in one process or many, and in a run that goes on after a kill."""
     return [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+
+
+def _hush(worker: int) -> None:
+    """What goes wrong with an image comes back in its batch; what else a worker prints is that an interrupted run no longer listens."""
+    sys.excepthook = lambda kind, error, trace: None
 
 
 class _Ranges(Sampler[list[int]]):
