@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from tokred.errors import TokredError
 from tokred.reducer import Reducer, View
-from tokred.reduction import Merge
+from tokred.reduction import Merge, take_rows
 from tokred.registry import register
 
 
@@ -55,27 +56,47 @@ class DPCKNN(Reducer):
 
     def forward(self, view: View) -> Merge:
         distance = view.distance  # [B, n, n]
-        unit = self.dim**0.5 if self.scale == "published" else distance.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
-        distance = distance / unit
-        index = torch.arange(self.n, device=distance.device)
-        nearest = distance.topk(min(self.neighbors, self.n), dim=-1, largest=False).values
-        density = torch.exp(-nearest.square().mean(-1))  # [B, n]
+        unit = self.dim**0.5 if self.scale == "published" else distance.square().mean((1, 2)).sqrt().clamp(min=1e-12).unsqueeze(-1)
+        nearest = smallest(distance, self.n, min(self.neighbors, self.n))  # [B, n, neighbors]
+        density = torch.exp(-(nearest / (unit if self.scale == "published" else unit.unsqueeze(-1))).square().mean(-1))  # [B, n]
         if self.ties == "noise":
             density = density + 1e-6 * view.rng.uniform(view.x)
-        own, other = density.unsqueeze(2), density.unsqueeze(1)
-        denser = (other > own) | ((other == own) & (index < index.unsqueeze(-1)))  # [B, i, j]: j is denser than i
-        farthest = distance.amax((1, 2)).unsqueeze(-1)
-        separation = distance.masked_fill(~denser, torch.inf).amin(-1)
-        separation = torch.where(denser.any(-1), separation, farthest)  # the densest token has no denser one
+        rank = self._rank(density)  # [B, n], 0 for the densest
+        denser = rank.unsqueeze(1) < rank.unsqueeze(2)  # [B, i, j]: j is denser than i
+        separation = torch.where(denser, distance, torch.inf).amin(-1)
+        separation = torch.where(rank == 0, distance.amax((1, 2)).unsqueeze(-1), separation)  # the densest token has no denser one
 
-        center = (density * separation).argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
-        label = distance.gather(2, center.unsqueeze(1).expand(-1, self.n, -1)).argmin(-1)
+        center = (density * (separation / unit)).argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
+        label = take_rows(distance, center).min(1).indices
         slots = torch.arange(self.keep, device=center.device).expand_as(center)
         label = label.scatter(1, center, slots)  # a centre belongs to its own cluster, even beside a twin
         return Merge(label, self.keep, weight=None if self.score is None else self._weight(view.x.float()))
+
+    @staticmethod
+    def _rank(density: Tensor) -> Tensor:
+        """Place of each token in the order of densities, [B, n] float32, 0 for the densest; of equals the lower index is denser."""
+        order = density.argsort(dim=1, descending=True, stable=True)
+        place = torch.arange(density.shape[1], device=density.device, dtype=torch.float32).expand_as(density)
+        return torch.zeros_like(density).scatter(1, order, place)
 
     def _weight(self, x: Tensor) -> Tensor:
         """exp(score), [B, n], up to a factor that cancels in every mean and keeps the exponential finite."""
         assert self.score is not None
         score = self.score(x).squeeze(-1)
         return torch.exp((score - score.amax(1, keepdim=True).detach()).clamp(min=-60))
+
+
+def smallest(x: Tensor, n: int, k: int) -> Tensor:
+    """The k smallest values in every row of x [B, M, n], as [B, M, k], in no order.
+
+    They lie within k groups of numbers, those with the smallest minima: the search is among minima first, then within these groups,
+    a third of the work of `topk` over whole rows at n = 196 and k = 5, and less for longer rows.
+    """
+    size = round((n / k) ** 0.5)  # of a group: then both searches are over as many numbers
+    groups = n // size
+    if size < 2 or groups < k:
+        return x.topk(k, dim=-1, largest=False, sorted=False).values
+    grouped, left = x[..., : size * groups].unflatten(-1, (size, groups)), x[..., size * groups :]  # a group is a column
+    least = reduce(torch.minimum, grouped.unbind(-2))
+    chosen = least.topk(k, dim=-1, largest=False, sorted=False).indices.unsqueeze(-2).expand(-1, -1, size, -1)
+    return torch.cat([grouped.gather(-1, chosen).flatten(-2), left], dim=-1).topk(k, dim=-1, largest=False, sorted=False).values
