@@ -120,6 +120,46 @@ def match(
 
 
 @app.command()
+def bench(
+    budget: Budget = 0.3,
+    model: Model = "deit_s",
+    methods: Methods = None,
+    batch_size: Annotated[str | None, typer.Option(help="Images in a pass, such as 1,16,128; by default 16, or 256 on a GPU.")] = None,
+    protocol: ProtocolName = "native",
+    stages: Stages = None,
+    settings: Settings = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run every model, the dense one too, through torch.compile.")] = False,
+    rounds: Annotated[int, typer.Option(help="How often each model is timed, in turns with all others.")] = 15,
+    out_file: Annotated[Path | None, typer.Option("--out", help="CSV file; by default runs/bench-MODEL-BUDGET.csv.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    precision: PrecisionName = "auto",
+) -> None:
+    """Time reduced models against the dense one, and tell how much of the promised speed-up they keep. Needs no data."""
+    from tokred import bench as speed
+    from tokred.config import Config
+
+    config = Config(
+        model, budget, _names(methods), _options(settings), protocol, _layers(stages), device=device, precision=precision  # type: ignore[arg-type]
+    )  # fmt: skip
+    job = speed.Bench(config, _batch_sizes(batch_size), rounds, compiled)
+    target = out_file or Path("runs") / f"bench-{model.replace('/', '-')}-{budget:g}.csv"
+    speed.write_csv(target, [])  # before minutes of work depend on that
+    with _Progress(rounds * len(job.batch_sizes), "rounds") as advance:
+        rows = job.run(target, advance)
+    out.print(speed.table(rows, f"{model}, {100 * budget:g} % of FLOPs to save, {job.device}, {rows[0].precision}"))
+    out.print(escape(f"All figures: {target}"), soft_wrap=True)
+    if any(row.error for row in rows):
+        raise typer.Exit(1)
+
+
+def _batch_sizes(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in (text or "").replace(",", " ").split())
+    except ValueError:
+        raise TokredError(f"--batch-size takes numbers of images, such as 1,16,128; got {text!r}.") from None
+
+
+@app.command()
 def methods() -> None:
     """List all methods with what they do, their site, default layers and knob."""
     from rich.table import Table

@@ -19,7 +19,7 @@ Knob = Literal["removed", "rate"]
 T = TypeVar("T")
 
 _DIRECT_DISTANCES = 25  # tokens up to which distances come from differences instead of inner products
-_QUERY_CHUNK = 256  # rows of the attention map that exist at once when a reducer asks for column sums
+_ROWS = 256  # of a map over pairs of tokens that are worked on at once
 
 
 class Reducer(nn.Module):
@@ -211,8 +211,10 @@ class View:
             return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
         x = x - x.mean(1, keepdim=True)  # leaves the distances as they are and their rounding error small
         inner = torch.matmul(x, x.mT)
-        square = inner.diagonal(dim1=1, dim2=2)
-        return (square.unsqueeze(2) + square.unsqueeze(1)).sub_(inner, alpha=2).clamp_(min=0).sqrt_()
+        square = inner.diagonal(dim1=1, dim2=2).clone()
+        for rows, own in zip(inner.split(_ROWS, dim=1), square.split(_ROWS, dim=1), strict=True):  # in place: one matrix, not three
+            rows.mul_(-2).add_(own.unsqueeze(2) + square.unsqueeze(1)).clamp_(min=0).sqrt_()
+        return inner
 
     @_once
     def cls_attention(self) -> Tensor:
@@ -244,7 +246,7 @@ class View:
         bias = None if a.bias is None else a.bias.float().squeeze(1)  # [B, 1, P + N]
         total = a.k.new_zeros(a.k.shape[0], a.k.shape[2], dtype=torch.float32)  # [B, P + N]
         for q, k in zip(a.q.unbind(1), a.k.float().unbind(1), strict=True):
-            for rows in q.split(_QUERY_CHUNK, dim=1):
+            for rows in q.split(_ROWS, dim=1):
                 scores = torch.bmm(rows.float() * a.scale, k.mT)  # [B, rows, P + N]
                 total = total + (scores if bias is None else scores + bias).softmax(-1).sum(1)
         return total[:, self.num_prefix :]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from tokred.clusters import nearest_before, nearest_center, smallest
 from tokred.errors import TokredError
 from tokred.reducer import Reducer, View
-from tokred.reduction import Merge, take_rows
+from tokred.reduction import Merge
 from tokred.registry import register
 
 
@@ -62,12 +62,11 @@ class DPCKNN(Reducer):
         if self.ties == "noise":
             density = density + 1e-6 * view.rng.uniform(view.x)
         rank = self._rank(density)  # [B, n], 0 for the densest
-        denser = rank.unsqueeze(1) < rank.unsqueeze(2)  # [B, i, j]: j is denser than i
-        separation = torch.where(denser, distance, torch.inf).amin(-1)
+        separation = nearest_before(distance, rank)
         separation = torch.where(rank == 0, distance.amax((1, 2)).unsqueeze(-1), separation)  # the densest token has no denser one
 
         center = (density * (separation / unit)).argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
-        label = take_rows(distance, center).min(1).indices
+        label = nearest_center(distance, center)
         slots = torch.arange(self.keep, device=center.device).expand_as(center)
         label = label.scatter(1, center, slots)  # a centre belongs to its own cluster, even beside a twin
         return Merge(label, self.keep, weight=None if self.score is None else self._weight(view.x.float()))
@@ -84,19 +83,3 @@ class DPCKNN(Reducer):
         assert self.score is not None
         score = self.score(x).squeeze(-1)
         return torch.exp((score - score.amax(1, keepdim=True).detach()).clamp(min=-60))
-
-
-def smallest(x: Tensor, n: int, k: int) -> Tensor:
-    """The k smallest values in every row of x [B, M, n], as [B, M, k], in no order.
-
-    They lie within k groups of numbers, those with the smallest minima: the search is among minima first, then within these groups,
-    a third of the work of `topk` over whole rows at n = 196 and k = 5, and less for longer rows.
-    """
-    size = round((n / k) ** 0.5)  # of a group: then both searches are over as many numbers
-    groups = n // size
-    if size < 2 or groups < k:
-        return x.topk(k, dim=-1, largest=False, sorted=False).values
-    grouped, left = x[..., : size * groups].unflatten(-1, (size, groups)), x[..., size * groups :]  # a group is a column
-    least = reduce(torch.minimum, grouped.unbind(-2))
-    chosen = least.topk(k, dim=-1, largest=False, sorted=False).indices.unsqueeze(-2).expand(-1, -1, size, -1)
-    return torch.cat([grouped.gather(-1, chosen).flatten(-2), left], dim=-1).topk(k, dim=-1, largest=False, sorted=False).values

@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokred.clusters import nearest_center
 from tokred.errors import TokredError
 from tokred.reducer import Reducer, View
-from tokred.reduction import Keep, Merge, Reduction, sum_groups, take_rows
+from tokred.reduction import Keep, Merge, Reduction, sum_groups
 from tokred.registry import register
 
 
@@ -56,18 +57,13 @@ class KMedoids(Reducer):
         weight = view.received_attention if self.weight == "received" else view.cls_attention  # [B, n]
         center = weight.argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
         for _ in range(self.iterations):
-            center = self._updated(center, self._assign(view.distance, center), view.distance, weight.detach())
-        label = self._assign(view.distance, center)
+            center = self._updated(center, nearest_center(view.distance, center), view.distance, weight.detach())
+        label = nearest_center(view.distance, center)
         if self.update == "textbook":  # a centre belongs to its own cluster, even beside an equal token, so that none is empty
             label = label.scatter(1, center, torch.arange(self.keep, device=center.device).expand_as(center))
         if self.output == "medoid":
             return Keep(center, self.n, label)
         return Merge(label, self.keep, weight=weight if self.output == "wmean" else None)
-
-    @staticmethod
-    def _assign(distance: Tensor, center: Tensor) -> Tensor:
-        """Nearest centre of every token, [B, n]; the first one wins a tie."""
-        return take_rows(distance, center).min(1).indices  # distances are symmetric, and whole rows are cheaper to fetch than columns
 
     def _updated(self, center: Tensor, label: Tensor, distance: Tensor, weight: Tensor) -> Tensor:
         """The member of each cluster with the least cost, [B, keep]; the first one wins a tie."""
