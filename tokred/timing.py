@@ -111,8 +111,8 @@ def peak_bytes(run: Run, device: torch.device) -> int | None:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
-    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
-    return int(max(0, np.cumsum([change for _, change in changes]).max(initial=0)))
+    changes = sorted((event for event in results.events() if event.name() == "[memory]"), key=lambda event: event.start_ns())
+    return int(np.cumsum([event.nbytes() for event in changes], dtype=np.int64).max(initial=0))
 
 
 def weight_bytes(model: nn.Module) -> int:
