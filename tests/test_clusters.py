@@ -63,6 +63,19 @@ def test_the_nearest_of_lower_rank(seed, n, rows):
         assert found[b].tolist() == want
 
 
+@given(st.integers(0, 10_000), st.integers(1, 20), st.integers(1, 9), st.sampled_from([2, 256]))
+def test_the_best_match_and_the_first_of_equals(seed, n, m, rows):
+    a, b = drawn(seed, 2, n, 3, levels=3), drawn(seed + 1, 2, m, 3, levels=3)
+    before, clusters.ROWS = clusters.ROWS, rows
+    try:
+        value, index = clusters.best_match(a, b)
+    finally:
+        clusters.ROWS = before
+    product = np.einsum("bic,bjc->bij", a.numpy(), b.numpy())
+    assert np.array_equal(value.numpy(), product.max(-1))
+    assert np.array_equal(index.numpy(), product.argmax(-1))
+
+
 @given(st.integers(0, 10_000), st.integers(1, 20), st.integers(1, 9), st.sampled_from([1, 4]), st.booleans())
 def test_sums_over_groups_of_which_some_are_empty(seed, n, m, channels, weighted):
     x = drawn(seed, 2, n, channels).double()

@@ -1,4 +1,4 @@
-"""Searches in matrices of distances, a slice of rows at a time, so that nothing else of their size is ever made.
+"""Searches among pairs of tokens, a slice of rows at a time, so that nothing else of their size is ever made.
 
 Up to 256 tokens there is one slice. Slices depend on shapes alone, so an image's result does not depend on its batch.
 """
@@ -43,6 +43,13 @@ def nearest_before(distance: Tensor, rank: Tensor) -> Tensor:
     """
     parts = zip(distance.split(ROWS, dim=1), rank.split(ROWS, dim=1), strict=True)
     return torch.cat([torch.where(rank.unsqueeze(1) < own.unsqueeze(2), rows, torch.inf).amin(-1) for rows, own in parts], dim=1)
+
+
+def best_match(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest inner product of each vector of a [B, N, d] with one of b [B, M, d], and with which, [B, N]; the first wins a tie."""
+    parts = [torch.matmul(rows, b.mT).max(-1) for rows in a.split(ROWS, dim=1)]
+    values, indices = zip(*parts, strict=True)
+    return torch.cat(values, dim=1), torch.cat(indices, dim=1)
 
 
 def smallest(x: Tensor, n: int, k: int) -> Tensor:

@@ -247,8 +247,8 @@ def sum_groups(x: Tensor, label: Tensor, m: int, weight: Tensor | None = None) -
         weighted = x if weight is None else x * weight.unsqueeze(-1)
         return x.new_zeros(x.shape[0], m, 1).scatter_add(1, label.unsqueeze(-1), weighted)
     order = label.argsort(dim=1, stable=True)
-    end = count_groups(label, m).flatten().cumsum(0)
-    start = torch.cat([end.new_zeros(1), end[:-1]])
+    count = count_groups(label, m).flatten()
+    start = count.cumsum(0) - count
     chosen = None if weight is None else weight.gather(1, order).flatten()
     total = F.embedding_bag(_flat(order, x.shape[1]), x.flatten(0, 1), start, mode="sum", per_sample_weights=chosen)
     return total.unflatten(0, (x.shape[0], m))
