@@ -65,7 +65,7 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "tokred"  # the same file from the same figures
+    matplotlib.rcParams.update({"svg.hashsalt": "tokred", "svg.fonttype": "none"})  # the same file from the same figures, and a small one
     from matplotlib import pyplot as plt
 
     slopes = fits(frame).set_index("method")
