@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tokred.errors import TokredError
-from tokred.folder import Folder, Record, check_writable
+from tokred.files import check_writable
+from tokred.folder import Folder, Record
 from tokred.outcomes import Evaluation, Failure
 
 SOFTWARE = {"code": "abc"}

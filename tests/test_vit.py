@@ -91,7 +91,7 @@ def test_proportional_attention_equals_repeated_keys():
     size = torch.tensor([[1.0, 3.0, 1.0, 2.0]])
     block = model.blocks[0]
     with torch.no_grad():
-        got = reduced._attend(State(x, size=size)).x
+        got = reduced._attend(State(x, sizes=size)).x
         repeated = x[:, [0, 1, 2, 2, 2, 3, 4, 4]]
         want = repeated + block.attn(block.norm1(repeated))
     assert torch.allclose(got[0], want[0, [0, 1, 2, 5, 6]], atol=1e-5)
@@ -102,7 +102,7 @@ def test_average_pooling_weighs_by_size():
     reduced = ReducedViT(model)
     x = torch.randn(1, 3, 48, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        got = reduced.head(State(x, size=torch.tensor([[1.0, 3.0]])))
+        got = reduced.head(State(x, sizes=torch.tensor([[1.0, 3.0]])))
         want = model.forward_head(model.norm(x[:, [0, 1, 2, 2, 2]]))
     assert torch.allclose(got, want, atol=1e-6)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tokred.errors import TokredError
-from tokred.folder import check_writable
+from tokred.files import check_writable
 
 
 def save(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:

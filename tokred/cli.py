@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from tokred import __version__, registry
-from tokred.console import Progress, err, out, parse_layers, parse_names, parse_settings
+from tokred.console import Progress, err, out, parse_batch_sizes, parse_layers, parse_names, parse_settings
 from tokred.errors import TokredError
 from tokred.text import spaced, visible
 
@@ -190,6 +190,42 @@ def match(
         err.print(escape(visible(str(error))), soft_wrap=True)
     if refused:
         raise typer.Exit(1 if table.row_count else 2)
+
+
+@app.command()
+def bench(
+    budget: Budget = 0.3,
+    model: Model = "deit_s",
+    methods: Methods = None,
+    batch_size: Annotated[str | None, typer.Option(help="Images in a pass, such as 1,16,128; by default 16, or 256 on a GPU.")] = None,
+    protocol: ProtocolName = "native",
+    stages: Stages = None,
+    settings: Settings = None,
+    plugins: Plugins = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run every model, the dense one too, through torch.compile.")] = False,
+    rounds: Annotated[int, typer.Option(help="How often each model is timed, in turns with all others.")] = 15,
+    out_file: Annotated[Path | None, typer.Option("--out", help="CSV file; by default runs/bench-MODEL-BUDGET.csv.")] = None,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+) -> None:
+    """Time reduced models against the dense one, and tell how much of the promised speed-up they keep. Needs no data."""
+    _load(plugins)
+    from tokred import bench as speed
+    from tokred.config import Config
+
+    config = Config(
+        model, (budget,), parse_names(methods), parse_settings(settings), protocol, parse_layers(stages),  # type: ignore[arg-type]
+        device=device, precision=precision,
+    )  # fmt: skip
+    job = speed.Bench(config, parse_batch_sizes(batch_size), rounds, compiled)
+    target = out_file or Path("runs") / f"bench-{model.replace('/', '-')}-{budget:g}.csv"
+    speed.write_csv(target, [])  # before minutes of work depend on that
+    with Progress(rounds * len(job.batch_sizes), "rounds") as advance:
+        rows = job.run(target, advance)
+    out.print(speed.table(rows, f"{model}, {100 * budget:g} % of FLOPs to save, {job.device}, {rows[0].precision}"))
+    out.print(escape(f"All figures: {target}"), soft_wrap=True)
+    if any(row.error for row in rows):
+        raise typer.Exit(1)
 
 
 @app.command()

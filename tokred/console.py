@@ -65,3 +65,15 @@ def parse_settings(settings: list[str] | None) -> dict[str, dict[str, Any]]:
             raise TokredError(f"--set takes METHOD.OPTION=VALUE, such as lotm.order=append; got {setting!r}.")
         options.setdefault(method, {})[name] = value
     return options
+
+
+def parse_batch_sizes(text: str | None) -> tuple[int, ...]:
+    """Batch sizes from "1,16,128"; none for None.
+
+    Raises:
+        TokredError: these are no whole numbers.
+    """
+    try:
+        return tuple(int(size) for size in (text or "").replace(",", " ").split())
+    except ValueError:
+        raise TokredError(f"--batch-size takes numbers of images, such as 1,16,128; got {text!r}.") from None

@@ -27,9 +27,10 @@ from tokred.schedule import Plan
 from tokred.vit import ReducedViT, Stage, State, num_heads, num_patches
 
 _ELEMENTWISE = """
-    abs add add_ addcmul bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor clamp_min div div_ elu eq erf exp exp_
-    expm1 ge gelu gt isfinite isnan le lerp log log1p log_softmax logical_and logical_not logical_or lt maximum minimum mul mul_ ne neg
-    pow reciprocal rsqrt rsub sigmoid sign softmax sqrt square sub sub_ tanh where __and__ __or__ __xor__ __lshift__ __rshift__
+    abs add add_ addcmul bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor clamp_ clamp_min clamp_min_ div div_
+    elu eq erf exp exp_ expm1 ge gelu gt isfinite isnan le lerp log log1p log_softmax logical_and logical_not logical_or lt maximum
+    minimum mul mul_ ne neg pow reciprocal rsqrt rsub sigmoid sign softmax sqrt sqrt_ square sub sub_ tanh where __and__ __lshift__
+    __or__ __rshift__ __xor__
 """
 _REDUCTIONS = """
     all amax amin any argmax argmin cummax cumsum frobenius_norm linalg_vector_norm logsumexp mean min norm prod std sum var
@@ -72,7 +73,23 @@ def _cosine_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter({"cosine_similarity": 3 * count})
 
 
+def _vecdot_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """One multiply-accumulate for each result and channel."""
+    count = get_shape(inputs[0])[-1]
+    for length in get_shape(outputs[0]):
+        count *= length
+    return Counter({"vecdot": count})
+
+
+def _bag_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """One multiply-accumulate for each row and channel of weighted sums; plain sums count zero, as everywhere."""
+    table, rows, weights = get_shape(inputs[0]), get_shape(inputs[1]), get_shape(inputs[6])
+    return Counter({"embedding_bag": rows[0] * table[1] if weights is not None else 0})
+
+
 _HANDLES = {
+    "aten::linalg_vecdot": _vecdot_flops,
+    "aten::embedding_bag": _bag_flops,
     "aten::scaled_dot_product_attention": _attention_flops,
     "aten::cdist": _cdist_flops,
     "aten::cosine_similarity": _cosine_flops,
@@ -163,13 +180,13 @@ class CostTable:
             with seeded(0):
                 reducer = plan.reducer(n, keep, self.backbone.embed_dim, num_heads(self.backbone), **plan.options)
             model, heads = self.model, num_heads(self.backbone)
-            stage = Stage(reducer, layer, model.depth, model.num_prefix, model.has_cls, seed=0)
+            sizes = reducer.proportional or self.backbone.global_pool == "avg"
+            stage = Stage(reducer, layer, model.depth, model.num_prefix, model.has_cls, 0, sizes)
             x = self._like(1, model.num_prefix + n, self.backbone.embed_dim)
             qkv = self._like(1, heads, model.num_prefix + n, self.backbone.blocks[layer - 1].attn.head_dim)
             before_all = layer == 1 and reducer.site == "pre"
             state = State(x, layer, reducer.site, attention=None if before_all else Attention(qkv, qkv, qkv, 1.0))
-            sizes = reducer.proportional or self.backbone.global_pool == "avg"
-            self._stages[key] = int(analyse(_StagePart(stage, state, sizes), x).total())
+            self._stages[key] = int(analyse(_StagePart(stage, state), x).total())
         return self._stages[key]
 
     def reducer_estimate(self, plan: Plan, n: int, keep: int) -> float:
@@ -262,12 +279,12 @@ class _Part(nn.Module):
 
 
 class _StagePart(nn.Module):
-    """One stage on a given state. Sizes are a result only where the model uses them later; else the trace leaves them out."""
+    """One stage on a given state. Sizes are a result only where the model uses them later; else nothing adds them up."""
 
-    def __init__(self, stage: Stage, state: State, sizes: bool) -> None:
+    def __init__(self, stage: Stage, state: State) -> None:
         super().__init__()
-        self.stage, self.state, self.sizes = stage, state, sizes
+        self.stage, self.state = stage, state
 
     def forward(self, x: Tensor) -> Any:
         state = self.stage(replace(self.state, x=x))
-        return (state.x, state.size) if self.sizes else state.x
+        return (state.x, state.size) if self.stage.sizes else state.x

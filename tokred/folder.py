@@ -20,26 +20,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tokred.errors import TokredError
+from tokred.files import check_writable, replace_file, sweep
 from tokred.outcomes import Evaluation
 
 FILES = ("leaderboard.csv", "predictions.npz", "table.md", "table.tex", "report.html", "run.json")
 _OUTCOMES, _PREVIOUS, _LOCK = "outcomes", "previous", ".lock"
 _INTERVAL = 10.0  # seconds of work that a kill may cost
-
-
-def check_writable(path: Path) -> None:
-    """Make a folder and write into it, before hours of work depend on that.
-
-    Raises:
-        TokredError: it cannot be made or written.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise TokredError(f"The output folder {path} cannot be written ({error.strerror}); choose another with --out.") from error
 
 
 class Folder:
@@ -86,6 +72,8 @@ class Folder:
     def _take_over(self) -> None:
         """Continue the run that is there, or put it aside if something that decides its numbers has changed since."""
         file = self.path / "run.json"
+        for folder in (self.path, self.path / _OUTCOMES):
+            sweep(folder)
         if not file.exists():
             foreign = [name for name in (*FILES, _OUTCOMES) if (self.path / name).exists()]
             if foreign:
@@ -135,15 +123,10 @@ class Folder:
             TokredError: it cannot be written; what was there before is unchanged.
         """
         target = self.path / name
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        data = content.encode() if isinstance(content, str) else content
         try:
             target.parent.mkdir(exist_ok=True)
-            temporary.write_bytes(data)
-            os.replace(temporary, target)
+            replace_file(target, content.encode() if isinstance(content, str) else content)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             raise TokredError(f"Cannot write {target} ({error.strerror}); what was there before is unchanged.") from error
 
     def finish(self, run: Mapping[str, Any], files: Mapping[str, str | bytes]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokred.errors import TokredError
-from tokred.reduction import Reduction
+from tokred.reduction import Reduction, Sizes
 
 Site = Literal["mid", "pre"]
 Knob = Literal["removed", "rate"]
@@ -19,7 +19,7 @@ Knob = Literal["removed", "rate"]
 T = TypeVar("T")
 
 _DIRECT_DISTANCES = 25  # tokens up to which distances come from differences instead of inner products
-_QUERY_CHUNK = 256  # rows of the attention map that exist at once when a reducer asks for column sums
+_ROWS = 256  # of a map over pairs of tokens that are worked on at once
 
 
 class Reducer(nn.Module):
@@ -159,7 +159,7 @@ class View:
 
     Attributes:
         x: [B, N, C] patch tokens, after the attention residual at site "mid", entering the layer at site "pre".
-        size: [B, N] patches that each token stands for.
+        sizes: [B, N] patches that each token stands for, or what adds them up when `size` is asked for.
         prefix: [B, P, C] prefix tokens, for reading.
         layer: one-based.
         depth: layers of the model.
@@ -170,7 +170,7 @@ class View:
     """
 
     x: Tensor
-    size: Tensor
+    sizes: Tensor | Sizes
     prefix: Tensor
     layer: int = 1
     depth: int = 12
@@ -178,6 +178,11 @@ class View:
     rng: Rng = field(default_factory=Rng)
     attention: Attention | None = None
     alive: Tensor | None = None
+
+    @property
+    def size(self) -> Tensor:
+        """Patches that each token stands for, [B, N], float32."""
+        return self.sizes.value if isinstance(self.sizes, Sizes) else self.sizes
 
     @property
     def num_prefix(self) -> int:
@@ -191,7 +196,8 @@ class View:
     @_once
     def key_metric(self) -> Tensor:
         """Keys averaged over heads, [B, N, d], in float32 (ToMe's similarity metric)."""
-        return self.keys.float().mean(1)
+        heads = self.keys.float().unbind(1)
+        return sum(heads[1:], heads[0]) / len(heads)  # on a CPU half the time of `mean`
 
     @_once
     def distance(self) -> Tensor:
@@ -205,8 +211,10 @@ class View:
             return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
         x = x - x.mean(1, keepdim=True)  # leaves the distances as they are and their rounding error small
         inner = torch.matmul(x, x.mT)
-        square = inner.diagonal(dim1=1, dim2=2)
-        return (square.unsqueeze(2) + square.unsqueeze(1) - 2 * inner).clamp(min=0).sqrt()
+        square = inner.diagonal(dim1=1, dim2=2).clone()
+        for rows, own in zip(inner.split(_ROWS, dim=1), square.split(_ROWS, dim=1), strict=True):  # in place: one matrix, not three
+            rows.mul_(-2).add_(own.unsqueeze(2) + square.unsqueeze(1)).clamp_(min=0).sqrt_()
+        return inner
 
     @_once
     def cls_attention(self) -> Tensor:
@@ -220,26 +228,28 @@ class View:
         """
         if not self.has_cls:
             raise TokredError("This model has no CLS token, so there is no CLS attention; use a method that does not need it.")
-        return self._probabilities(slice(0, 1)).squeeze(2).mean(1)[:, self.num_prefix :]
+        attention = self._attention()
+        query, keys = attention.q[:, :, :1].float() * attention.scale, attention.k.float()
+        scores = torch.linalg.vecdot(keys.transpose(1, 2), query.transpose(1, 2)).mT  # in the keys' own layout: nothing is copied
+        if attention.bias is not None:
+            scores = scores + attention.bias.float().squeeze(2)
+        return scores.softmax(-1).mean(1)[:, self.num_prefix :]
 
     @_once
     def received_attention(self) -> Tensor:
         """Attention that every patch token receives, summed over heads and over all queries, prefix included, [B, N], float32.
 
-        This needs the full map; it is computed a slice of queries at a time, and its cost counts.
+        This needs the full map; it is computed a head and a slice of queries at a time, so that it never exists as a whole and what does
+        stays in the caches. Its cost counts.
         """
-        queries = self._attention().q.shape[2]
-        chunks = (slice(start, min(start + _QUERY_CHUNK, queries)) for start in range(0, queries, _QUERY_CHUNK))
-        total = torch.stack([self._probabilities(rows).sum((1, 2)) for rows in chunks]).sum(0)
+        a = self._attention()
+        bias = None if a.bias is None else a.bias.float().squeeze(1)  # [B, 1, P + N]
+        total = a.k.new_zeros(a.k.shape[0], a.k.shape[2], dtype=torch.float32)  # [B, P + N]
+        for q, k in zip(a.q.unbind(1), a.k.float().unbind(1), strict=True):
+            for rows in q.split(_ROWS, dim=1):
+                scores = torch.bmm(rows.float() * a.scale, k.mT)  # [B, rows, P + N]
+                total = total + (scores if bias is None else scores + bias).softmax(-1).sum(1)
         return total[:, self.num_prefix :]
-
-    def _probabilities(self, rows: slice) -> Tensor:
-        """Rows of the softmax attention map, [B, H, rows, P + N], float32."""
-        attention = self._attention()
-        scores = torch.matmul(attention.q[:, :, rows].float() * attention.scale, attention.k.float().mT)
-        if attention.bias is not None:
-            scores = scores + attention.bias.float()
-        return scores.softmax(-1)
 
     def _attention(self) -> Attention:
         if self.attention is None:

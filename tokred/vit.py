@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tokred.attention import masked, recorded, tap
 from tokred.errors import TokredError, UnsupportedModel
 from tokred.reducer import Attention, Reducer, Rng, Site, View, seeded
-from tokred.reduction import Mask, Reduction
+from tokred.reduction import Mask, Reduction, Sizes
 from tokred.schedule import Plan
 
 Point = tuple[int, Site]
@@ -33,7 +33,7 @@ class State:
         x: [B, P + N, C] tokens, prefix first.
         layer: one-based layer that comes next, or that has run its attention (site "mid"). One past the last when done.
         site: where in that layer.
-        size: [B, N] patches that each token stands for; None while all are 1.
+        sizes: [B, N] patches that each token stands for, or what adds them up; None while all are 1.
         attention: of the last layer that ran, where it was recorded.
         images: [B] keys of the images for `View.rng`.
         reductions: of the stages passed so far.
@@ -43,25 +43,35 @@ class State:
     x: Tensor
     layer: int = 1
     site: Site = "pre"
-    size: Tensor | None = None
+    sizes: Tensor | Sizes | None = None
     attention: Attention | None = None
     images: Tensor | None = None
     reductions: tuple[Reduction, ...] = ()
     alive: Tensor | None = None
+
+    @property
+    def size(self) -> Tensor | None:
+        """[B, N] patches that each token stands for; None while all are 1."""
+        return self.sizes.value if isinstance(self.sizes, Sizes) else self.sizes
 
     def copy(self) -> State:
         """A state with tensors of its own, so that what one method writes into its view no other method sees."""
         attention = self.attention
         if attention is not None:
             attention = replace(attention, q=attention.q.clone(), k=attention.k.clone(), v=attention.v.clone())
-        return replace(self, x=self.x.clone(), size=None if self.size is None else self.size.clone(), attention=attention)
+        size = self.size
+        return replace(self, x=self.x.clone(), sizes=None if size is None else size.clone(), attention=attention)
 
 
 class Stage(nn.Module):
-    """One reducer at one site: shows it a view and applies its decision to features, sizes and sources."""
+    """One reducer at one site: shows it a view and applies its decision to features, sizes and sources.
 
-    def __init__(self, reducer: Reducer, layer: int, depth: int, num_prefix: int, has_cls: bool, seed: int) -> None:
+    `sizes` says that the model uses token sizes later: then they are part of the stage's work. Else they wait until somebody asks.
+    """
+
+    def __init__(self, reducer: Reducer, layer: int, depth: int, num_prefix: int, has_cls: bool, seed: int, sizes: bool = False) -> None:
         super().__init__()
+        self.sizes = sizes
         self.reducer = reducer
         self.layer, self.depth, self.num_prefix, self.has_cls, self.seed = layer, depth, num_prefix, has_cls, seed
 
@@ -77,9 +87,9 @@ class Stage(nn.Module):
                 f"Layer {self.layer} was planned for {self.reducer.n} patch tokens, but this image gives {x.shape[1]}; "
                 "make the plan for the image size that you run."
             )
-        size = torch.ones_like(x[..., 0], dtype=torch.float32) if state.size is None else state.size
+        sizes = torch.ones_like(x[..., 0], dtype=torch.float32) if state.sizes is None else state.sizes
         rng = Rng(self.seed, state.images, self.layer)
-        return View(x, size, prefix, self.layer, self.depth, self.has_cls, rng, state.attention, state.alive)
+        return View(x, sizes, prefix, self.layer, self.depth, self.has_cls, rng, state.attention, state.alive)
 
     def forward(self, state: State) -> State:
         view = self.view(state)
@@ -87,10 +97,10 @@ class Stage(nn.Module):
             return state  # nothing to remove: the reducer is bypassed
         with torch.autocast(view.x.device.type, enabled=False):  # similarities in bfloat16 are full of ties
             reduction = self.reducer(view)
-            tokens = torch.cat([view.prefix, reduction.pool(view.x)], dim=1)
-            sizes = reduction.sizes(view.size)
+            tokens = reduction.pool(state.x, self.num_prefix)
         alive = reduction.alive if isinstance(reduction, Mask) else None
-        return replace(state, x=tokens, size=sizes, reductions=(*state.reductions, reduction), alive=alive)
+        sizes = Sizes(view.sizes, reduction)
+        return replace(state, x=tokens, sizes=sizes.value if self.sizes else sizes, reductions=(*state.reductions, reduction), alive=alive)
 
     def twin(self) -> Stage:
         """The same stage with a reducer of its own on the same parameters."""
@@ -139,7 +149,8 @@ class ReducedViT(nn.Module):
                 reducer = cls(n, keep, self.backbone.embed_dim, num_heads(self.backbone), **self.plan.options)
             if reducer.needs_cls and not self.has_cls:
                 raise UnsupportedModel(f"{cls.name} needs a CLS token, which this model does not have; choose a method that works without.")
-            stage = Stage(reducer, layer, self.depth, self.num_prefix, self.has_cls, seed)
+            sizes = reducer.proportional or self.backbone.global_pool == "avg"
+            stage = Stage(reducer, layer, self.depth, self.num_prefix, self.has_cls, seed, sizes)
             self.stages[_key(layer, reducer.site)] = stage
             n = keep
 
@@ -249,10 +260,10 @@ class ReducedViT(nn.Module):
 
     def _log_size(self, state: State) -> Tensor | None:
         """Additive mask of proportional attention, [B, 1, 1, P + N]."""
-        if not self.proportional or state.size is None:
+        size = state.size if self.proportional else None
+        if size is None:
             return None
-        prefix = state.size.new_ones(len(state.size), self.num_prefix)
-        return torch.cat([prefix, state.size], dim=1).log().to(state.x.dtype)[:, None, None, :]
+        return torch.cat([size.new_ones(len(size), self.num_prefix), size], dim=1).log().to(state.x.dtype)[:, None, None, :]
 
     def twin(self) -> ReducedViT:
         """The same model on the same weights, for use in another thread: taps and reducers may keep something for themselves."""

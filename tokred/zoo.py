@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from torch import nn
 
 from tokred import registry
 from tokred.errors import TokredError, UnknownName
+from tokred.files import replace_file
 from tokred.vit import check_supported
 
 ALIASES = {
@@ -213,13 +213,10 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, card: Mapping
         TokredError: they cannot be written.
     """
     halves = {key: value.detach().cpu().half().contiguous() if value.is_floating_point() else value for key, value in tensors.items()}
-    temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(safetensors.torch.save(halves))  # save_file would let only the owner read it
-        os.replace(temporary, path)
-        temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path.with_suffix(".json"))
+        replace_file(path, safetensors.torch.save(halves))  # save_file would let only the owner read it
+        replace_file(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
     except (OSError, safetensors.SafetensorError) as error:
         raise TokredError(f"Cannot write the weights {path} ({error}); make room or choose another folder.") from error
 

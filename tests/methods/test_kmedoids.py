@@ -118,3 +118,18 @@ def test_well_separated_clusters_are_found():
     view.attention.k[:, :, 1 + torch.tensor([0, 6, 12, 18])] = 100.0
     label = KMedoids(20, 4, 48, 3)(view).label[0]
     assert len({(t.item(), lab.item()) for t, lab in zip(truth, label, strict=True)}) == 4
+
+
+@given(st.integers(3, 24), st.integers(0, 1000), st.sampled_from(["textbook", "published"]), st.data())
+def test_oracle_on_tokens_of_which_many_are_equal(n, seed, update, data):
+    """Points of a small grid: equal tokens, equal distances, and clusters that lose all members."""
+    keep = data.draw(st.integers(1, n - 1))
+    view = make_view(n=n, seed=seed)
+    grid = torch.zeros(3, n, 48)
+    grid[..., :2] = torch.randint(0, 3, (3, n, 2), generator=torch.Generator().manual_seed(seed)).float()
+    view.x = grid
+    decision = KMedoids(n, keep, 48, 3, update=update)(view)
+    w = weights(view)
+    for b in range(3):
+        centers, _ = oracle(view.x[b].double().numpy(), w[b], keep, update=update)
+        assert decision.index[b].tolist() == centers

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tokred.clusters import nearest_before, nearest_center, smallest
 from tokred.errors import TokredError
 from tokred.reducer import Reducer, View
 from tokred.reduction import Merge
@@ -55,24 +56,27 @@ class DPCKNN(Reducer):
 
     def forward(self, view: View) -> Merge:
         distance = view.distance  # [B, n, n]
-        unit = self.dim**0.5 if self.scale == "published" else distance.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
-        distance = distance / unit
-        index = torch.arange(self.n, device=distance.device)
-        nearest = distance.topk(min(self.neighbors, self.n), dim=-1, largest=False).values
-        density = torch.exp(-nearest.square().mean(-1))  # [B, n]
+        unit = self.dim**0.5 if self.scale == "published" else distance.square().mean((1, 2)).sqrt().clamp(min=1e-12).unsqueeze(-1)
+        nearest = smallest(distance, self.n, min(self.neighbors, self.n))  # [B, n, neighbors]
+        density = torch.exp(-(nearest / (unit if self.scale == "published" else unit.unsqueeze(-1))).square().mean(-1))  # [B, n]
         if self.ties == "noise":
             density = density + 1e-6 * view.rng.uniform(view.x)
-        own, other = density.unsqueeze(2), density.unsqueeze(1)
-        denser = (other > own) | ((other == own) & (index < index.unsqueeze(-1)))  # [B, i, j]: j is denser than i
-        farthest = distance.amax((1, 2)).unsqueeze(-1)
-        separation = distance.masked_fill(~denser, torch.inf).amin(-1)
-        separation = torch.where(denser.any(-1), separation, farthest)  # the densest token has no denser one
+        rank = self._rank(density)  # [B, n], 0 for the densest
+        separation = nearest_before(distance, rank)
+        separation = torch.where(rank == 0, distance.amax((1, 2)).unsqueeze(-1), separation)  # the densest token has no denser one
 
-        center = (density * separation).argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
-        label = distance.gather(2, center.unsqueeze(1).expand(-1, self.n, -1)).argmin(-1)
+        center = (density * (separation / unit)).argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
+        label = nearest_center(distance, center)
         slots = torch.arange(self.keep, device=center.device).expand_as(center)
         label = label.scatter(1, center, slots)  # a centre belongs to its own cluster, even beside a twin
         return Merge(label, self.keep, weight=None if self.score is None else self._weight(view.x.float()))
+
+    @staticmethod
+    def _rank(density: Tensor) -> Tensor:
+        """Place of each token in the order of densities, [B, n] float32, 0 for the densest; of equals the lower index is denser."""
+        order = density.argsort(dim=1, descending=True, stable=True)
+        place = torch.arange(density.shape[1], device=density.device, dtype=torch.float32).expand_as(density)
+        return torch.zeros_like(density).scatter(1, order, place)
 
     def _weight(self, x: Tensor) -> Tensor:
         """exp(score), [B, n], up to a factor that cancels in every mean and keeps the exponential finite."""

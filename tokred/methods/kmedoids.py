@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokred.clusters import nearest_center
 from tokred.errors import TokredError
 from tokred.reducer import Reducer, View
-from tokred.reduction import Keep, Merge, Reduction
+from tokred.reduction import Keep, Merge, Reduction, sum_groups
 from tokred.registry import register
 
 
@@ -56,25 +57,23 @@ class KMedoids(Reducer):
         weight = view.received_attention if self.weight == "received" else view.cls_attention  # [B, n]
         center = weight.argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
         for _ in range(self.iterations):
-            center = self._updated(center, self._assign(view.distance, center), view.distance, weight)
-        label = self._assign(view.distance, center)
+            center = self._updated(center, nearest_center(view.distance, center), view.distance, weight.detach())
+        label = nearest_center(view.distance, center)
         if self.update == "textbook":  # a centre belongs to its own cluster, even beside an equal token, so that none is empty
             label = label.scatter(1, center, torch.arange(self.keep, device=center.device).expand_as(center))
         if self.output == "medoid":
             return Keep(center, self.n, label)
         return Merge(label, self.keep, weight=weight if self.output == "wmean" else None)
 
-    @staticmethod
-    def _assign(distance: Tensor, center: Tensor) -> Tensor:
-        """Nearest centre of every token, [B, n]; the first one wins a tie."""
-        return distance.gather(2, center.unsqueeze(1).expand(-1, distance.shape[1], -1)).argmin(-1)
-
     def _updated(self, center: Tensor, label: Tensor, distance: Tensor, weight: Tensor) -> Tensor:
+        """The member of each cluster with the least cost, [B, keep]; the first one wins a tie."""
         if self.update == "textbook":
-            together = label.unsqueeze(2) == label.unsqueeze(1)  # [B, n, n]
-            cost = torch.matmul(distance * together, weight.unsqueeze(-1)).squeeze(-1)  # [B, n], of each token as its cluster's centre
+            to_cluster = sum_groups(distance, label, self.keep, weight)  # [B, keep, n], weighted distances of every token to each cluster
+            cost = to_cluster.gather(1, label.unsqueeze(1)).squeeze(1)  # [B, n], of each token as its own cluster's centre
         else:
             cost = weight * distance.sum(1)
-        member = label.unsqueeze(1) == torch.arange(self.keep, device=label.device).unsqueeze(-1)  # [B, keep, n]
-        best = cost.unsqueeze(1).masked_fill(~member, torch.inf).argmin(-1)  # the first one wins a tie; 0 in an empty cluster
-        return torch.where(member.any(-1), best, center if self.update == "textbook" else 0)
+        least = cost.new_full(center.shape, torch.inf).scatter_reduce(1, label, cost, "amin")
+        index = torch.arange(self.n, device=label.device)
+        candidate = torch.where(cost == least.gather(1, label), index, self.n)
+        best = torch.full_like(center, self.n).scatter_reduce(1, label, candidate, "amin")  # n in an empty cluster
+        return torch.where(best < self.n, best, center if self.update == "textbook" else 0)

@@ -74,8 +74,8 @@ def transport(affinity: Tensor, iterations: int) -> Tensor:
     update decides.
     """
     mass = math.log(affinity.shape[1] + affinity.shape[2])
-    v = torch.zeros_like(affinity[:, :1])  # [B, 1, n]
-    for _ in range(iterations):
+    u = -mass - torch.logsumexp(affinity, 2, keepdim=True)  # [B, K, 1]
+    for _ in range(iterations - 1):
+        v = -mass - torch.logsumexp(affinity + u, 1, keepdim=True)  # [B, 1, n]
         u = -mass - torch.logsumexp(affinity + v, 2, keepdim=True)
-        v = -mass - torch.logsumexp(affinity + u, 1, keepdim=True)
-    return torch.exp(affinity + u + v + mass)
+    return torch.softmax(affinity + u, 1)  # the last update of v, and exp(affinity + u + v + mass), in one

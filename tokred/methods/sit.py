@@ -36,8 +36,9 @@ class SiT(Reducer):
 
     def forward(self, view: View) -> Mix:
         hidden = self.act(self.hidden(self.norm(view.x.float())))  # [B, n, C/2]
-        scores = nn.functional.linear(hidden, self.score.weight[: self.keep], self.score.bias[: self.keep])  # [B, n, keep]
-        return Mix((self.scale * scores).mT.softmax(-1))
+        weight, bias = self.scale * self.score.weight[: self.keep], self.scale * self.score.bias[: self.keep]
+        scores = torch.matmul(weight, hidden.mT) + bias.unsqueeze(-1)  # [B, keep, n], ready for a softmax over rows
+        return Mix(scores.softmax(-1))
 
     def calibrate(self, view: View) -> None:
         """Scores that differ between the outputs, with a deviation of 2 over the tokens."""

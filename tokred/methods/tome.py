@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from tokred.clusters import best_match
 from tokred.reducer import Reducer, View
 from tokred.reduction import Merge
 from tokred.registry import register
@@ -44,13 +45,12 @@ class ToMe(Reducer):
         tokens = F.normalize(view.key_metric if self.metric == "keys" else view.x.float(), dim=-1, eps=1e-12)
         first = view.num_prefix % 2  # patch i stands at position prefix + i of the sequence; even positions are set A
         a, b = tokens[:, first::2], tokens[:, 1 - first :: 2]
-        similarity, partner = torch.matmul(a, b.mT).max(-1)  # [B, |A|]; the first partner wins a tie
+        similarity, partner = best_match(a, b)  # [B, |A|]
         source = similarity.argsort(dim=1, descending=True, stable=True)[:, :removed]
 
         stays = torch.ones_like(partner).scatter(1, source, 0)
         unmerged = a.shape[1] - removed
-        label_a = torch.where(stays.bool(), stays.cumsum(1) - 1, unmerged + partner)
-        label_b = (unmerged + torch.arange(b.shape[1], device=b.device)).expand(len(b), -1)
-        position = torch.arange(self.n, device=a.device)
-        place = torch.where(position % 2 == first, position // 2, a.shape[1] + position // 2)  # where each token lies in [A, B]
-        return Merge(torch.cat([label_a, label_b], 1)[:, place], self.keep, weight=view.size)
+        label = partner.new_empty(len(partner), self.n)
+        label[:, first::2] = torch.where(stays > 0, stays.cumsum(1) - 1, unmerged + partner)
+        label[:, 1 - first :: 2] = torch.arange(unmerged, self.keep, device=label.device)
+        return Merge(label, self.keep, weight=view.size)

@@ -1,0 +1,50 @@
+"""Writing files so that a reader, or whoever comes after a kill, finds the old one or the new one, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from tokred.errors import TokredError
+
+_TEMPORARY = ".{name}.{token}.tmp"
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write beside the file and swap it in.
+
+    Raises:
+        OSError: it cannot be written; what was there before is unchanged.
+    """
+    temporary = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(4)))
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder that nobody else is writing to."""
+    for leftover in folder.glob(_TEMPORARY.format(name="*", token="*")):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Make a folder and write into it, before hours of work depend on that.
+
+    Raises:
+        TokredError: it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise TokredError(f"The output folder {path} cannot be written ({error.strerror}); choose another with --out.") from error
