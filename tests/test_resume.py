@@ -53,6 +53,30 @@ def same(a, b):
         np.testing.assert_array_equal(a[1][name], b[1][name])
 
 
+def test_the_same_table_twice_and_with_other_worker_counts(checked, tmp_path):
+    whole = finished(checked, tmp_path / "0")
+    for workers in (1, 2):
+        job = fresh(checked)
+        job.open(tmp_path / str(workers))
+        job.run(workers=workers)
+        assert [(tmp_path / str(workers) / name).read_bytes() for name in PLAIN] == whole[0]
+
+
+def test_speed_is_measured_apart_and_kept(checked, tmp_path):
+    job = fresh(checked)
+    job.open(tmp_path)
+    rows = {row.method: row for row in job.run(workers=0, bench=2).rows}
+    for name, row in rows.items():
+        assert row.images_per_s == pytest.approx(1e3 * row.batch_size / row.latency_ms)
+        assert row.promise_share == pytest.approx(row.speedup * (1 - row.reduction)), name
+    assert rows["baseline"].speedup == 1
+    written = (tmp_path / "leaderboard.csv").read_bytes()
+    again = fresh(checked)
+    again.open(tmp_path)
+    again.run(workers=0)
+    assert (tmp_path / "leaderboard.csv").read_bytes() == written
+
+
 class Killed(BaseException):
     """As SIGKILL, this is not for anybody to catch."""
 

@@ -66,6 +66,7 @@ def compare(
     workers: Workers = None,
     adapters: Adapters = None,
     allow_unfitted: AllowUnfitted = False,
+    bench: Annotated[int, typer.Option(min=0, help="Rounds in which each model is timed alone afterwards; 0 for none.")] = 0,
 ) -> None:
     """Evaluate all methods at one FLOP budget and write their leaderboard. A killed run goes on with the same command."""
     _load(plugins)
@@ -76,7 +77,7 @@ def compare(
         None if weights is None else str(weights), limit, seed, device, precision, batch_size,
         tuple(adapters or ()), allow_unfitted, on_error,  # type: ignore[arg-type]
     )  # fmt: skip
-    _run_comparison(config, folder, workers)
+    _run_comparison(config, folder, workers, bench)
 
 
 @app.command()
@@ -114,7 +115,7 @@ def sweep(
     _run_comparison(config, folder, workers)
 
 
-def _run_comparison(config: Any, folder: Path | None, workers: int | None) -> None:
+def _run_comparison(config: Any, folder: Path | None, workers: int | None, bench: int = 0) -> None:
     """Run `compare` or `sweep`, and print what came of it."""
     from tokred.comparison import Interrupted, Job
 
@@ -128,7 +129,7 @@ def _run_comparison(config: Any, folder: Path | None, workers: int | None) -> No
         out.print(escape(visible(notice)), soft_wrap=True)
     try:
         with Progress(len(job.source), "images") as advance:
-            comparison = job.run(workers, advance)
+            comparison = job.run(workers, advance, bench)
     except Interrupted as interrupted:
         _print_comparison(interrupted.comparison)
         out.print(escape(f"Interrupted. This goes on: tokred {shlex.join(sys.argv[1:])}"), soft_wrap=True)

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from tokred import entries, results, zoo
+from tokred import entries, results, summary, zoo
 from tokred.config import Config, method_names
 from tokred.data import sources
 from tokred.devices import resolve_precision
@@ -21,11 +20,11 @@ from tokred.errors import TokredError
 from tokred.evaluate import Pass, dense_model
 from tokred.flops import CostTable
 from tokred.folder import Folder, Record
-from tokred.metrics import score
-from tokred.outcomes import Evaluation, Outcomes
+from tokred.outcomes import Evaluation
 from tokred.processes import Processes
 from tokred.provenance import software, versions
 from tokred.results import Row
+from tokred.speed import measure
 
 
 @dataclass
@@ -100,6 +99,7 @@ class Job:
         self.processes = Processes(self.device)
         self.evaluation = Evaluation.empty(len(self.source), self.models)
         self.folder: Folder | None = None
+        self.speeds: dict[str, dict[str, Any]] = {}
 
     @property
     def key(self) -> str:
@@ -132,29 +132,31 @@ class Job:
         if not first:
             return ""
         self.folder.read_outcomes(self.evaluation)
+        self.speeds = self.folder.run.get("speeds", {})
         done = int(self.evaluation.done.sum())
         if self.folder.finished and done == len(self.source):
             return f"This comparison was finished on {self.folder.run['date']}; to run it again, delete {out}."
         return self.folder.notice or (f"Going on: {done} of {len(self.source)} images were evaluated before." if done else "")
 
-    def run(self, workers: int | None = None, progress: Callable[[int], None] = lambda images: None) -> Comparison:
+    def run(self, workers: int | None = None, progress: Callable[[int], None] = lambda images: None, bench: int = 0) -> Comparison:
         """Evaluate what is not evaluated yet, and write the folder, if one was opened. In all processes but the first there are no rows.
 
         Args:
             workers: processes that load images, by default one beside a CPU and up to eight beside a GPU.
             progress: hears of each finished batch's images, those of other processes estimated.
+            bench: rounds in which every model is timed alone afterwards, to fill the columns of speed; 0 for none.
 
         Raises:
             TokredError: an image cannot be read, the dense model fails, or nothing can be written.
             Interrupted: by Ctrl-C.
         """
         try:
-            return self._run(workers, progress)
+            return self._run(workers, progress, bench)
         finally:
             if self.folder:
                 self.folder.release()
 
-    def _run(self, workers: int | None, progress: Callable[[int], None]) -> Comparison:
+    def _run(self, workers: int | None, progress: Callable[[int], None], bench: int) -> Comparison:
         share, record = self.processes, Record(self.evaluation, self.folder, self.processes.world)
         missing = share.share(record.missing(sources.ranges(len(self.source), self.batch_size)))
         progress(len(self.source) - sum(map(len, missing)))
@@ -176,9 +178,11 @@ class Job:
             raise
         record.flush()
         self._gather(mine)
+        if bench and share.rank == 0:
+            self.speeds = self._measure(bench)
         comparison = self._comparison(run.waiting)
         if self.folder and share.rank == 0:
-            self.folder.finish(self._about(comparison), self._files(comparison))
+            self.folder.finish(summary.about(self, comparison), summary.files(self, comparison))
         return comparison
 
     def _batches(self, chosen: Sequence[range], workers: int | None) -> Any:
@@ -196,106 +200,22 @@ class Job:
                 self.evaluation.absorb(packed)
         self.processes.close()
 
+    def _measure(self, rounds: int) -> dict[str, dict[str, Any]]:
+        """Time, memory and speed-up of every model alone, in turns."""
+        reductions = {entry.name: entry.match.reduction for entry in self.entries if entry.match}
+        models = {name: model for name, model in self.models.items() if name not in self.evaluation.failed}
+        speeds = measure(
+            models, self.loaded.model, self.batch_size, rounds=rounds, device=self.device, dtype=self.dtype, reductions=reductions
+        )
+        return {name: asdict(speed) for name, speed in speeds.items()}
+
     def _comparison(self, waiting: float) -> Comparison:
         """The rows about all images that have been evaluated."""
         done = self.evaluation.done
-        rows = [] if self.processes.rank else results.rank(self._rows())
+        rows = [] if self.processes.rank else results.rank(summary.rows(self))
         title = self.title if done.all() else f"{self.title}: INTERRUPTED after {int(done.sum())} images"
         path = self.folder.path if self.folder else None
         return Comparison(rows, title, path, self.evaluation.seconds, waiting, int(done.sum()), len(self.config.budgets) > 1)
-
-    def _rows(self) -> list[Row]:
-        found = self.evaluation
-        chosen = np.flatnonzero(found.readable if self.config.on_error == "skip" else found.done)
-        if found.done.any() and not found.readable.any():
-            raise TokredError(f"None of the {int(found.done.sum())} images could be read: {next(iter(found.unreadable.values()))}")
-        rows = [self._row("")]
-        entries.describe_baseline(rows[0], self.costs)
-        self._score(rows[0], found.dense, chosen)
-        for entry in self.entries:
-            row = self._row(entry.method)
-            entry.describe(self.config, row)
-            if entry.name in found.failed:
-                row.status, row.error = "failed", found.failed[entry.name].reason
-            elif entry.model is not None:
-                self._score(row, found.methods[entry.name], chosen)
-            rows.append(row)
-        return rows
-
-    def _score(self, row: Row, outcomes: Outcomes, chosen: np.ndarray) -> None:
-        """Enter accuracy, and for a method what it lost."""
-        if not len(chosen):
-            return
-        found = self.evaluation
-        scores = score(outcomes.take(chosen), found.dense.take(chosen), found.labels[chosen], self.source.groups[chosen], self.config.seed)
-        for name, value in asdict(scores).items():
-            setattr(row, name, value)
-        if row.method == results.BASELINE:
-            row.p_value = row.agreement = row.kl = row.drop_lo = row.drop_hi = None
-
-    def _row(self, method: str) -> Row:
-        """What all rows have in common."""
-        found, skip = self.evaluation, self.config.on_error == "skip"
-        return Row(
-            method,
-            model=self.config.model,
-            dataset=self.source.name,
-            split=self.source.split,
-            n_images=int((found.readable if skip else found.done).sum()),
-            n_failed=len(found.unreadable),
-            limited=self.source.limited or not found.done.all(),
-            training="none",
-            weights=self.loaded.weights,
-            weights_hash=self.loaded.weights_hash,
-            data_hash=self.source.hash,
-            img_size=self.preparation.img_size,
-            crop_pct=self.preparation.crop_pct,
-            interpolation=self.preparation.interpolation,
-            precision=str(self.dtype).removeprefix("torch."),
-            device=self.device.type,
-            batch_size=self.batch_size,
-            seed=self.config.seed,
-            on_error="" if self.config.on_error == "fail" else self.config.on_error,
-            smallest_batch=found.smallest_batch,
-            **self._versions(),
-        )
-
-    def _versions(self) -> dict[str, Any]:
-        """Those with which the run began: one that goes on has the same code."""
-        now = versions()
-        return {key: self.folder.run.get(key, value) for key, value in now.items()} if self.folder else now
-
-    def _about(self, comparison: Comparison) -> dict[str, Any]:
-        """What run.json says beside the configuration."""
-        found = self.evaluation
-        kinds = sorted(set(found.kinds.values()))
-        return {
-            "title": self.title,
-            "seconds": round(comparison.seconds, 1),
-            "waiting_for_images": round(comparison.waiting, 3),
-            "threads": torch.get_num_threads(),
-            "processes": self.processes.world,
-            "card": self.loaded.card,
-            "adapters": {entry.name: {"file": entry.adapter.path.name, **entry.adapter.card} for entry in self.entries if entry.adapter},
-            "errors": self._errors(),
-            "unreadable": {str(index): text for index, text in sorted(found.unreadable.items())},
-            "kinds": {kind: sum(other == kind for other in found.kinds.values()) for kind in kinds},
-            "smallest_batch": found.smallest_batch,
-        }
-
-    def _errors(self) -> dict[str, str]:
-        refused = {entry.name: str(entry.refused) for entry in self.entries if entry.refused}
-        return refused | {name: failure.reason for name, failure in sorted(self.evaluation.failed.items())}
-
-    def _files(self, comparison: Comparison) -> dict[str, str | bytes]:
-        rows = comparison.rows
-        return {
-            "predictions.npz": self.evaluation.pack(np.arange(len(self.source)), comparison.seconds, groups=self.source.groups),
-            "table.md": results.markdown(rows),
-            "table.tex": results.latex(rows),
-            "report.html": results.report(rows, self.title, {"configuration": self.configuration, **self._about(comparison)}),
-            "leaderboard.csv": results.csv_text(rows),
-        }
 
 
 def compare(

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from tokred.flops import count
+from tokred.results import BASELINE
 from tokred.timing import WARM_UP, Run, interleave, median_interval, peak_bytes, weight_bytes
 from tokred.vit import ReducedViT
 
-DENSE = "baseline"
+DENSE = BASELINE
 
 
 @dataclass(frozen=True)
