@@ -117,6 +117,9 @@ def test_no_such_data(tmp_path):
         sources.open_source(str(tmp_path / "nowhere"))
     with pytest.raises(TokredError, match="No images can be read"):
         sources.open_source(str(tmp_path))
+    (tmp_path / "images.tar").write_bytes(b"")
+    with pytest.raises(TokredError, match="is a file; --data takes a folder"):
+        sources.open_source(str(tmp_path / "images.tar"))
 
 
 def test_limit(folder):

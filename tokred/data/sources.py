@@ -301,6 +301,8 @@ def _open_timm(data: str, split: str | None) -> Source:
         raise TokredError(
             f"No data at {data!r}: give a folder with one folder of images for each class, or leave --data out for PhotoDigits."
         )
+    if not is_name and not Path(data).is_dir():  # of an archive timm keeps an index beside it, whose reading can run code
+        raise TokredError(f"{data} is a file; --data takes a folder with one folder of images for each class, so unpack an archive first.")
     split = split or "validation" if is_name else _check_split(data, split)
     try:
         dataset = create_dataset(data, root=None, split=split) if is_name else create_dataset("", root=data, split=split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ class Fit:
         for label, tensors in {"": self.learner.parameters, "average_": self.learner.average}.items():
             if not tensors:
                 continue
-            with self.student.holding(tensors):
+            with self.student.holding(tensors) if label else nullcontext():
                 loss, top1 = self.validate()
             entry |= {f"{label}loss": round(loss, 4), f"{label}top1": round(top1, 2)}
             if loss < self.best.loss:
