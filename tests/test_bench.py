@@ -140,8 +140,8 @@ def test_the_command_writes_a_row_for_each_method_and_batch_size(tmp_path):
 
 
 def test_learned_methods_without_an_adapter_are_marked(tmp_path):
-    bench = Bench(Config("deit_t", 0.3, ("sit", "topk"), stages=(3, 6)), (1,), rounds=1)
-    assert bench.unfitted == {"sit"}
+    rows = Bench(Config("deit_t", (0.3,), ("sit", "topk"), stages=(3, 6)), (1,), rounds=1).run()
+    assert {row.method: row.unfitted for row in rows} == {"baseline": False, "sit": True, "topk": False}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tokred.errors import TokredError
 from tokred.evaluate import Pass, dense_model
 from tokred.flops import CostTable
 from tokred.folder import Folder, Record
+from tokred.interrupts import Interrupts
 from tokred.outcomes import Evaluation
 from tokred.processes import Processes
 from tokred.provenance import software, versions
@@ -165,11 +166,14 @@ class Job:
 
         def finished(rows: np.ndarray) -> None:
             record.finished(rows)
+            interrupts.check()
             progress(len(rows) * share.world)
 
         try:
-            if mine:
-                run.run(self._batches(mine, workers), finished)
+            with Interrupts() as interrupts:
+                if mine:
+                    run.run(self._batches(mine, workers), finished)
+                interrupts.check()
         except KeyboardInterrupt:
             record.flush()
             raise Interrupted(self._comparison(run.waiting)) from None
