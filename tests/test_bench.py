@@ -154,7 +154,7 @@ def test_learned_methods_without_an_adapter_are_marked(tmp_path):
         (["--budget", "2"], "between 0 and 1"),
         (["--methods", "lotm", "--budget", "0.9"], "can save at most"),
         (["--model", "deit_q"], "Did you mean"),
-        (["--out", "/proc/none/speed.csv"], "choose another file with --out"),
+        (["--out", "/proc/none/speed.csv"], "The output folder /proc/none cannot be written"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, words):

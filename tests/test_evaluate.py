@@ -14,7 +14,7 @@ from tokred.data import sources
 from tokred.data.sources import Batch
 from tokred.devices import resolve_device, resolve_precision
 from tokred.errors import TokredError
-from tokred.evaluate import Pass, dense_model, evaluate
+from tokred.evaluate import Pass, _Clock, dense_model, evaluate
 from tokred.flops import CostTable
 from tokred.outcomes import Evaluation
 from tokred.reducer import Reducer
@@ -172,6 +172,37 @@ def test_batches_in_other_threads_have_reducers_of_their_own():
     alone = evaluate(dense_model(tiny_vit(), model.values()), model, batches(), 10)
     torch.set_num_threads(before)
     np.testing.assert_array_equal(with_threads.methods["remembers"].prediction, alone.methods["remembers"].prediction)
+
+
+class Buffered(Reducer):
+    """Keep something in a buffer and in a part."""
+
+    def __init__(self, n, keep, dim, heads):
+        super().__init__(n, keep, dim, heads)
+        self.register_buffer("score", torch.zeros(1))
+        self.part = torch.nn.Linear(dim, 1)
+
+
+def test_twins_share_parameters_and_nothing_else():
+    model = ReducedViT(tiny_vit(), Plan(Buffered, (2,), (20,)))
+    (stage,), (twin,) = model.stage_list(), model.twin().stage_list()
+    assert twin.reducer.part.weight is stage.reducer.part.weight
+    assert twin.reducer.part is not stage.reducer.part
+    twin.reducer.score = torch.ones(1)
+    twin.reducer.part.state = "mine"
+    assert stage.reducer.score == 0
+    assert not hasattr(stage.reducer.part, "state")
+
+
+def test_the_clock_counts_lanes_that_wait_for_images(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("tokred.evaluate.time.monotonic", lambda: now[0])
+    clock = _Clock(2)
+    now[0] = 4.0
+    clock.waited(1.0, [3.0])  # one lane was done at 3, the other is busy
+    now[0] = 10.0
+    clock.waited(8.0, [7.0, 9.5])
+    assert clock.share == (1 + 2 + 0.5) / 20
 
 
 def test_a_dense_model_without_numbers_is_an_error():

@@ -1,14 +1,19 @@
 """The folder of a run: whose it is, and what a reader finds in it at any time."""
 
+import contextlib
 import json
 import multiprocessing
+import os
+import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from tokred.errors import TokredError
 from tokred.files import check_writable
-from tokred.folder import Folder, Record
+from tokred.folder import FILES, Folder, Record
 from tokred.outcomes import Evaluation, Failure
 
 SOFTWARE = {"code": "abc"}
@@ -18,9 +23,14 @@ def opened(path, software=None, **configuration):
     return Folder(path, configuration, software or SOFTWARE, {"date": "2026-01-01"})
 
 
-def filled(n=10, methods=("lotm", "topk")):
+def packed(folder):
+    return filled(key=folder.key).pack(np.arange(10))
+
+
+def filled(n=10, methods=("lotm", "topk"), key=""):
     """An evaluation of which every value differs from the empty one."""
     evaluation = Evaluation.empty(n, methods)
+    evaluation.key = key
     evaluation.labels[:] = np.arange(n)
     for k, outcomes in enumerate((evaluation.dense, *evaluation.methods.values())):
         outcomes.prediction[:], outcomes.top5[:], outcomes.kl[:] = np.arange(n) + k, True, 0.5 + k
@@ -63,6 +73,93 @@ def test_a_changed_run_starts_anew_and_says_what_changed_and_nothing_is_lost(tmp
     assert back.finished
 
 
+def test_going_back_to_an_earlier_run_finds_it_again(tmp_path):
+    """However often: a run that was put aside is never overwritten."""
+    one = opened(tmp_path, seed=1)
+    one.finish({}, dict.fromkeys(FILES[:-1], "") | {"predictions.npz": packed(one)})
+    one.release()
+    two = opened(tmp_path, seed=2)
+    two.write_outcomes(filled(key=two.key), np.arange(4), 1.0)
+    two.release()
+    for _ in range(2):
+        back = opened(tmp_path, seed=1)
+        assert back.whole
+        assert "goes on where it was put aside" in back.notice
+        assert not (tmp_path / "outcomes").exists()
+        back.release()
+        again = opened(tmp_path, seed=2)
+        found = Evaluation.empty(10, ["lotm", "topk"])
+        again.read_outcomes(found)
+        assert found.done.sum() == 4
+        again.release()
+
+
+def test_a_kill_on_the_way_to_or_from_the_side_loses_nothing(tmp_path, monkeypatch):
+    one = opened(tmp_path / "whole", seed=1)
+    one.write_outcomes(filled(key=one.key), np.arange(4), 1.0)
+    one.release()
+    replace = os.replace
+    for moment in range(1, 12):
+        out, countdown = tmp_path / str(moment), moment
+        shutil.copytree(tmp_path / "whole", out)
+
+        def killed(source, target):
+            nonlocal countdown
+            countdown -= 1
+            if countdown == 0:
+                raise SystemExit
+            return replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            with contextlib.suppress(SystemExit):
+                opened(out, seed=2).release()
+                opened(out, seed=1).release()
+        back = opened(out, seed=1)
+        found = Evaluation.empty(10, ["lotm", "topk"])
+        back.read_outcomes(found)
+        assert found.done.sum() == 4, moment
+        back.release()
+
+
+def test_what_another_run_has_packed_is_not_taken(tmp_path):
+    folder, back = opened(tmp_path), Evaluation.empty(10, ["lotm", "topk"])
+    folder.write_outcomes(filled(key="of another run"), np.arange(5), 1.0)
+    folder.write_outcomes(filled(methods=("lotm",), key=folder.key), np.arange(5, 10), 1.0)  # nor what lacks a method
+    folder.read_outcomes(back)
+    assert not back.done.any()
+
+
+def test_threads_may_enter_while_rows_are_packed():
+    evaluation, stop = filled(20_000), threading.Event()
+    evaluation.kinds = dict.fromkeys(range(20_000), "greyscale")
+
+    def enter():
+        index = 20_000
+        while not stop.is_set():
+            evaluation.remark({}, {index: "CMYK"})
+            index += 1
+            time.sleep(1e-4)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    try:
+        for _ in range(20):
+            evaluation.pack(np.arange(20_000))
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_damaged_end_falls_back_on_the_parts(tmp_path):
+    folder = opened(tmp_path)
+    folder.finish({}, {"predictions.npz": b"cut off"})
+    folder.write_outcomes(filled(key=folder.key), np.arange(10), 1.0)
+    back = Evaluation.empty(10, ["lotm", "topk"])
+    folder.read_outcomes(back)
+    assert back.done.all()
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "run.json").write_text("[]")
@@ -78,17 +175,17 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         check_writable(tmp_path / "file" / "below")
 
 
-def _hold(path, held, done):
+def _hold(path, held):
     folder = opened(path)
     held.set()
-    done.wait(30)
+    time.sleep(120)
     folder.release()
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
     context = multiprocessing.get_context("spawn")
-    held, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, held, done))
+    held = context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, held))
     other.start()
     try:
         assert held.wait(60)
@@ -98,7 +195,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
         other.join()
         opened(tmp_path).release()
     finally:
-        done.set()
+        other.kill()
         other.join()
 
 
@@ -119,7 +216,8 @@ def test_writing_is_one_step(tmp_path, monkeypatch):
 
 
 def test_rows_come_back_from_disk_whatever_the_order_of_the_parts(tmp_path):
-    source, folder = filled(), opened(tmp_path)
+    folder = opened(tmp_path)
+    source = filled(key=folder.key)
     source.unreadable, source.kinds, source.smallest_batch = {3: "broken"}, {7: "CMYK"}, 2
     for rows in ([6, 7, 8], [0, 1], [2, 3, 4, 5], [9]):
         folder.write_outcomes(source, np.array(rows), 1.5)
@@ -130,7 +228,8 @@ def test_rows_come_back_from_disk_whatever_the_order_of_the_parts(tmp_path):
 
 
 def test_a_damaged_part_counts_as_not_there(tmp_path):
-    source, folder = filled(), opened(tmp_path)
+    folder = opened(tmp_path)
+    source = filled(key=folder.key)
     folder.write_outcomes(source, np.arange(5), 1.0)
     folder.write_outcomes(source, np.arange(5, 10), 1.0)
     for damage in (b"", b"no npz", (tmp_path / "outcomes" / "000000005.npz").read_bytes()[:-40]):
@@ -154,7 +253,8 @@ def test_the_earliest_failure_is_the_one_that_counts(tmp_path):
 
 
 def test_a_finished_run_is_found_whole(tmp_path):
-    source, folder = filled(), opened(tmp_path)
+    folder = opened(tmp_path)
+    source = filled(key=folder.key)
     folder.write_outcomes(source, np.arange(10), 2.0)
     folder.finish({"seconds": 2.0}, {"predictions.npz": source.pack(np.arange(10), 2.0), "leaderboard.csv": ""})
     folder.release()

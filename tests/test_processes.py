@@ -6,11 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tokred import zoo
 from tokred.comparison import Job
 from tokred.config import Config
+from tokred.errors import TokredError
+from tokred.processes import Processes
 
 SMALL = ("--model", "deit_t", "--batch-size", "2", "--methods", "lotm,random", "--precision", "fp32", "--workers", "0")
 
@@ -19,6 +22,14 @@ def torchrun(world, *arguments):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m", "tokred"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([*launcher, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False, timeout=400)
+
+
+def test_processes_must_be_alike(monkeypatch):
+    processes = Processes(torch.device("cpu"))
+    monkeypatch.setattr(processes, "share", lambda value: {"data_hash": "first", "seed": 0})
+    processes.alike("comparison", {"data_hash": "first", "seed": 0})
+    with pytest.raises(TokredError, match="process 0 has another data_hash"):
+        processes.alike("comparison", {"data_hash": "second", "seed": 0})
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from tokred import comparison, evaluate, results
+from tokred import comparison, evaluate, results, zoo
 from tokred.comparison import Interrupted, Job
 from tokred.config import Config
 from tokred.errors import TokredError
@@ -200,6 +201,8 @@ def test_sigint_says_how_to_go_on(tmp_path):
     while process.poll() is None and not list(tmp_path.glob("outcomes/*.npz")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)  # by an impatient hand
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "INTERRUPTED after" in " ".join(printed.split())
@@ -248,6 +251,41 @@ def test_one_method_without_memory_does_not_take_the_others_along(checked, monke
     rows = {row.method: row for row in fresh(checked).run(workers=0).rows}
     assert (rows["random"].status, rows["lotm"].status) == ("failed", "ok")
     assert "out of memory" in rows["random"].error
+
+
+def test_a_method_that_cannot_be_timed_keeps_its_row(checked, tmp_path, monkeypatch):
+    forward = evaluate.ReducedViT.forward
+
+    def fails(self, x, attn_mask=None):
+        if self.plan.stages and self.plan.method == "random":
+            raise ValueError("no image keys")
+        return forward(self, x, attn_mask)
+
+    monkeypatch.setattr(evaluate.ReducedViT, "forward", fails)
+    job = fresh(checked)
+    job.open(tmp_path)
+    rows = {row.method: row for row in job.run(workers=0, bench=1).rows}
+    assert (rows["random"].speedup, rows["random"].status) == (None, "ok")
+    assert rows["lotm"].speedup > 0
+
+
+def test_the_path_of_the_data_is_no_part_of_a_run_but_its_files_are(tmp_path, monkeypatch):
+    for label in range(10):
+        (tmp_path / "data" / str(label)).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (label, 0, 0)).save(tmp_path / "data" / str(label) / "a.bmp")
+    weights = str(zoo.SHIPPED / "deit_t.safetensors")
+
+    def opened(data):
+        job = Job(Config(model="deit_t", methods=("lotm",), data=data, weights=weights))
+        notice = job.open(tmp_path / "out")
+        job.run(workers=0)
+        return notice
+
+    assert opened(str(tmp_path / "data")) == ""
+    monkeypatch.chdir(tmp_path)
+    assert "was finished on" in opened("./data/")
+    Image.new("RGB", (32, 32), (0, 200, 0)).save(tmp_path / "data" / "3" / "a.bmp")  # of the same size
+    assert "another files" in opened("data")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")

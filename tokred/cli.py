@@ -130,8 +130,9 @@ def _run_comparison(config: Any, folder: Path | None, workers: int | None, bench
     try:
         with Progress(len(job.source), "images") as advance:
             comparison = job.run(workers, advance, bench)
-    except Interrupted as interrupted:
-        _print_comparison(interrupted.comparison)
+    except (Interrupted, KeyboardInterrupt) as interrupted:
+        if isinstance(interrupted, Interrupted):
+            _print_comparison(interrupted.comparison, whole=False)
         out.print(escape(f"Interrupted. This goes on: tokred {shlex.join(sys.argv[1:])}"), soft_wrap=True)
         raise typer.Exit(130) from None
     _print_comparison(comparison)
@@ -141,13 +142,13 @@ def _run_comparison(config: Any, folder: Path | None, workers: int | None, bench
         raise typer.Exit(1)
 
 
-def _print_comparison(comparison: Any) -> None:
+def _print_comparison(comparison: Any, whole: bool = True) -> None:
     from tokred import results
 
     if comparison.rows:
         out.print((results.sweep_table if comparison.swept else results.terminal_table)(comparison.rows, comparison.title))
     waiting = f" {comparison.waiting:.0%} of the time was waiting for images; more --workers may help." if comparison.waiting > 0.1 else ""
-    left = f"Leaderboard, tables and per-image predictions: {comparison.out}"
+    left = f"Leaderboard, tables and per-image predictions: {comparison.out}" if whole else ""
     out.print(escape(f"{comparison.seconds:.0f} s.{waiting} {left}"), soft_wrap=True)
 
 
@@ -205,7 +206,7 @@ def bench(
     plugins: Plugins = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Run every model, the dense one too, through torch.compile.")] = False,
     rounds: Annotated[int, typer.Option(help="How often each model is timed, in turns with all others.")] = 15,
-    out_file: Annotated[Path | None, typer.Option("--out", help="CSV file; by default runs/bench-MODEL-BUDGET.csv.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="CSV file; by default one under runs/.")] = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
 ) -> None:
@@ -213,14 +214,16 @@ def bench(
     _load(plugins)
     from tokred import bench as speed
     from tokred.config import Config
+    from tokred.files import check_writable
 
     config = Config(
         model, (budget,), parse_names(methods), parse_settings(settings), protocol, parse_layers(stages),  # type: ignore[arg-type]
         device=device, precision=precision,
     )  # fmt: skip
     job = speed.Bench(config, parse_batch_sizes(batch_size), rounds, compiled)
-    target = out_file or Path("runs") / f"bench-{model.replace('/', '-')}-{budget:g}.csv"
-    speed.write_csv(target, [])  # before minutes of work depend on that
+    what = [model.replace("/", "-"), f"{budget:g}", *map(str, job.batch_sizes), *(["compile"] if compiled else [])]
+    target = out_file or Path("runs") / f"bench-{'-'.join(what)}.csv"
+    check_writable(target.parent)
     with Progress(rounds * len(job.batch_sizes), "rounds") as advance:
         rows = job.run(target, advance)
     out.print(speed.table(rows, f"{model}, {100 * budget:g} % of FLOPs to save, {job.device}, {rows[0].precision}"))

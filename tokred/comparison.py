@@ -88,7 +88,7 @@ class Job:
         self.entries = entries.build(config, self.loaded.model, self.loaded.weights_hash, self.costs)
         self.models = {entry.name: entry.model for entry in self.entries if entry.model is not None}
         self.configuration = {
-            **asdict(config),
+            **{name: value for name, value in asdict(config).items() if name not in ("data", "weights")},  # their hashes count
             "device": self.device.type,
             "precision": str(self.dtype),
             "batch_size": self.batch_size,
@@ -128,8 +128,11 @@ class Job:
         Raises:
             TokredError: it is not writable, in use, or holds something that is no run.
         """
-        first = self.processes.rank == 0
-        self.folder = Folder(out, self.configuration, software(method_names(self.config)), versions(), lock=first)
+        first, used = self.processes.rank == 0, software(method_names(self.config))
+        self.processes.alike("comparison", {**json.loads(json.dumps(self.configuration)), **used})
+        about = {"data": self.config.data, "weights": self.config.weights, **versions()}
+        self.folder = Folder(out, self.configuration, {**used, "files": self.source.fingerprint}, about, lock=first)
+        self.evaluation.key = self.processes.share(self.folder.key)
         if not first:
             return ""
         self.folder.read_outcomes(self.evaluation)
@@ -169,25 +172,34 @@ class Job:
             interrupts.check()
             progress(len(rows) * share.world)
 
-        try:
-            with Interrupts() as interrupts:
+        with Interrupts() as interrupts:
+            try:
                 if mine:
                     run.run(self._batches(mine, workers), finished)
                 interrupts.check()
-        except KeyboardInterrupt:
-            record.flush()
-            raise Interrupted(self._comparison(run.waiting)) from None
-        except TokredError:
-            record.flush()
-            raise
+            except KeyboardInterrupt:
+                record.flush()
+                raise Interrupted(self._comparison(run.waiting)) from None
+            except TokredError:
+                record.flush()
+                raise
         record.flush()
         self._gather(mine)
-        if bench and share.rank == 0:
-            self.speeds = self._measure(bench)
         comparison = self._comparison(run.waiting)
-        if self.folder and share.rank == 0:
-            self.folder.finish(summary.about(self, comparison), summary.files(self, comparison))
+        if share.rank:
+            return comparison
+        if self.folder and (missing or not self.folder.whole):
+            self._finish(comparison)
+        if bench:
+            self.speeds = self._measure(bench)
+            comparison = self._comparison(run.waiting)
+            if self.folder:
+                self._finish(comparison)
         return comparison
+
+    def _finish(self, comparison: Comparison) -> None:
+        assert self.folder is not None
+        self.folder.finish(summary.about(self, comparison), summary.files(self, comparison))
 
     def _batches(self, chosen: Sequence[range], workers: int | None) -> Any:
         on_gpu = self.device.type == "cuda"
@@ -208,8 +220,9 @@ class Job:
         """Time, memory and speed-up of every model alone, in turns."""
         reductions = {entry.name: entry.match.reduction for entry in self.entries if entry.match}
         models = {name: model for name, model in self.models.items() if name not in self.evaluation.failed}
+        size, failed = self.evaluation.smallest_batch or self.batch_size, dict[str, str]()
         speeds = measure(
-            models, self.loaded.model, self.batch_size, rounds=rounds, device=self.device, dtype=self.dtype, reductions=reductions
+            models, self.loaded.model, size, rounds=rounds, device=self.device, dtype=self.dtype, reductions=reductions, failed=failed
         )
         return {name: asdict(speed) for name, speed in speeds.items()}
 

@@ -58,6 +58,7 @@ class Config:
     def __post_init__(self) -> None:
         if not self.budgets:
             raise TokredError("There is no budget to compare at; give at least one, such as 0.3.")
+        object.__setattr__(self, "budgets", tuple(dict.fromkeys(self.budgets)))
         for budget in self.budgets:
             if not 0 < budget < 1:
                 raise TokredError(f"--budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3 for 30 %; got {budget:g}.")

@@ -69,7 +69,7 @@ def build(config: Config, backbone: Any, weights_hash: str, costs: CostTable) ->
     for budget in config.budgets:
         matches, refused = match_each(costs, names, budget, protocol=config.protocol, stages=config.stages, options=config.options)
         for method in names:
-            name = method if len(config.budgets) == 1 else f"{method}@{budget:g}"
+            name = method if len(config.budgets) == 1 else f"{method}@{budget!r}"
             entry = entries[method, budget] = Entry(method, budget, name, matches.get(method), refused=refused.get(method))
             _build_model(entry, config, backbone, weights_hash, given)
     ordered = [entries[method, budget] for method in names for budget in config.budgets]

@@ -62,11 +62,13 @@ class Pass:
         Raises:
             TokredError: the dense model itself gives logits that are no numbers, or does not fit into memory.
         """
-        clock = _Clock()
         with _lanes(self.device) as (lanes, threads):
-            for rows in _side_by_side(self._work, batches, lanes, threads, clock):
-                finished(rows)
-        self.waiting = clock.share(lanes)
+            clock = _Clock(lanes)
+            try:
+                for rows in _side_by_side(self._work, batches, threads, clock):
+                    finished(rows)
+            finally:
+                self.waiting = clock.share
         return self.evaluation
 
     def _work(self, batch: Batch) -> np.ndarray:
@@ -84,20 +86,13 @@ class Pass:
                     raise
                 if size == 1:
                     raise TokredError(f"{self.device} has no memory even for one image of the unreduced model.") from None
-                self._together = size // 2
+                self._together = min(self._together or size, size // 2)
                 self.evaluation.shrink(self._together)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-        self._remark(batch)
+        self.evaluation.remark(batch.unreadable, batch.kinds)
         self.evaluation.done[rows] = True
         return rows
-
-    def _remark(self, batch: Batch) -> None:
-        """Enter what is odd about the images; those that could not be read have no prediction."""
-        self.evaluation.kinds |= batch.kinds
-        self.evaluation.unreadable |= batch.unreadable
-        for outcomes in (self.evaluation.dense, *self.evaluation.methods.values()):
-            outcomes.forget(np.array(sorted(batch.unreadable), dtype=np.int64))
 
     @torch.inference_mode()
     def _run(self, dense: ReducedViT, methods: dict[str, ReducedViT], batch: Batch) -> None:
@@ -140,6 +135,8 @@ class Pass:
             if _is_out_of_memory(error) and len(images) > 1:
                 raise
             reason = f"{error}".strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if _is_out_of_memory(error):
+                self._together = None  # it was this method that needed so much; the others may have room for more again
         self.evaluation.fail(name, Failure(first, reason))
         return None
 
@@ -208,34 +205,42 @@ def _lanes(device: torch.device) -> Iterator[tuple[int, int]]:
 class _Clock:
     """How long lanes were idle while the next images were not there yet."""
 
-    def __init__(self) -> None:
-        self.start = time.monotonic()
+    def __init__(self, lanes: int) -> None:
+        self.lanes, self.start = lanes, time.monotonic()
         self.idle = 0.0  # seconds of one lane
 
-    def waited(self, since: float, lanes: int) -> None:
-        self.idle += (time.monotonic() - since) * lanes
+    def waited(self, since: float, ended: list[float]) -> None:
+        """Since then the next images were waited for. Of the batches in work some have `ended`, perhaps meanwhile."""
+        now = time.monotonic()
+        self.idle += sum(now - max(since, end) for end in ended)
 
-    def share(self, lanes: int) -> float:
-        return self.idle / max(1e-9, lanes * (time.monotonic() - self.start))
+    @property
+    def share(self) -> float:
+        """Of the lanes' time."""
+        return self.idle / max(1e-9, self.lanes * (time.monotonic() - self.start))
 
 
-def _side_by_side(
-    work: Callable[[Batch], np.ndarray], batches: Iterable[Batch], lanes: int, threads: int, clock: _Clock
-) -> Iterator[np.ndarray]:
-    """Results of `work` in order, at most `lanes` batches in memory and one more being loaded."""
+def _side_by_side(work: Callable[[Batch], np.ndarray], batches: Iterable[Batch], threads: int, clock: _Clock) -> Iterator[np.ndarray]:
+    """Results of `work` in order. At most one batch for each lane is in work, and one more waits beside what the loader has."""
     running: deque[Future[np.ndarray]] = deque()
+    ended: dict[Future[np.ndarray], float] = {}
     source = iter(batches)
-    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with ThreadPoolExecutor(clock.lanes, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         try:
             while True:
-                if len(running) == lanes:
-                    yield running.popleft().result()
                 since = time.monotonic()
                 batch = next(source, None)
-                clock.waited(since, lanes - sum(not future.done() for future in running))
+                empty = [since] * (clock.lanes - len(running))
+                clock.waited(since, empty + [ended.get(future, time.monotonic()) for future in running if future.done()])
                 if batch is None:
                     break
-                running.append(pool.submit(work, batch))
+                if len(running) == clock.lanes:
+                    first = running.popleft()
+                    yield first.result()
+                    ended.pop(first, None)
+                future = pool.submit(work, batch)
+                future.add_done_callback(lambda done: ended.setdefault(done, time.monotonic()))
+                running.append(future)
             while running:
                 yield running.popleft().result()
         finally:

@@ -21,11 +21,18 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(4)))
     try:
         temporary.write_bytes(data)
+        _sync(temporary)
         os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync(path: Path) -> None:
+    """On the disk itself, or a power cut could leave the new name on an empty file."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def sweep(folder: Path) -> None:

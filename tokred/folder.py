@@ -74,42 +74,57 @@ class Folder:
         file = self.path / "run.json"
         for folder in (self.path, self.path / _OUTCOMES):
             sweep(folder)
-        if not file.exists():
+        if file.exists():
+            before = self._read(file)
+            changed = [key for part in ("configuration", "software") for key in _changed(before.get(part, {}), self.run[part])]
+            if not changed:
+                self.run = before
+            else:
+                aside = self._move(self.path, self.path / _PREVIOUS / _key(before), FILES)
+                self.notice = f"{self.path} holds a run with another {', '.join(changed)}: it is in {aside} now, and this one starts anew."
+        else:
             foreign = [name for name in (*FILES, _OUTCOMES) if (self.path / name).exists()]
             if foreign:
                 raise TokredError(f"{self.path} holds {foreign[0]} but no run of tokred (no run.json); choose another folder with --out.")
+        earlier = self.path / _PREVIOUS / self.key
+        if earlier.exists():  # this very run was put aside once, or is on its way back: run.json comes first
+            self._move(earlier, self.path, FILES[::-1])
+            self.notice = self.notice.replace("starts anew", f"goes on where it was put aside, in {earlier}")
+        if file.exists():
+            self.run = self._read(file)
+        else:
             self._begin()
-            return
+
+    def _read(self, file: Path) -> dict[str, Any]:
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-            configuration, software = dict(before["configuration"]), dict(before.get("software", {}))
+            run = json.loads(file.read_text(encoding="utf-8"))
+            dict(run["configuration"]), dict(run.get("software", {}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TokredError(f"{file} is not a run of tokred; choose another folder with --out.") from error
-        changed = _changed(configuration, self.run["configuration"]) + _changed(software, self.run["software"])
-        if changed:
-            aside = self._put_aside(configuration, software)
-            self.notice = f"{self.path} holds a run with another {', '.join(changed)}: it is in {aside} now, and this one starts anew."
-            self._begin()
-        else:
-            self.run = before
+        return dict(run)
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that decides the run's numbers."""
+        return _key(self.run)
 
     def _begin(self) -> None:
         self.write("run.json", json.dumps(self.run, indent=2) + "\n")
 
-    def _put_aside(self, *identity: Mapping[str, Any]) -> Path:
-        """Move the run that is there below `previous/`; run.json last, so that a kill on the way leaves a run to put aside."""
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-        aside = self.path / _PREVIOUS / key
+    def _move(self, source: Path, target: Path, names: Sequence[str]) -> Path:
+        """Move a run. Where it is put aside run.json goes last, where it comes back first: a kill on the way leaves a run to go on with."""
         try:
-            aside.mkdir(parents=True, exist_ok=True)
-            for name in (_OUTCOMES, *FILES):
-                if (self.path / name).exists():
-                    if (aside / name).is_dir():
-                        shutil.rmtree(aside / name)
-                    os.replace(self.path / name, aside / name)
+            target.mkdir(parents=True, exist_ok=True)
+            for name in (names[0], _OUTCOMES, *names[1:]):
+                if (source / name).exists():
+                    if (target / name).is_dir():
+                        shutil.rmtree(target / name)
+                    os.replace(source / name, target / name)
+            if source != self.path:
+                shutil.rmtree(source, ignore_errors=True)
         except OSError as error:
-            raise TokredError(f"The run in {self.path} cannot be put aside ({error.strerror}); choose another --out.") from error
-        return aside
+            raise TokredError(f"The run in {source} cannot be moved to {target} ({error.strerror}); choose another --out.") from error
+        return target
 
     @property
     def finished(self) -> bool:
@@ -129,6 +144,11 @@ class Folder:
         except OSError as error:
             raise TokredError(f"Cannot write {target} ({error.strerror}); what was there before is unchanged.") from error
 
+    @property
+    def whole(self) -> bool:
+        """Whether the run has come to its end and nothing of what it left has been removed since."""
+        return self.finished and all((self.path / name).exists() for name in FILES)
+
     def finish(self, run: Mapping[str, Any], files: Mapping[str, str | bytes]) -> None:
         """Write what the run leaves behind, `run.json` last: from then on it counts as finished."""
         for name, content in files.items():
@@ -142,9 +162,9 @@ class Folder:
         self._lock.release()
 
     def read_outcomes(self, evaluation: Evaluation) -> None:
-        """Enter everything that is on disk; a file that cannot be read counts as not there."""
-        stored = [self.path / "predictions.npz"] if self.finished else sorted((self.path / _OUTCOMES).glob("*.npz"))
-        for file in stored:
+        """Enter everything of this run that is on disk; a file that cannot be read, or is another run's, counts as not there."""
+        evaluation.key = self.key
+        for file in (self.path / "predictions.npz", *sorted((self.path / _OUTCOMES).glob("*.npz"))):
             with contextlib.suppress(OSError, ValueError):
                 evaluation.absorb(file.read_bytes())
 
@@ -186,6 +206,12 @@ class Record:
                 self.folder.write_outcomes(self.evaluation, rows, seconds)
             self._pending.clear()
         self._last = now
+
+
+def _key(run: Mapping[str, Any]) -> str:
+    """A hash of what decides a run's numbers."""
+    identity = {part: run.get(part, {}) for part in ("configuration", "software")}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,8 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            return  # what was found is being written; a batch in work takes seconds at most
         self.came = True
         raise KeyboardInterrupt
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from threading import Lock
 from typing import Any, NamedTuple
@@ -72,6 +72,7 @@ class Evaluation:
         kinds: images whose file is not plain 8-bit colour, by what it is.
         smallest_batch: images that ran together where memory did not suffice for more.
         seconds: that all this took.
+        key: of the run. What another run has packed is none of its own.
     """
 
     labels: np.ndarray
@@ -83,6 +84,7 @@ class Evaluation:
     kinds: dict[int, str] = field(default_factory=dict)
     smallest_batch: int | None = None
     seconds: float = 0.0
+    key: str = ""
     _lock: Any = field(default_factory=Lock, repr=False)
 
     @classmethod
@@ -106,19 +108,31 @@ class Evaluation:
         with self._lock:
             self.smallest_batch = min(self.smallest_batch or size, size)
 
+    def remark(self, unreadable: Mapping[int, str], kinds: Mapping[int, str]) -> None:
+        """Enter what is odd about some images; those that could not be read have no prediction."""
+        with self._lock:
+            self.unreadable |= unreadable
+            self.kinds |= kinds
+        rows = np.array(sorted(unreadable), dtype=np.int64)
+        for outcomes in self._outcomes().values():
+            outcomes.forget(rows)
+
     def pack(self, rows: np.ndarray, seconds: float = 0.0, **more: np.ndarray) -> bytes:
         """Some rows, `seconds` of work, as an npz file; methods that failed are not in it. `more` arrays are for other readers."""
         chosen = set(rows.tolist())
-        about = {
-            "failed": self.failed,
-            "unreadable": {index: text for index, text in self.unreadable.items() if index in chosen},
-            "kinds": {index: text for index, text in self.kinds.items() if index in chosen},
-            "smallest_batch": self.smallest_batch,
-            "seconds": seconds,
-        }
+        with self._lock:  # other threads go on entering
+            failed = dict(self.failed)
+            about = {
+                "key": self.key,
+                "failed": failed,
+                "unreadable": {index: text for index, text in self.unreadable.items() if index in chosen},
+                "kinds": {index: text for index, text in self.kinds.items() if index in chosen},
+                "smallest_batch": self.smallest_batch,
+                "seconds": seconds,
+            }
         arrays = {"rows": rows, "labels": self.labels[rows], "about": np.array(json.dumps(about)), **more}
         for name, outcomes in self._outcomes().items():
-            if name not in self.failed:
+            if name not in failed:
                 arrays |= {f"{name}/{part.name}": getattr(outcomes, part.name)[rows] for part in fields(Outcomes)}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
@@ -128,12 +142,15 @@ class Evaluation:
         """Enter packed rows, and what else was known where they were packed.
 
         Raises:
-            ValueError: these are no packed rows.
+            ValueError: these are no packed rows, or those of another run.
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = dict(file)
             rows, about = arrays["rows"], json.loads(str(arrays["about"]))
+            missing = {name for name in self._outcomes() if f"{name}/prediction" not in arrays} - set(about["failed"])
+            if about["key"] != self.key or missing:
+                raise ValueError("rows of another run")
             for name, outcomes in self._outcomes().items():
                 for part in fields(Outcomes):
                     if f"{name}/{part.name}" in arrays:
@@ -145,7 +162,8 @@ class Evaluation:
             self.kinds |= {int(index): text for index, text in about["kinds"].items()}
             if about["smallest_batch"]:
                 self.shrink(about["smallest_batch"])
-            self.seconds += about["seconds"]
+            if not self.done[rows].all():
+                self.seconds += about["seconds"]
             self.done[rows] = True
         except Exception as error:  # whatever a damaged file makes of itself
             raise ValueError("no packed rows") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,8 @@ from tokred.devices import resolve_device
 from tokred.errors import TokredError
 
 T = TypeVar("T")
+
+_PATIENCE = timedelta(days=30)  # processes that have done their share wait for the others; torch gives up after minutes
 
 
 class Processes:
@@ -28,7 +31,7 @@ class Processes:
         self.rank = int(os.environ.get("RANK", "0"))
         if self.world > 1 and not distributed.is_initialized():
             try:
-                distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+                distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
             except (ValueError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise TokredError(f"{self.world} processes were asked for but cannot meet ({reason}); start them with torchrun.") from error
@@ -87,6 +90,16 @@ class Processes:
         values = [value]
         distributed.broadcast_object_list(values)
         return values[0]
+
+    def alike(self, what: str, value: Mapping[str, Any]) -> None:
+        """Make sure that all processes have the same.
+
+        Raises:
+            TokredError: they do not; the message names what differs.
+        """
+        for name, first in self.share(dict(value)).items():
+            if first != value.get(name):
+                raise TokredError(f"The processes do not have the same {what}: process {self.rank} has another {name}; make them alike.")
 
     def gather(self, value: T) -> list[T]:
         """All processes' values at the first one; nothing elsewhere."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import sys
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from functools import cache
@@ -40,8 +41,21 @@ def software(methods: Iterable[str]) -> dict[str, str]:
         "timm": timm.__version__,
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
-        **{f"method {name}": registry.source_hash(name) for name in foreign},
+        **{f"method {name}": _with_helpers(name) for name in foreign},
     }
+
+
+def _with_helpers(name: str) -> str:
+    """SHA-256 over the source of a method that is not tokred's, and over the modules beside it that it has imported."""
+    digest = hashlib.sha256(registry.source_hash(name).encode())
+    source = getattr(sys.modules.get(registry.get(name).__module__), "__file__", None)
+    folder = Path(source or ".").resolve().parent
+    if source is None or folder.name in ("site-packages", "dist-packages"):
+        return digest.hexdigest()  # beside a single installed file is what belongs to everybody
+    files = {Path(found).resolve() for found in (getattr(module, "__file__", None) for module in list(sys.modules.values())) if found}
+    for file in sorted(file for file in files if folder in file.parents and file.suffix == ".py"):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 @cache

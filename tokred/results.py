@@ -186,7 +186,7 @@ def sweep_table(rows: Sequence[Row], title: str) -> Table:
     table = Table(title=Text(visible(title), style="table.title"), title_justify="left", header_style="bold")
     table.add_column("Top-1 (%) at a reduction of")
     for budget in budgets:
-        table.add_column(f"{100 * budget:g} %", justify="right")
+        table.add_column(f"{100 * budget:.12g} %", justify="right")
     cells: dict[str, dict[float, str]] = {}
     for row in rows:
         if row.method != BASELINE and row.budget is not None:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from tokred.errors import TokredError
 from tokred.flops import count
 from tokred.results import BASELINE
-from tokred.timing import WARM_UP, Run, interleave, median_interval, peak_bytes, weight_bytes
+from tokred.timing import WARM_UP, Run, interleave, median_interval, peak_bytes, sentence, weight_bytes
 from tokred.vit import ReducedViT
 
 DENSE = BASELINE
@@ -91,11 +92,13 @@ def measure(
             except Exception as error:  # a method that fails, or does not fit into memory, must not take the others along
                 if failed is None or name == DENSE:
                     raise
-                failed[name] = " ".join(str(error).split())[:200] or type(error).__name__
-        seconds = interleave(runs, rounds, device, progress=progress)
-    saved = {name: 1 - count(models[name]).total / _dense_flops(dense) for name in runs if name not in {DENSE, *(reductions or {})}}
+                failed[name] = sentence(error)
+        seconds = interleave(runs, rounds, device, progress=progress, failed=failed)
+    if DENSE not in seconds:
+        raise TokredError(f"The unreduced model cannot be timed: {(failed or {}).get(DENSE)}")
+    saved = {name: 1 - count(models[name]).total / _dense_flops(dense) for name in seconds if name not in {DENSE, *(reductions or {})}}
     saved |= {DENSE: 0.0, **(reductions or {})}
-    return {name: _speed(seconds[name], seconds[DENSE], batch_size, saved[name], peaks[name]) for name in runs}
+    return {name: _speed(seconds[name], seconds[DENSE], batch_size, saved[name], peaks[name]) for name in seconds}
 
 
 def _prepared(model: nn.Module, images: torch.Tensor, device: torch.device, compiled: bool) -> tuple[Run, float | None]:

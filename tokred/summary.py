@@ -28,7 +28,7 @@ def rows(job: Job) -> list[Row]:
     found = job.evaluation
     chosen = np.flatnonzero(found.readable if job.config.on_error == "skip" else found.done)
     if found.done.any() and not found.readable.any():
-        raise TokredError(f"None of the {int(found.done.sum())} images could be read: {next(iter(found.unreadable.values()))}")
+        raise TokredError(f"None of the {int(found.done.sum())} images could be read: {found.unreadable[min(found.unreadable)]}")
     rows = [_row(job, "")]
     entries.describe_baseline(rows[0], job.costs)
     _score(job, rows[0], found.dense, chosen)

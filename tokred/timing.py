@@ -37,6 +37,7 @@ def interleave(
     least: float = 0.0,
     seed: int = 0,
     progress: Callable[[int], None] = lambda rounds: None,
+    failed: dict[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Seconds that each run takes, [rounds], all of them once in every round, in an order drawn anew for each.
 
@@ -47,6 +48,7 @@ def interleave(
         least: seconds that a measurement lasts at least; shorter runs are called several times and the mean is taken.
         seed: of the order.
         progress: called with 1 after every round.
+        failed: takes one sentence for each run that fails, which is then left out; without it a failure is raised.
 
     Raises:
         TokredError: fewer than one round.
@@ -59,9 +61,20 @@ def interleave(
     names = list(runs)
     for index in range(rounds):
         for name in rng.permutation(names):
-            taken[name][index] = _seconds(runs[name], calls[name], device)
+            try:
+                taken[name][index] = _seconds(runs[name], calls[name], device)
+            except Exception as error:  # a run that fails must not take the others along
+                if failed is None:
+                    raise
+                failed[name] = sentence(error)
+                names.remove(name)
         progress(1)
-    return taken
+    return {name: taken[name] for name in names}
+
+
+def sentence(error: Exception) -> str:
+    """What to tell of an error of somebody else's code."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _seconds(run: Run, calls: int, device: torch.device) -> float:

@@ -103,9 +103,10 @@ class Stage(nn.Module):
         return replace(state, x=tokens, sizes=sizes.value if self.sizes else sizes, reductions=(*state.reductions, reduction), alive=alive)
 
     def twin(self) -> Stage:
-        """The same stage with a reducer of its own on the same parameters."""
+        """The same stage with a reducer of its own, buffers and parts included, on the same parameters."""
         twin = copy.copy(self)
-        twin._modules = {"reducer": copy.copy(self.reducer)}
+        shared = {id(parameter): parameter for parameter in self.reducer.parameters()}
+        twin._modules = {"reducer": copy.deepcopy(self.reducer, shared)}
         return twin
 
 

@@ -38,6 +38,7 @@ class Source:
         groups: [n], images that are not independent share a number.
         classes: number of classes; None where the reader does not know.
         class_names: of them, in the order of the labels, where the reader knows.
+        fingerprint: changes when a file is written to, even if its size stays; empty where there are no files.
         limited: whether this is only the beginning of the split.
         embedded: whether this is PhotoDigits.
         note: a sentence that a reader of the results needs.
@@ -53,6 +54,7 @@ class Source:
     embedded: bool = False
     note: str = ""
     class_names: tuple[str, ...] | None = None
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -318,7 +320,10 @@ def _open_timm(data: str, split: str | None) -> Source:
     names = getattr(reader, "class_to_idx", None) or {}
     title = data if is_name else Path(data).resolve().name
     class_names = tuple(sorted(names, key=names.__getitem__)) or None
-    return Source(StrictImages(reader), title, split, digest, np.arange(len(reader)), len(names) or None, class_names=class_names)
+    return Source(
+        StrictImages(reader), title, split, digest, np.arange(len(reader)), len(names) or None, class_names=class_names,
+        fingerprint=_fingerprint(reader),
+    )  # fmt: skip
 
 
 def _digest(reader: Any) -> str:
@@ -332,8 +337,22 @@ def _digest(reader: Any) -> str:
     return digest.hexdigest()
 
 
+def _fingerprint(reader: Any) -> str:
+    """SHA-256 over the times at which the files of all images were last written."""
+    digest = hashlib.sha256()
+    for index in range(len(reader)):
+        status = _status(reader, index)
+        digest.update(f"{0 if status is None else status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def _size(reader: Any, index: int) -> int:
+    status = _status(reader, index)
+    return 0 if status is None else status.st_size
+
+
+def _status(reader: Any, index: int) -> os.stat_result | None:
     try:
-        return Path(reader.filename(index, absolute=True)).stat().st_size
+        return Path(reader.filename(index, absolute=True)).stat()
     except (OSError, TypeError, ValueError):
-        return 0
+        return None
