@@ -272,7 +272,7 @@ def test_a_method_that_cannot_be_timed_keeps_its_row(checked, tmp_path, monkeypa
 def test_the_path_of_the_data_is_no_part_of_a_run_but_its_files_are(tmp_path, monkeypatch):
     for label in range(10):
         (tmp_path / "data" / str(label)).mkdir(parents=True)
-        Image.new("RGB", (32, 32), (label, 0, 0)).save(tmp_path / "data" / str(label) / "a.bmp")
+        Image.new("RGB", (32, 32), (label, 0, 0)).save(tmp_path / "data" / str(label) / "a.png", compress_level=0)
     weights = str(zoo.SHIPPED / "deit_t.safetensors")
 
     def opened(data):
@@ -284,7 +284,7 @@ def test_the_path_of_the_data_is_no_part_of_a_run_but_its_files_are(tmp_path, mo
     assert opened(str(tmp_path / "data")) == ""
     monkeypatch.chdir(tmp_path)
     assert "was finished on" in opened("./data/")
-    Image.new("RGB", (32, 32), (0, 200, 0)).save(tmp_path / "data" / "3" / "a.bmp")  # of the same size
+    Image.new("RGB", (32, 32), (0, 200, 0)).save(tmp_path / "data" / "3" / "a.png", compress_level=0)  # of the same size
     assert "another files" in opened("data")
 
 
