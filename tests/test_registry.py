@@ -309,3 +309,14 @@ def test_code_hash(tmp_path, monkeypatch):
     module.rename(copy / "methods" / "lotm2.py")
     assert of_the_copy() not in (changed, want)
     provenance.code_hash.cache_clear()
+
+
+def test_a_run_knows_the_modules_that_a_plugin_brings(plugin, tmp_path):
+    (tmp_path / "centre_helper.py").write_text("FACTOR = 1\n")
+    registry.load_plugin(plugin(METHOD.replace("from tokred", "import centre_helper\nfrom tokred", 1)))
+    before = provenance.software(["centre", "lotm"])
+    assert set(before) >= {"code", "torch", "method centre"}
+    assert "method lotm" not in before  # tokred's own are in its code
+    (tmp_path / "centre_helper.py").write_text("FACTOR = 2\n")
+    after = provenance.software(["centre", "lotm"])
+    assert {key for key in before if before[key] != after[key]} == {"method centre"}
