@@ -35,7 +35,6 @@ class Comparison:
     Attributes:
         seconds: of evaluation, those of earlier, interrupted runs included.
         waiting: share of this run's time in which nothing could be done but wait for images.
-        images: that the rows are about.
         swept: whether there are several budgets, so that a method that cannot reach one of them is no failure.
     """
 
@@ -44,7 +43,6 @@ class Comparison:
     out: Path | None
     seconds: float
     waiting: float = 0.0
-    images: int = 0
     swept: bool = False
 
     @property
@@ -129,7 +127,7 @@ class Job:
             TokredError: it is not writable, in use, or holds something that is no run.
         """
         first, used = self.processes.rank == 0, software(method_names(self.config))
-        self.processes.alike("comparison", {**json.loads(json.dumps(self.configuration)), **used})
+        self.processes.alike("comparison", {**self.configuration, **used})
         about = {"data": self.config.data, "weights": self.config.weights, **versions()}
         self.folder = Folder(out, self.configuration, {**used, "files": self.source.fingerprint}, about, lock=first)
         self.evaluation.key = self.processes.share(self.folder.key)
@@ -232,7 +230,7 @@ class Job:
         rows = [] if self.processes.rank else results.rank(summary.rows(self))
         title = self.title if done.all() else f"{self.title}: INTERRUPTED after {int(done.sum())} images"
         path = self.folder.path if self.folder else None
-        return Comparison(rows, title, path, self.evaluation.seconds, waiting, int(done.sum()), len(self.config.budgets) > 1)
+        return Comparison(rows, title, path, self.evaluation.seconds, waiting, len(self.config.budgets) > 1)
 
 
 def compare(

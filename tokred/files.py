@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 from tokred.errors import TokredError
@@ -13,7 +15,7 @@ _TEMPORARY = ".{name}.{token}.tmp"
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write beside the file and swap it in.
+    """Write beside the file and swap it in. The rights of one that was there stay.
 
     Raises:
         OSError: it cannot be written; what was there before is unchanged.
@@ -22,6 +24,8 @@ def replace_file(path: Path, data: bytes) -> None:
     try:
         temporary.write_bytes(data)
         _sync(temporary)
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
@@ -35,9 +39,9 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder that nobody else is writing to."""
-    for leftover in folder.glob(_TEMPORARY.format(name="*", token="*")):
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers left, of one file or of all in a folder, to which nobody else is writing."""
+    for leftover in folder.glob(_TEMPORARY.format(name="*" if name is None else glob.escape(name), token="*")):
         with contextlib.suppress(OSError):
             leftover.unlink()
 

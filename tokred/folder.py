@@ -77,9 +77,7 @@ class Folder:
         if file.exists():
             before = self._read(file)
             changed = [key for part in ("configuration", "software") for key in _changed(before.get(part, {}), self.run[part])]
-            if not changed:
-                self.run = before
-            else:
+            if changed:
                 aside = self._move(self.path, self.path / _PREVIOUS / _key(before), FILES)
                 self.notice = f"{self.path} holds a run with another {', '.join(changed)}: it is in {aside} now, and this one starts anew."
         else:

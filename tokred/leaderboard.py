@@ -7,12 +7,9 @@ CSV holds them, so that a merge rewrites no number. This module imports no torch
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import math
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -21,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tokred.errors import TokredError
+from tokred.files import replace_file, sweep
 from tokred.results import BASELINE, COLUMNS, SCHEMA, Row, csv_cell
 
 CSV_NAME = "leaderboard.csv"
@@ -147,19 +145,10 @@ def write(board: Path, lines: Iterable[Line]) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    temporary = board.with_name(f".{board.name}.{secrets.token_hex(8)}.tmp")
     try:
-        for leftover in board.parent.glob(f".{glob.escape(board.name)}.*.tmp"):
-            leftover.unlink(missing_ok=True)  # of a writer that was killed: under the lock there is no other
-        with temporary.open("xb") as file:
-            file.write(text.getvalue().encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
-        if board.exists():
-            shutil.copymode(board, temporary)
-        os.replace(temporary, board)
+        sweep(board.parent, board.name)  # of writers that were killed: under the lock there is no other
+        replace_file(board, text.getvalue().encode("utf-8"))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise TokredError(f"Cannot write {board} ({error.strerror or error}); what was there before is unchanged.") from error
 
 

@@ -70,6 +70,7 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
+@cache
 def _commit() -> str:
     """The commit of the source tree that tokred runs from; empty for an installed package."""
     here = Path(__file__).parent
