@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 
-from tokred.comparison import Job
-from tokred.config import Config
+from tokred.evaluation.comparison import Job
+from tokred.evaluation.config import Config
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="deit_t")
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--sizes", default="1,7,64")
@@ -24,10 +26,14 @@ def main() -> None:
         job = Job(Config(model=options.model, limit=options.images, batch_size=size, precision="fp32"))
         job.run()
         found[size] = {"baseline": job.evaluation.dense, **job.evaluation.methods}
-    print(f"| predictions of {options.images} that change | {' | '.join(f'batches of {size}' for size in list(found)[1:])} |")
+    print(
+        f"| predictions of {options.images} that change | {' | '.join(f'batches of {size}' for size in list(found)[1:])} |"
+    )
     print("| --- |" + " ---: |" * (len(found) - 1))
     for name, sixteen in found[16].items():
-        changed = [int((sixteen.prediction != found[size][name].prediction).sum()) for size in list(found)[1:]]
+        changed = [
+            int((sixteen.prediction != found[size][name].prediction).sum()) for size in list(found)[1:]
+        ]
         print(f"| `{name}` | {' | '.join(map(str, changed))} |")
 
 

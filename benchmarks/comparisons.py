@@ -17,17 +17,19 @@ import sys
 import time
 from pathlib import Path
 
-from tokred import registry
-from tokred.comparison import Job
-from tokred.config import Config
-from tokred.outcomes import Evaluation
+from tokred.core import registry
+from tokred.evaluation.comparison import Job
+from tokred.evaluation.config import Config
+from tokred.evaluation.predictions import Evaluation
 
 CORE = ("lotm", "tome", "kmedoids", "dpcknn", "patchmerger", "sinkhorn", "sit", "topk", "evit", "dynamicvit")
 SWEPT = tuple(round(0.1 + 0.05 * i, 2) for i in range(7))
 
 
 def job(options: argparse.Namespace, methods: tuple[str, ...], budgets: tuple[float, ...] = (0.3,)) -> Job:
-    return Job(Config(model=options.model, methods=methods, budgets=budgets, limit=options.images, precision="fp32"))
+    return Job(
+        Config(model=options.model, methods=methods, budgets=budgets, limit=options.images, precision="fp32")
+    )
 
 
 def seconds(prepared: Job) -> float:
@@ -44,7 +46,9 @@ def flops(prepared: Job) -> float:
     costs, total = prepared.costs, float(prepared.costs.dense)
     for entry in prepared.entries:
         if entry.match is not None and entry.model is not None:
-            shared = costs.embedding + sum(costs.part(part, layer, costs.n) for part, layer in costs.segments(entry.match.plan)[0])
+            shared = costs.embedding + sum(
+                costs.part(part, layer, costs.n) for part, layer in costs.segments(entry.match.plan)[0]
+            )
             total += entry.match.flops - shared
     return total / costs.dense
 
@@ -60,7 +64,10 @@ def compare(label: str, together: Job, alone: list[Job], rounds: int) -> None:
         ratios.append(one / many)
     predicted = flops(together) / sum(map(flops, alone))
     spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-    print(f"| {label} | {statistics.median(ratios):.3f} ({spread}) | {predicted:.3f} | 1 : {len(alone)} |", flush=True)
+    print(
+        f"| {label} | {statistics.median(ratios):.3f} ({spread}) | {predicted:.3f} | 1 : {len(alone)} |",
+        flush=True,
+    )
 
 
 def memory(options: argparse.Namespace, methods: int, budgets: int) -> float:
@@ -71,7 +78,9 @@ def memory(options: argparse.Namespace, methods: int, budgets: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="deit_t")
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
@@ -80,15 +89,21 @@ def main() -> None:
     if options.only:
         methods, budgets = map(int, options.only.split(","))
         seconds(job(options, CORE[:methods], SWEPT[:budgets] if budgets > 1 else (0.3,)))
-        status = Path("/proc/self/status").read_text()  # Linux; getrusage would tell of the process that started this one
+        status = Path(
+            "/proc/self/status"
+        ).read_text()  # Linux; getrusage would tell of the process that started this one
         print(int(status.split("VmHWM:")[1].split()[0]) / 1000)
         return
     assert set(CORE) <= set(registry.names())
-    print("| compared | time of one pass / of separate ones | predicted by FLOPs | images decoded |\n| --- | ---: | ---: | ---: |")
+    print(
+        "| compared | time of one pass / of separate ones | predicted by FLOPs | images decoded |\n| --- | ---: | ---: | ---: |"
+    )
     single = {name: job(options, (name,)) for name in CORE}
     for count in (1, 4, 10):
         names = CORE[:count]
-        compare(f"{count} methods at 30 %", job(options, names), [single[name] for name in names], options.rounds)
+        compare(
+            f"{count} methods at 30 %", job(options, names), [single[name] for name in names], options.rounds
+        )
     alone = [job(options, CORE[:4], (budget,)) for budget in SWEPT]
     compare("sweep: 4 methods at 7 budgets", job(options, CORE[:4], SWEPT), alone, options.rounds)
     print("\n| methods and budgets | largest resident set (MB) |\n| --- | ---: |")

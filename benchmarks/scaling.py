@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from stages import METHODS, kept, stage, state
 
-from tokred.timing import WARM_UP, interleave, peak_bytes
+from tokred.evaluation.timing import WARM_UP, interleave, peak_bytes
 
 TOKENS = (196, 576, 1024, 4096)
 TOGETHER = 16_384
@@ -56,7 +56,10 @@ def fits(frame: pd.DataFrame) -> pd.DataFrame:
         row = {"method": name}
         for column in ("ms", "peak_mb"):
             values = part[column].to_numpy()
-            row |= {f"{column}_exponent": exponent(n, values), f"{column}_exponent_last": exponent(n[-2:], values[-2:])}
+            row |= {
+                f"{column}_exponent": exponent(n, values),
+                f"{column}_exponent_last": exponent(n[-2:], values[-2:]),
+            }
         rows.append(row)
     return pd.DataFrame(rows).round(2)
 
@@ -65,14 +68,24 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "tokred", "svg.fonttype": "none"})  # the same file from the same figures, and a small one
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "tokred", "svg.fonttype": "none"}
+    )  # the same file from the same figures, and a small one
     from matplotlib import pyplot as plt
 
     slopes = fits(frame).set_index("method")
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
-    for axis, column, label in zip(axes, ("ms", "peak_mb"), ("time of one image (ms)", "peak memory of one image (MB)"), strict=True):
+    for axis, column, label in zip(
+        axes, ("ms", "peak_mb"), ("time of one image (ms)", "peak memory of one image (MB)"), strict=True
+    ):
         for name, part in frame.groupby("method", sort=False):
-            axis.loglog(part.tokens, part[column], marker="o", markersize=4, label=f"{name} ({slopes.loc[name, f'{column}_exponent']:.2f})")
+            axis.loglog(
+                part.tokens,
+                part[column],
+                marker="o",
+                markersize=4,
+                label=f"{name} ({slopes.loc[name, f'{column}_exponent']:.2f})",
+            )
         axis.set(xlabel="tokens", ylabel=label, xticks=TOKENS, xticklabels=map(str, TOKENS))
         axis.minorticks_off()
         axis.legend(fontsize=8, title="exponent", title_fontsize=8)
@@ -81,10 +94,14 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="by default one for each core")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "scaling", help="path without ending")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "scaling", help="path without ending"
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -13,15 +13,18 @@ import time
 import numpy as np
 import torch
 
-from tokred import registry, zoo
-from tokred.budget import match_each
-from tokred.flops import CostTable
-from tokred.vit import ReducedViT
+from tokred.core import registry
+from tokred.core.flops import CostTable
+from tokred.core.match import match_each
+from tokred.core.vit import ReducedViT
+from tokred.models import zoo
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="deit_s")
     parser.add_argument("--budget", type=float, default=0.3)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -31,7 +34,9 @@ def main() -> None:
     dense = zoo.build(options.model)
     matches, _ = match_each(CostTable(dense), registry.names(), options.budget)
     runs = {"dense": dense, **{name: ReducedViT(dense, found.plan).eval() for name, found in matches.items()}}
-    images = torch.randn(options.batch_size, 3, *dense.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(
+        options.batch_size, 3, *dense.patch_embed.img_size, generator=torch.Generator().manual_seed(0)
+    )
     taken = {name: np.empty(options.rounds + 1) for name in runs}
     for index in range(options.rounds + 1):  # the first one warms up
         for name, run in runs.items():

@@ -10,7 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("tokred", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile(
+    "tokred", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
 settings.load_profile("tokred")
 
 
@@ -22,7 +24,9 @@ def _offline(request, monkeypatch):
     loopback = ("127.0.0.1", "::1", "localhost") if request.node.get_closest_marker("loopback") else ()
 
     def local_only(self, address):
-        if self.family != socket.AF_UNIX and address[0] not in loopback:  # worker processes hand tensors over through the former
+        if (
+            self.family != socket.AF_UNIX and address[0] not in loopback
+        ):  # worker processes hand tensors over through the former
             raise OSError("tests run without a network")
         return connect(self, address)
 

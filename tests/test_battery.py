@@ -2,9 +2,9 @@
 
 import pytest
 
-from tokred import registry
-from tokred.reducer import Reducer
-from tokred.reduction import Keep
+from tokred.core import registry
+from tokred.core.reducer import Reducer
+from tokred.core.reduction import Keep
 from tokred.testing import CHECKS, check_reducer
 
 

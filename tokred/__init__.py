@@ -15,16 +15,16 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "reduce": "tokred.api",
-    "compare": "tokred.comparison",
-    "show": "tokred.drawing.showing",
-    "register": "tokred.registry",
-    "Reducer": "tokred.reducer",
-    "View": "tokred.reducer",
-    "Keep": "tokred.reduction",
-    "Merge": "tokred.reduction",
-    "Mix": "tokred.reduction",
-    "ReducedViT": "tokred.vit",
-    "Plan": "tokred.schedule",
+    "compare": "tokred.api",
+    "show": "tokred.visualize.show",
+    "register": "tokred.core.registry",
+    "Reducer": "tokred.core.reducer",
+    "View": "tokred.core.reducer",
+    "Keep": "tokred.core.reduction",
+    "Merge": "tokred.core.reduction",
+    "Mix": "tokred.core.reduction",
+    "ReducedViT": "tokred.core.vit",
+    "Plan": "tokred.core.plan",
     "TokredError": "tokred.errors",
 }
 

@@ -1,16 +1,20 @@
-"""`reduce`: a reduced model from Python in one call."""
+"""The Python interface: `reduce` a model, `compare` methods."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokred import adapters, published, zoo
-from tokred.budget import match
+from tokred.core.flops import CostTable
+from tokred.core.match import match
+from tokred.core.plan import Protocol
+from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError
-from tokred.flops import CostTable
-from tokred.schedule import Protocol
-from tokred.vit import ReducedViT
+from tokred.models import adapters, foreign, zoo
+
+if TYPE_CHECKING:
+    from tokred.evaluation.comparison import Comparison
 
 
 def reduce(
@@ -46,7 +50,7 @@ def reduce(
             an adapter that is for something else.
     """
     given, costs = [] if adapter is None else adapters.find([adapter]), CostTable(model)
-    given, own, unfit = published.nearest(given, costs, budget, {method: options}, stages)
+    given, own, unfit = foreign.nearest(given, costs, budget, {method: options}, stages)
     if method in unfit:
         raise unfit[method]
     found = own.get(method) or match(costs, method, budget, protocol=protocol, stages=stages, options=options)
@@ -62,6 +66,34 @@ def reduce(
         raise TokredError(f"There is no adapter of {method} at {adapter}; `tokred fit {method}` makes one.")
     if not allow_unfitted:
         layers = None if stages is None else " ".join(map(str, stages))
-        command = adapters.fit_command(plan, "MODEL", stages=layers, protocol=None if protocol == "native" else protocol, weights="FILE")
+        command = adapters.fit_command(
+            plan, "MODEL", stages=layers, protocol=None if protocol == "native" else protocol, weights="FILE"
+        )
         raise adapters.unfitted(plan, weights_hash, command)
     return reduced
+
+
+def compare(
+    model: str = "deit_s",
+    budget: float | Sequence[float] = 0.3,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Compare methods on one model at one budget or several; `settings` are the other fields of `Config`.
+
+    Raises:
+        TokredError: see `Job`.
+    """
+    from tokred.evaluation.comparison import HASHED, Job
+    from tokred.evaluation.config import Config
+    from tokred.report import outputs
+
+    settings |= {name: str(settings[name]) for name in HASHED if settings.get(name) is not None}
+    if "adapters" in settings:
+        settings["adapters"] = tuple(map(str, settings["adapters"]))
+    budgets = (float(budget),) if isinstance(budget, (int, float)) else tuple(map(float, budget))
+    job = Job(Config(model=model, budgets=budgets, **settings), outputs=outputs.files)
+    if out:
+        job.open(Path(out))
+    return job.run(workers)

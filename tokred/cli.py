@@ -9,10 +9,10 @@ import typer
 from rich.markup import escape
 
 from tokred import __version__
-from tokred.commands import boards, comparing, data, figures, learning, planning, reporting, reproducing, showing
-from tokred.console import err, out
+from tokred.commands import compare, data, fit, leaderboard, match, report, reproduce, show, similarity
+from tokred.commands.console import err, out
 from tokred.errors import TokredError
-from tokred.text import visible
+from tokred.utils.text import visible
 
 app = typer.Typer(
     help="Compare token-reduction methods for Vision Transformers at one FLOP budget.",
@@ -21,16 +21,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(comparing.compare, comparing.sweep),
-    *(planning.match, planning.bench, planning.methods),
-    reproducing.reproduce,
-    *(learning.train, learning.fit),
-    *(figures.similarity, showing.show, reporting.report),
-    planning.check,
+    *(compare.compare, compare.sweep),
+    *(match.match, match.bench, match.methods),
+    reproduce.reproduce,
+    *(fit.train, fit.fit),
+    *(similarity.similarity, show.show, report.report),
+    match.check,
     data.data,
 ):
     app.command()(command)
-app.add_typer(boards.app, name="leaderboard")
+app.add_typer(leaderboard.app, name="leaderboard")
 
 
 @app.callback(invoke_without_command=True)
@@ -43,7 +43,9 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Entry point: errors that are the user's to solve are one sentence and exit code 2."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries warn each other; users need not read it
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning
+    )  # libraries warn each other; users need not read it
     try:
         app(standalone_mode=True)
     except TokredError as error:

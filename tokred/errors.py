@@ -1,5 +1,10 @@
 """Errors that are the user's to solve. Their text is one sentence: what was given, what was expected, what to try."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
 
 class TokredError(Exception):
     """Bad input. The command line prints the sentence and exits with code 2."""
@@ -38,3 +43,14 @@ class UnreadableImage(TokredError):
 
 class Unfitted(TokredError):
     """A learned method without an adapter: random parameters are no result."""
+
+
+def did_you_mean(kind: str, name: str, known: Sequence[str]) -> str:
+    """One sentence about an unknown name, with the nearest known names.
+
+    >>> did_you_mean("method", "tomee", ["lotm", "tome"])
+    "Unknown method 'tomee'. Did you mean: tome?"
+    """
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean: {', '.join(near)}?" if near else f"Known: {', '.join(known)}."
+    return f"Unknown {kind} {name!r}. {hint}"

@@ -18,11 +18,11 @@ import timm
 import torch
 from torch import Tensor
 
+from tokred.core.plan import Plan, default_options, uniform_counts
+from tokred.core.reducer import Attention, Reducer, Rng, View
+from tokred.core.reduction import Keep, Merge, Mix, Reduction, compose, unmerge
+from tokred.core.vit import ReducedViT, num_heads, num_patches
 from tokred.errors import TokredError
-from tokred.reducer import Attention, Reducer, Rng, View
-from tokred.reduction import Keep, Merge, Mix, Reduction, compose, unmerge
-from tokred.schedule import Plan, default_options, uniform_counts
-from tokred.vit import ReducedViT, num_heads, num_patches
 
 Check = Callable[[type[Reducer]], None]
 
@@ -39,12 +39,23 @@ def check_reducer(cls: type[Reducer], progress: Callable[[str], None] = lambda n
             check(cls)
         except Exception as error:  # a battery reports whatever a method does
             problems[name] = (
-                str(error) if isinstance(error, AssertionError | TokredError) and str(error) else f"{type(error).__name__}: {error}"
+                str(error)
+                if isinstance(error, AssertionError | TokredError) and str(error)
+                else f"{type(error).__name__}: {error}"
             )
     return problems
 
 
-def make_view(batch: int = 3, n: int = 16, prefix: int = 1, seed: int = 0, *, layer: int = 4, has_cls: bool = True, **kwargs: Any) -> View:
+def make_view(
+    batch: int = 3,
+    n: int = 16,
+    prefix: int = 1,
+    seed: int = 0,
+    *,
+    layer: int = 4,
+    has_cls: bool = True,
+    **kwargs: Any,
+) -> View:
     """A random view without near-ties: [batch, n, 48] tokens after `prefix` prefix tokens, 3 heads."""
     rng = torch.Generator().manual_seed(seed)
 
@@ -54,7 +65,16 @@ def make_view(batch: int = 3, n: int = 16, prefix: int = 1, seed: int = 0, *, la
     q, k, v = (normal(batch, HEADS, prefix + n, DIM // HEADS) for _ in range(3))
     size = torch.randint(1, 4, (batch, n), generator=rng).float()
     attention = Attention(q, k, v, (DIM // HEADS) ** -0.5)
-    view = View(normal(batch, n, DIM), size, normal(batch, prefix, DIM), layer, 12, has_cls, Rng(0, torch.arange(batch)), attention)
+    view = View(
+        normal(batch, n, DIM),
+        size,
+        normal(batch, prefix, DIM),
+        layer,
+        12,
+        has_cls,
+        Rng(0, torch.arange(batch)),
+        attention,
+    )
     for name, value in kwargs.items():
         setattr(view, name, value)
     return view
@@ -67,7 +87,14 @@ def slice_view(view: View, rows: Tensor) -> View:
     images = None if view.rng.images is None else view.rng.images[rows]
     attention = _like(a, lambda tensor: tensor[rows])
     return View(
-        view.x[rows], view.size[rows], view.prefix[rows], view.layer, view.depth, view.has_cls, Rng(view.rng.seed, images), attention
+        view.x[rows],
+        view.size[rows],
+        view.prefix[rows],
+        view.layer,
+        view.depth,
+        view.has_cls,
+        Rng(view.rng.seed, images),
+        attention,
     )
 
 
@@ -78,7 +105,14 @@ def _like(attention: Attention, change: Callable[[Tensor], Tensor]) -> Attention
 @lru_cache(maxsize=8)
 def tiny_vit(**options: Any) -> Any:
     """A timm ViT of depth 4 and width 48 on 6 x 6 patches, with random weights that are the same every time."""
-    defaults = {"img_size": 48, "patch_size": 8, "embed_dim": DIM, "depth": 4, "num_heads": HEADS, "num_classes": 10}
+    defaults = {
+        "img_size": 48,
+        "patch_size": 8,
+        "embed_dim": DIM,
+        "depth": 4,
+        "num_heads": HEADS,
+        "num_classes": 10,
+    }
     model = timm.create_model("vit_tiny_patch16_224", **{**defaults, **options}).eval()
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -130,21 +164,34 @@ def expect(condition: bool | Tensor, message: str) -> None:
 
 def _keeps(cls: type[Reducer], n: int) -> list[int]:
     """A few counts that the class can reach: many, half, the fewest."""
-    return sorted({max(cls.floor(n), keep) for keep in (n - 1, n - n // 3, n - n // 2, cls.floor(n)) if keep < n})
+    return sorted(
+        {max(cls.floor(n), keep) for keep in (n - 1, n - n // 3, n - n // 2, cls.floor(n)) if keep < n}
+    )
 
 
 def _runs(cls: type[Reducer]) -> list[tuple[View, Reducer]]:
     """Views and reducers over even, odd and small counts and 1, 2 and 5 prefix tokens."""
     shapes = [(16, 1), (15, 1), (17, 2), (16, 5), (7, 2), (3, 1)]
-    return [(make_view(n=n, prefix=prefix, seed=n), build(cls, n, keep)) for n, prefix in shapes for keep in _keeps(cls, n)]
+    return [
+        (make_view(n=n, prefix=prefix, seed=n), build(cls, n, keep))
+        for n, prefix in shapes
+        for keep in _keeps(cls, n)
+    ]
 
 
 @check
 def check_documented(cls: type[Reducer]) -> None:
     """The docstring starts with a sentence, and options are keyword arguments with defaults."""
     first = inspect.cleandoc(cls.__doc__ or "").splitlines()[:1]
-    expect(bool(first) and first[0].endswith("."), "The docstring must start with one sentence that says what the method does.")
-    positional = [p.name for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    expect(
+        bool(first) and first[0].endswith("."),
+        "The docstring must start with one sentence that says what the method does.",
+    )
+    positional = [
+        p.name
+        for p in inspect.signature(cls.__init__).parameters.values()
+        if p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
     expect(
         positional == ["self", "n", "keep", "dim", "heads"],
         f"__init__ must take (self, n, keep, dim, heads, *, options), not {positional}.",
@@ -158,7 +205,10 @@ def check_output_count(cls: type[Reducer]) -> None:
     """Exactly `keep` tokens come out, finite, for even, odd and small counts."""
     for view, reducer in _runs(cls):
         pooled = reducer(view).pool(view.x)
-        expect(pooled.shape == (3, reducer.keep, DIM), f"{view.x.shape[1]} tokens to {reducer.keep} gave {tuple(pooled.shape)}.")
+        expect(
+            pooled.shape == (3, reducer.keep, DIM),
+            f"{view.x.shape[1]} tokens to {reducer.keep} gave {tuple(pooled.shape)}.",
+        )
         expect(pooled.isfinite().all(), "The output has values that are no numbers.")
 
 
@@ -178,9 +228,14 @@ def check_decision(cls: type[Reducer]) -> None:
     """The result is a Keep, Merge or Mix whose indices and labels are in range and whose matrix does what pool does."""
     for view, reducer in _runs(cls):
         n, keep, result = reducer.n, reducer.keep, reducer(view)
-        expect(isinstance(result, Reduction), f"forward must return Keep, Merge or Mix, not {type(result).__name__}.")
+        expect(
+            isinstance(result, Reduction),
+            f"forward must return Keep, Merge or Mix, not {type(result).__name__}.",
+        )
         labels = result.labels()
-        expect(labels.dtype == torch.int64 and labels.shape == (3, n), "labels() must be int64 of shape [B, N].")
+        expect(
+            labels.dtype == torch.int64 and labels.shape == (3, n), "labels() must be int64 of shape [B, N]."
+        )
         expect((labels < keep).all() and (labels >= -1).all(), "Labels must lie between -1 and keep - 1.")
         if isinstance(result, Keep):
             expect(result.index.sort(1).values.diff(dim=1).gt(0).all(), "Keep must not repeat an index.")
@@ -200,7 +255,10 @@ def check_mass(cls: type[Reducer]) -> None:
         sizes = result.sizes(view.size)
         expect((sizes > 0).all(), "An output stands for no patch at all.")
         held = (view.size * (result.labels() >= 0)).sum(1)
-        expect(torch.allclose(sizes.sum(1), held, atol=1e-3), "Sizes do not sum to the patches that were kept or merged.")
+        expect(
+            torch.allclose(sizes.sum(1), held, atol=1e-3),
+            "Sizes do not sum to the patches that were kept or merged.",
+        )
 
 
 @check
@@ -223,7 +281,10 @@ def check_view_untouched(cls: type[Reducer]) -> None:
     expect(same, "The reducer edited its view.")
     assert view.attention
     assert before[3]
-    expect(all(torch.equal(getattr(view.attention, f), getattr(before[3], f)) for f in "qkv"), "The reducer edited the attention.")
+    expect(
+        all(torch.equal(getattr(view.attention, f), getattr(before[3], f)) for f in "qkv"),
+        "The reducer edited the attention.",
+    )
 
 
 @check
@@ -243,7 +304,10 @@ def check_batch_slice(cls: type[Reducer]) -> None:
         whole = reducer(view).pool(view.x)
         for row in range(3):
             alone = slice_view(view, torch.tensor([row]))
-            expect(torch.allclose(reducer(alone).pool(alone.x), whole[row : row + 1], atol=1e-5), "A batch of 1 differs from its slice.")
+            expect(
+                torch.allclose(reducer(alone).pool(alone.x), whole[row : row + 1], atol=1e-5),
+                "A batch of 1 differs from its slice.",
+            )
 
 
 @check
@@ -252,7 +316,10 @@ def check_batch_permutation(cls: type[Reducer]) -> None:
     order = torch.tensor([2, 0, 1])
     for view, reducer in _runs(cls):
         moved = slice_view(view, order)
-        expect(torch.allclose(reducer(moved).pool(moved.x), reducer(view).pool(view.x)[order], atol=1e-5), "A permuted batch differs.")
+        expect(
+            torch.allclose(reducer(moved).pool(moved.x), reducer(view).pool(view.x)[order], atol=1e-5),
+            "A permuted batch differs.",
+        )
 
 
 @check
@@ -266,8 +333,14 @@ def check_ties(cls: type[Reducer]) -> None:
         view.attention = _like(view.attention, partial(torch.full_like, fill_value=value))
         result = reducer(view)
         pooled = result.pool(view.x)
-        expect(pooled.shape == (3, reducer.keep, DIM) and pooled.isfinite().all(), f"Tokens that are all {value:g} break the reducer.")
-        expect((result.sizes(view.size) > 0).all(), f"Of tokens that are all {value:g}, an output stands for no patch at all.")
+        expect(
+            pooled.shape == (3, reducer.keep, DIM) and pooled.isfinite().all(),
+            f"Tokens that are all {value:g} break the reducer.",
+        )
+        expect(
+            (result.sizes(view.size) > 0).all(),
+            f"Of tokens that are all {value:g}, an output stands for no patch at all.",
+        )
 
 
 @check
@@ -280,7 +353,8 @@ def check_bfloat16(cls: type[Reducer]) -> None:
     reducer = build(cls, 16, _keeps(cls, 16)[0])
     pooled = reducer(view).pool(view.x)
     expect(
-        pooled.dtype == torch.bfloat16 and pooled.isfinite().all(), f"bfloat16 in gave {pooled.dtype} out, or values that are no numbers."
+        pooled.dtype == torch.bfloat16 and pooled.isfinite().all(),
+        f"bfloat16 in gave {pooled.dtype} out, or values that are no numbers.",
     )
 
 
@@ -295,7 +369,9 @@ def check_meta(cls: type[Reducer]) -> None:
         _like(a, lambda tensor: tensor.to("meta")),
     )  # fmt: skip
     reducer = build(cls, 16, _keeps(cls, 16)[0]).to("meta")
-    expect(reducer(meta).pool(meta.x).shape == (3, reducer.keep, DIM), "The shape on the meta device differs.")
+    expect(
+        reducer(meta).pool(meta.x).shape == (3, reducer.keep, DIM), "The shape on the meta device differs."
+    )
 
 
 @check
@@ -304,7 +380,9 @@ def check_copies(cls: type[Reducer]) -> None:
     reducer, view = build(cls, 16, _keeps(cls, 16)[0]), make_view()
     want = reducer(view).pool(view.x)
     expect(torch.equal(copy.deepcopy(reducer)(view).pool(view.x), want), "A deep copy differs.")
-    expect(torch.equal(pickle.loads(pickle.dumps(reducer))(view).pool(view.x), want), "A pickled copy differs.")
+    expect(
+        torch.equal(pickle.loads(pickle.dumps(reducer))(view).pool(view.x), want), "A pickled copy differs."
+    )
 
 
 @check
@@ -314,12 +392,19 @@ def check_gradients(cls: type[Reducer]) -> None:
     view.x.requires_grad_()
     reducer = build(cls, 16, _keeps(cls, 16)[0])
     reducer(view).pool(view.x).square().sum().backward()
-    expect(view.x.grad is not None and view.x.grad.isfinite().all() and view.x.grad.any(), "No gradient reaches the tokens.")
+    expect(
+        view.x.grad is not None and view.x.grad.isfinite().all() and view.x.grad.any(),
+        "No gradient reaches the tokens.",
+    )
     model = reduced(cls, tiny_vit())
     model.stages.train()
     state = model.run(torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1)))
     model.head(state).square().sum().backward()
-    without = [name for name, parameter in model.stages.named_parameters() if parameter.grad is None or not parameter.grad.isfinite().all()]
+    without = [
+        name
+        for name, parameter in model.stages.named_parameters()
+        if parameter.grad is None or not parameter.grad.isfinite().all()
+    ]
     expect(not without, f"No gradient reaches {without}.")
 
 
@@ -333,7 +418,10 @@ def check_nested(cls: type[Reducer]) -> None:
             full = large.get_parameter(name)
             parameter.copy_(full[:few] if name in cls.nested else full)
     large.keep = few
-    expect(torch.allclose(large(view).pool(view.x), small(view).pool(view.x), atol=1e-5), "Its first rows alone give another result.")
+    expect(
+        torch.allclose(large(view).pool(view.x), small(view).pool(view.x), atol=1e-5),
+        "Its first rows alone give another result.",
+    )
 
 
 @check
@@ -344,7 +432,9 @@ def check_empty_plan(cls: type[Reducer]) -> None:
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     plan = Plan(cls, (2, 3), (n, n))
     with torch.no_grad():
-        expect(torch.equal(ReducedViT(model, plan)(images), model(images)), "An empty plan changes the logits.")
+        expect(
+            torch.equal(ReducedViT(model, plan)(images), model(images)), "An empty plan changes the logits."
+        )
 
 
 @check
@@ -364,18 +454,27 @@ def check_models(cls: type[Reducer]) -> None:
         with torch.no_grad():
             state = wrapped.run(images)
         tokens = tiny_plan(cls, model).tokens[-1]
-        expect(state.x.shape[1] == model.num_prefix_tokens + tokens, f"{options} ends with {state.x.shape[1]} tokens.")
+        expect(
+            state.x.shape[1] == model.num_prefix_tokens + tokens,
+            f"{options} ends with {state.x.shape[1]} tokens.",
+        )
         expect(wrapped.head(state).isfinite().all(), f"{options} gives logits that are no numbers.")
         source = compose(state.reductions)
         agree = state.size is not None and torch.allclose(source.sum(2), state.size, atol=1e-3)
         expect(agree, "The source map does not agree with the sizes.")
-        expect(unmerge(state.reductions, state.x[:, -tokens:]).shape[1] == num_patches(model), "unmerge over stages lost patches.")
+        expect(
+            unmerge(state.reductions, state.x[:, -tokens:]).shape[1] == num_patches(model),
+            "unmerge over stages lost patches.",
+        )
     model = tiny_vit(class_token=False, global_pool="avg")
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     probe = cls(16, _keeps(cls, 16)[0], DIM, HEADS)
     try:
         with torch.no_grad():
-            expect(reduced(cls, model)(images).isfinite().all(), "A model without CLS token gives logits that are no numbers.")
+            expect(
+                reduced(cls, model)(images).isfinite().all(),
+                "A model without CLS token gives logits that are no numbers.",
+            )
     except TokredError:
         expect(probe.needs_cls, "The method is refused without a CLS token but does not state needs_cls.")
     else:

@@ -20,7 +20,11 @@ def oracle(x, keep, neighbors=5, scale="published"):
     density = np.exp(-((near / unit) ** 2).mean(1))
     score = np.empty(n)
     for i in range(n):
-        denser = [distance[i, j] for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
+        denser = [
+            distance[i, j]
+            for j in range(n)
+            if density[j] > density[i] or (density[j] == density[i] and j < i)
+        ]
         score[i] = density[i] * (min(denser) if denser else distance.max())
     centers = sorted(range(n), key=lambda i: (-score[i], i))[:keep]
     label = [min(range(keep), key=lambda k: (distance[i, centers[k]], k)) for i in range(n)]
@@ -64,21 +68,32 @@ def test_twins_among_many_tokens(n):
 def test_relative_distances_do_not_know_the_scale_of_the_tokens():
     view, large = make_view(n=40), make_view(n=40)
     large.x = 64 * large.x
-    assert torch.equal(DPCKNN(40, 12, 48, 3, scale="relative")(large).labels(), DPCKNN(40, 12, 48, 3, scale="relative")(view).labels())
+    assert torch.equal(
+        DPCKNN(40, 12, 48, 3, scale="relative")(large).labels(),
+        DPCKNN(40, 12, 48, 3, scale="relative")(view).labels(),
+    )
     assert not torch.equal(DPCKNN(40, 12, 48, 3)(large).labels(), DPCKNN(40, 12, 48, 3)(view).labels())
 
 
 def test_published_noise_changes_nothing_without_ties():
     view = make_view(n=40)
-    assert torch.equal(DPCKNN(40, 12, 48, 3, ties="noise")(view).labels(), DPCKNN(40, 12, 48, 3)(view).labels())
-    noise, index = (DPCKNN(40, 12, 48, 3, neighbors=1, ties=ties)(view).labels() for ties in ("noise", "index"))
-    assert not torch.equal(noise, index)  # a token alone is its own neighbour, so that all densities are equal
+    assert torch.equal(
+        DPCKNN(40, 12, 48, 3, ties="noise")(view).labels(), DPCKNN(40, 12, 48, 3)(view).labels()
+    )
+    noise, index = (
+        DPCKNN(40, 12, 48, 3, neighbors=1, ties=ties)(view).labels() for ties in ("noise", "index")
+    )
+    assert not torch.equal(
+        noise, index
+    )  # a token alone is its own neighbour, so that all densities are equal
 
 
 def test_blobs_are_recovered():
     rng = torch.Generator().manual_seed(1)
     truth = torch.arange(5).repeat_interleave(6)
-    x = (50 * torch.randn(5, 48, generator=rng)[truth] + 0.1 * torch.randn(30, 48, generator=rng)).expand(3, -1, -1)
+    x = (50 * torch.randn(5, 48, generator=rng)[truth] + 0.1 * torch.randn(30, 48, generator=rng)).expand(
+        3, -1, -1
+    )
     label = DPCKNN(30, 5, 48, 3)(make_view(n=30, x=x)).labels()[0]
     assert len({(t.item(), lab.item()) for t, lab in zip(truth, label, strict=True)}) == 5
 

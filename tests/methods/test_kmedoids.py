@@ -21,7 +21,9 @@ def weights(view):
 
 
 def assign(distance, centers):
-    return np.array([min(range(len(centers)), key=lambda k: (distance[i, centers[k]], k)) for i in range(len(distance))])
+    return np.array(
+        [min(range(len(centers)), key=lambda k: (distance[i, centers[k]], k)) for i in range(len(distance))]
+    )
 
 
 def oracle(x, w, keep, iterations=3, update="textbook"):
@@ -102,7 +104,11 @@ def test_cluster_means(output):
     means = KMedoids(12, 5, 48, 3, output=output)(view)
     assert torch.equal(means.labels(), medoids.labels())
     member = medoids.labels()[0] == 2
-    w = torch.from_numpy(weights(view))[0, member].float() if output == "wmean" else torch.ones(int(member.sum()))
+    w = (
+        torch.from_numpy(weights(view))[0, member].float()
+        if output == "wmean"
+        else torch.ones(int(member.sum()))
+    )
     want = (w[:, None] * view.x[0, member]).sum(0) / w.sum()
     assert torch.allclose(means.pool(view.x)[0, 2], want, atol=1e-5)
 

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokred.core.plan import Plan
+from tokred.core.reduction import compose
+from tokred.core.vit import ReducedViT
 from tokred.methods.lotm import LoTM
-from tokred.reduction import compose
-from tokred.schedule import Plan
 from tokred.testing import make_view, tiny_vit
-from tokred.vit import ReducedViT
 
 
 def oracle(x, removed, order="inplace", weight=None):
@@ -42,13 +42,17 @@ def test_oracle(n, seed, order, data):
     view = make_view(n=n, seed=seed)
     pooled = LoTM(n, n - removed, 48, 3, order=order)(view).pool(view.x)
     for b in range(3):
-        np.testing.assert_allclose(pooled[b].numpy(), oracle(view.x[b].double().numpy(), removed, order), atol=1e-5)
+        np.testing.assert_allclose(
+            pooled[b].numpy(), oracle(view.x[b].double().numpy(), removed, order), atol=1e-5
+        )
 
 
 def test_weighted_mean_and_key_metric():
     view = make_view(n=12)
     pooled = LoTM(12, 9, 48, 3, weighted=True)(view).pool(view.x)
-    np.testing.assert_allclose(pooled[0].numpy(), oracle(view.x[0].numpy(), 3, weight=view.size[0].numpy()), atol=1e-5)
+    np.testing.assert_allclose(
+        pooled[0].numpy(), oracle(view.x[0].numpy(), 3, weight=view.size[0].numpy()), atol=1e-5
+    )
     label = LoTM(12, 9, 48, 3, metric="keys")(view).labels()[0]
     keys = view.attention.k[0, :, 1:].mean(0).numpy()
     want = oracle(keys, 3)
@@ -99,4 +103,6 @@ def test_order_matters_only_from_the_second_stage(images):
             return ReducedViT(tiny_vit(), Plan("lotm", stages, tokens, {"order": order}))(images)
 
     assert torch.allclose(logits("inplace", (2,), (26,)), logits("append", (2,), (26,)), atol=1e-5)
-    assert not torch.allclose(logits("inplace", (2, 3), (26, 18)), logits("append", (2, 3), (26, 18)), atol=1e-5)
+    assert not torch.allclose(
+        logits("inplace", (2, 3), (26, 18)), logits("append", (2, 3), (26, 18)), atol=1e-5
+    )

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokred.core.reducer import Rng
 from tokred.methods.evit import EViT
 from tokred.methods.random import Random
 from tokred.methods.topk import TopK
-from tokred.reducer import Rng
 from tokred.testing import make_view
 
 
@@ -67,7 +67,11 @@ def test_random_differs_between_images_layers_and_seeds_but_not_between_runs():
     assert kept()[0] != kept()[1]
     assert kept() != kept(layer=7)
     assert kept() != kept(seed=1)
-    assert kept((3, 1, 2)) == [kept()[2], kept()[0], kept()[1]]  # a draw belongs to its image, not to its place in the batch
+    assert kept((3, 1, 2)) == [
+        kept()[2],
+        kept()[0],
+        kept()[1],
+    ]  # a draw belongs to its image, not to its place in the batch
 
 
 def test_random_numbers_are_uniform():

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokred.core.plan import Plan
+from tokred.core.vit import ReducedViT
 from tokred.methods.tome import ToMe
-from tokred.schedule import Plan
 from tokred.testing import make_view, tiny_vit
-from tokred.vit import ReducedViT
 
 
 def oracle(metric, x, size, prefix, removed):

@@ -11,43 +11,97 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from tokred import registry
-from tokred.console import parse_layers, parse_names, parse_settings
+from tokred.commands.console import parse_layers, parse_names, parse_settings
+from tokred.core import registry
 
 if TYPE_CHECKING:
-    from tokred.config import Config
+    from tokred.evaluation.config import Config
 
-Model = Annotated[str, typer.Option("--model", "-m", help="deit_t, deit_s, deit_b, any ViT of timm, or hf-hub:OWNER/NAME.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="deit_t, deit_s, deit_b, any ViT of timm, or hf-hub:OWNER/NAME.")
+]
 Budget = Annotated[float, typer.Option("--budget", "-b", help="Fraction of FLOPs to save, between 0 and 1.")]
-Methods = Annotated[str | None, typer.Option("--methods", "--method", help="Comma-separated methods; by default all.")]
-ProtocolName = Annotated[str, typer.Option(help="native: each method's published layers; common: layers 4, 7, 10 for all.")]
+Methods = Annotated[
+    str | None, typer.Option("--methods", "--method", help="Comma-separated methods; by default all.")
+]
+ProtocolName = Annotated[
+    str, typer.Option(help="native: each method's published layers; common: layers 4, 7, 10 for all.")
+]
 Stages = Annotated[str | None, typer.Option(help='Layers for all methods, one-based, such as "4 7 10".')]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Option of a method, such as lotm.order=append. Repeatable.")]
-Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="Python file or module with methods to use. Repeatable.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Option of a method, such as lotm.order=append. Repeatable.")
+]
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", help="Python file or module with methods to use. Repeatable.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 PrecisionName = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
-Data = Annotated[str | None, typer.Option(help="Folder of images, or a timm data set such as hfds/NAME; by default PhotoDigits.")]
-Split = Annotated[str | None, typer.Option(help="Split of the data: test for PhotoDigits, validation elsewhere.")]
-Weights = Annotated[str | None, typer.Option(help="Weight file, or hf-hub:OWNER/NAME; by default the shipped ones, or timm's with --data.")]
-Labels = Annotated[bool, typer.Option(help="Use the labels; without them, agreement with the unreduced model is measured.")]
-ClassMap = Annotated[Path | None, typer.Option(help="Which class each label is: .txt with a class a line, .csv or .json.")]
-Devkit = Annotated[Path | None, typer.Option(help="Labels of ImageNet's validation files in one folder: its devkit, or Kaggle's CSV.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where a data set that has a name lies: torch/, wds/; the cache for hfds/.")]
-ImgSize = Annotated[int | None, typer.Option(help="Side of the model's input in pixels; by default the model's own.")]
-CropPct = Annotated[float | None, typer.Option(help="How much of the resized image's side is seen, such as 0.875; by default the model's.")]
-InterpolationName = Annotated[str | None, typer.Option("--interpolation", help="bicubic, bilinear ...; by default the model's.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Folder of images, or a timm data set such as hfds/NAME; by default PhotoDigits."),
+]
+Split = Annotated[
+    str | None, typer.Option(help="Split of the data: test for PhotoDigits, validation elsewhere.")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weight file, or hf-hub:OWNER/NAME; by default the shipped ones, or timm's with --data."
+    ),
+]
+Labels = Annotated[
+    bool, typer.Option(help="Use the labels; without them, agreement with the unreduced model is measured.")
+]
+ClassMap = Annotated[
+    Path | None, typer.Option(help="Which class each label is: .txt with a class a line, .csv or .json.")
+]
+Devkit = Annotated[
+    Path | None,
+    typer.Option(help="Labels of ImageNet's validation files in one folder: its devkit, or Kaggle's CSV."),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Where a data set that has a name lies: torch/, wds/; the cache for hfds/."),
+]
+ImgSize = Annotated[
+    int | None, typer.Option(help="Side of the model's input in pixels; by default the model's own.")
+]
+CropPct = Annotated[
+    float | None,
+    typer.Option(help="How much of the resized image's side is seen, such as 0.875; by default the model's."),
+]
+InterpolationName = Annotated[
+    str | None, typer.Option("--interpolation", help="bicubic, bilinear ...; by default the model's.")
+]
 Limit = Annotated[int | None, typer.Option(help="Evaluate only the first images; the rows say so.")]
-OnErrorName = Annotated[str, typer.Option(help="An image that cannot be read: fail, skip, or count-wrong for all models.")]
-Results = Annotated[Path | None, typer.Option("--out", help="Folder for the results; by default one under runs/.")]
+OnErrorName = Annotated[
+    str, typer.Option(help="An image that cannot be read: fail, skip, or count-wrong for all models.")
+]
+Results = Annotated[
+    Path | None, typer.Option("--out", help="Folder for the results; by default one under runs/.")
+]
 Format = Annotated[str, typer.Option("--format", help="What to print: table, markdown, latex, csv or json.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
-BatchSize = Annotated[int | None, typer.Option(help="Images that run together; by default 16 on a CPU, 256 elsewhere.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that load images; by default 1 on a CPU, up to 8 beside a GPU.")]
-Adapters = Annotated[
-    list[str] | None, typer.Option(help="Adapter, published checkpoint, or folder of them, used before the shipped ones. Repeatable.")
+BatchSize = Annotated[
+    int | None, typer.Option(help="Images that run together; by default 16 on a CPU, 256 elsewhere.")
 ]
-NoControls = Annotated[bool, typer.Option("--no-controls", help="Leave out what every method must beat: random, lowres, smaller.")]
-AllowUnfitted = Annotated[bool, typer.Option("--allow-unfitted", help="Show unfitted learned methods too, marked.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that load images; by default 1 on a CPU, up to 8 beside a GPU."),
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Adapter, published checkpoint, or folder of them, used before the shipped ones. Repeatable."
+    ),
+]
+NoControls = Annotated[
+    bool,
+    typer.Option("--no-controls", help="Leave out what every method must beat: random, lowres, smaller."),
+]
+AllowUnfitted = Annotated[
+    bool, typer.Option("--allow-unfitted", help="Show unfitted learned methods too, marked.")
+]
 
 
 @dataclass(frozen=True)
@@ -127,7 +181,12 @@ class RunOptions:
 
     def fields(self) -> dict[str, Any]:
         """As fields of `Config`."""
-        return {"seed": self.seed, "device": self.device, "precision": self.precision, "batch_size": self.batch_size}
+        return {
+            "seed": self.seed,
+            "device": self.device,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+        }
 
 
 def configuration(model: str, budgets: tuple[float, ...], *groups: Any) -> Config:
@@ -136,9 +195,13 @@ def configuration(model: str, budgets: tuple[float, ...], *groups: Any) -> Confi
     Raises:
         TokredError: anything wrong with it.
     """
-    from tokred.config import Config
+    from tokred.evaluation.config import Config
 
-    return Config(model=model, budgets=budgets, **functools.reduce(lambda all, group: all | group.fields(), groups, dict[str, Any]()))
+    return Config(
+        model=model,
+        budgets=budgets,
+        **functools.reduce(lambda all, group: all | group.fields(), groups, dict[str, Any]()),
+    )
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -148,7 +211,10 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def flat(**given: Any) -> None:
-        made = {name: group(**{field.name: given.pop(field.name) for field in fields(group)}) for name, group in groups.items()}
+        made = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
         command(**given, **made)
 
     parameters = []

@@ -8,37 +8,38 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tokred import registry
-from tokred.errors import TokredError, UnknownName
+from tokred.errors import TokredError, UnknownName, did_you_mean
 
 FOLDER = Path(__file__).parent
 
 T = TypeVar("T", bound=BaseModel)
 
 
-def names() -> list[str]:
-    """Names of the configurations that tokred ships."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+def names(kind: str) -> list[str]:
+    """Names of the configurations of one kind ("compare", "fit" or "train") that tokred ships."""
+    return sorted(path.stem for path in (FOLDER / kind).glob("*.yaml"))
 
 
-def find(name: str) -> dict[str, Any] | None:
+def find(kind: str, name: str) -> dict[str, Any] | None:
     """A shipped configuration, or None."""
-    return load(name) if name in names() else None
+    return load(kind, name) if name in names(kind) else None
 
 
-def load(name: str) -> dict[str, Any]:
+def load(kind: str, name: str) -> dict[str, Any]:
     """The mapping in a shipped configuration or in a YAML file.
 
     Raises:
         TokredError: no such configuration, or not a YAML mapping.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / kind / f"{name}.yaml"
     if not path.is_file():
-        raise UnknownName(registry.unknown("configuration", name, names()))
+        raise UnknownName(did_you_mean("configuration", name, names(kind)))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise TokredError(f"The configuration {path} cannot be read: {str(error).splitlines()[0]}.") from error
+        raise TokredError(
+            f"The configuration {path} cannot be read: {str(error).splitlines()[0]}."
+        ) from error
     if not isinstance(values, dict):
         raise TokredError(f"The configuration {path} must be a mapping of names to values.")
     return values
@@ -55,4 +56,6 @@ def parse(schema: type[T], values: dict[str, Any], origin: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
-        raise TokredError(f"In {origin}, {where} is wrong: {first['msg'].lower()} (got {first.get('input')!r}).") from error
+        raise TokredError(
+            f"In {origin}, {where} is wrong: {first['msg'].lower()} (got {first.get('input')!r})."
+        ) from error

@@ -14,7 +14,7 @@ from timm.data.readers.class_map import load_class_map
 from tokred.data import imagenet
 from tokred.data.sources import Source
 from tokred.errors import TokredError
-from tokred.text import some
+from tokred.utils.text import some
 
 
 def load(path: Path) -> dict[str, int]:
@@ -28,18 +28,38 @@ def load(path: Path) -> dict[str, int]:
         TokredError: it is missing, of another form, or a pickle, whose reading can run code.
     """
     if not path.is_file():
-        raise TokredError(f"No class map at {path}; give a .txt file with one class a line, or a .csv or .json file.")
+        raise TokredError(
+            f"No class map at {path}; give a .txt file with one class a line, or a .csv or .json file."
+        )
     if path.suffix not in _READERS:
-        why = "reading a pickle can run code" if path.suffix in (".pkl", ".pickle", ".pt", ".pth") else "its form is not known"
-        raise TokredError(f"The class map {path} is not read ({why}); give a .txt file with one class a line, or a .csv or .json file.")
+        why = (
+            "reading a pickle can run code"
+            if path.suffix in (".pkl", ".pickle", ".pt", ".pth")
+            else "its form is not known"
+        )
+        raise TokredError(
+            f"The class map {path} is not read ({why}); give a .txt file with one class a line, or a .csv or .json file."
+        )
     try:
         pairs = [(str(name).strip(), int(index)) for name, index in _READERS[path.suffix](path)]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise TokredError(f"The class map {path} cannot be read ({error}); expected a name and the index of its class.") from error
+        raise TokredError(
+            f"The class map {path} cannot be read ({error}); expected a name and the index of its class."
+        ) from error
     names = [name for name, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    twice = (
+        next((name for name in names if names.count(name) > 1), None)
+        if len(set(names)) < len(names)
+        else None
+    )
     if twice is not None or not pairs or min(index for _, index in pairs) < 0:
-        what = f"has the class {twice!r} twice" if twice is not None else "has no class" if not pairs else "has a negative index"
+        what = (
+            f"has the class {twice!r} twice"
+            if twice is not None
+            else "has no class"
+            if not pairs
+            else "has a negative index"
+        )
         raise TokredError(f"The class map {path} {what}; it needs one index, from 0, for each class.")
     return dict(pairs)
 
@@ -47,7 +67,11 @@ def load(path: Path) -> dict[str, int]:
 def _lines(path: Path) -> list[tuple[str, int]]:
     lines = path.read_text(encoding="utf-8").rstrip().splitlines()
     found = load_class_map(str(path))  # one entry for lines that are the same
-    return list(found.items()) if len(found) == len(lines) else [(line.strip(), index) for index, line in enumerate(lines)]
+    return (
+        list(found.items())
+        if len(found) == len(lines)
+        else [(line.strip(), index) for index, line in enumerate(lines)]
+    )
 
 
 def _table(path: Path) -> list[tuple[str, Any]]:
@@ -85,11 +109,17 @@ def apply(source: Source, path: Path) -> Source:
     used = [names[label] for label in np.unique(source.labels)]
     missing = [name for name in used if name not in given]
     if missing:
-        raise TokredError(f"The class map {path} lacks {len(missing)} of the {len(used)} classes of {source.name}: {some(missing)}.")
+        raise TokredError(
+            f"The class map {path} lacks {len(missing)} of the {len(used)} classes of {source.name}: {some(missing)}."
+        )
     mapping = np.array([given.get(name, -1) for name in names], dtype=np.int64)
     mapped = replace(source.relabel(mapping, None, f"Labels are mapped by {path.name}."), class_names=None)
     ordered = imagenet.class_names()
-    odd = [name for name in used if imagenet.is_wnid(name) and given[name] < len(ordered) and ordered[given[name]] != name]
+    odd = [
+        name
+        for name in used
+        if imagenet.is_wnid(name) and given[name] < len(ordered) and ordered[given[name]] != name
+    ]
     if odd:
         mapped = mapped.noted(
             f"{path.name} has {len(odd)} of ImageNet's classes at other indices than the weights of ImageNet-1K have: {some(odd)}."

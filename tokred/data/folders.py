@@ -16,10 +16,18 @@ from tokred.data.images import UNLABELLED, Files, StrictImages
 from tokred.data.sources import Source
 from tokred.errors import TokredError
 
-_SPLITS = ({"validation", "val", "valid", "evaluation", "eval"}, {"train", "training"}, {"test"})  # names that timm takes for one another
+_SPLITS = (
+    {"validation", "val", "valid", "evaluation", "eval"},
+    {"train", "training"},
+    {"test"},
+)  # names that timm takes for one another
 VALIDATION_NAMES, TRAINING_NAMES, _ = _SPLITS
 SPLIT_NAMES = set().union(*_SPLITS)
-_KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # where the splits of Kaggle's copy of ImageNet lie
+_KAGGLE = (
+    "ILSVRC/Data/CLS-LOC",
+    "Data/CLS-LOC",
+    "CLS-LOC",
+)  # where the splits of Kaggle's copy of ImageNet lie
 
 
 def open_folder(data: str, split: str | None, labels: bool = True, devkit: str | None = None) -> Source:
@@ -39,7 +47,9 @@ def open_folder(data: str, split: str | None, labels: bool = True, devkit: str |
             f"No data at {data!r}: give a folder with one folder of images for each class, or leave --data out for PhotoDigits."
         )
     if not Path(data).is_dir():
-        raise TokredError(f"{data} is a file; --data takes a folder with one folder of images for each class, so unpack an archive first.")
+        raise TokredError(
+            f"{data} is a file; --data takes a folder with one folder of images for each class, so unpack an archive first."
+        )
     base = split_base(Path(data))
     root, chosen = _split_folder(base, split)
     found, class_to_idx = find_images_and_targets(str(root))
@@ -81,7 +91,14 @@ def _split_folder(base: Path, split: str | None) -> tuple[Path, str]:
 class _Folder:
     """The images that were found in a folder, each with the name of the folder that it is in."""
 
-    def __init__(self, root: Path, name: str, split: str, found: Sequence[tuple[str, int]], class_to_idx: dict[str, int]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        split: str,
+        found: Sequence[tuple[str, int]],
+        class_to_idx: dict[str, int],
+    ) -> None:
         self.root, self.name, self.split = root, name, split
         self.paths = [path for path, _ in found]
         self.targets = np.array([target for _, target in found], dtype=np.int64)
@@ -89,7 +106,11 @@ class _Folder:
         self.origin = imagenet.origin(self.paths)
 
     def source(self, labels: bool, devkit: str | None) -> Source:
-        loose = np.flatnonzero(self.targets == self.names.index("")) if "" in self.names else np.empty(0, dtype=np.int64)
+        loose = (
+            np.flatnonzero(self.targets == self.names.index(""))
+            if "" in self.names
+            else np.empty(0, dtype=np.int64)
+        )
         if not labels:
             return self._source(np.full(len(self.paths), UNLABELLED), None)
         if len(loose) == len(self.paths):
@@ -107,7 +128,9 @@ class _Folder:
         """Images that lie in one folder: ImageNet's validation set as it is published, or images without labels."""
         if self.origin != "validation":
             if devkit is not None:
-                raise TokredError(f"--devkit labels files such as ILSVRC2012_val_00000001.JPEG, but {self.root} holds others.")
+                raise TokredError(
+                    f"--devkit labels files such as ILSVRC2012_val_00000001.JPEG, but {self.root} holds others."
+                )
             return self._source(np.full(len(self.paths), UNLABELLED), None)
         file = Path(devkit) if devkit is not None else imagenet.find_labels(self.root)
         if file is None:
@@ -124,7 +147,9 @@ class _Folder:
     def _compare(self, labels: dict[int, str], devkit: str) -> None:
         """Raise where class folders and the devkit do not agree."""
         if self.origin != "validation":
-            raise TokredError(f"--devkit labels files such as ILSVRC2012_val_00000001.JPEG, but {self.root} holds others.")
+            raise TokredError(
+                f"--devkit labels files such as ILSVRC2012_val_00000001.JPEG, but {self.root} holds others."
+            )
         told = imagenet.labels_of(self.paths, labels, Path(devkit))
         wrong = [i for i, wnid in enumerate(told) if wnid != self.names[self.targets[i]]]
         if wrong:
@@ -138,10 +163,16 @@ class _Folder:
         stats = [_status(path) for path in self.paths]
         digest, fingerprint = hashlib.sha256(), hashlib.sha256()
         for index, status in enumerate(stats):
-            digest.update(f"{files.filename(index)}\0{0 if status is None else status.st_size}\n".encode(errors="surrogateescape"))
+            digest.update(
+                f"{files.filename(index)}\0{0 if status is None else status.st_size}\n".encode(
+                    errors="surrogateescape"
+                )
+            )
             fingerprint.update(f"{0 if status is None else status.st_mtime_ns}\n".encode())
         # Labels that the folders' names do not tell are no part of the images' names.
-        full = digest.hexdigest() if by_name else hashlib.sha256(digest.digest() + labels.tobytes()).hexdigest()
+        full = (
+            digest.hexdigest() if by_name else hashlib.sha256(digest.digest() + labels.tobytes()).hexdigest()
+        )
         return Source(
             StrictImages(files), self.name, self.split, full, np.arange(len(files)), None if names is None else len(names),
             class_names=names, fingerprint=fingerprint.hexdigest(), labels=labels, labelled=names is not None, sorted=by_name,

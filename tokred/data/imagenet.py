@@ -71,7 +71,9 @@ def labels_of(paths: Iterable[str], labels: dict[int, str], file: Path) -> list[
         match = _VALIDATION.match(Path(path).name)
         wnid = labels.get(int(match[1])) if match else None
         if wnid is None:
-            raise TokredError(f"{file} has no label for {Path(path).name}; it labels ILSVRC2012_val_00000001.JPEG to _{max(labels):08d}.")
+            raise TokredError(
+                f"{file} has no label for {Path(path).name}; it labels ILSVRC2012_val_00000001.JPEG to _{max(labels):08d}."
+            )
         found.append(wnid)
     return found
 
@@ -92,7 +94,9 @@ def read_labels(path: Path) -> dict[int, str]:
         elif path.suffix == ".txt" and path.name != _TRUTH:
             labels = dict(enumerate(path.read_text(encoding="utf-8").split(), 1))
         else:
-            labels = _devkit(*(_archived(path) if path.is_file() and path.name != _TRUTH else _unpacked(path)))
+            labels = _devkit(
+                *(_archived(path) if path.is_file() and path.name != _TRUTH else _unpacked(path))
+            )
     except Exception as error:  # each format fails in its own way
         raise TokredError(
             f"{path} has no labels of ImageNet's validation set ({type(error).__name__}: {error}); expected the devkit "
@@ -101,7 +105,9 @@ def read_labels(path: Path) -> dict[int, str]:
     known = set(class_names())
     stranger = next((wnid for wnid in labels.values() if wnid not in known), None)
     if stranger is not None or not labels:
-        raise TokredError(f"{path} labels images with {stranger or 'nothing'}, which is none of the 1,000 classes of ImageNet-1K.")
+        raise TokredError(
+            f"{path} labels images with {stranger or 'nothing'}, which is none of the 1,000 classes of ImageNet-1K."
+        )
     return labels
 
 
@@ -134,5 +140,9 @@ def _devkit(truth: bytes, meta: bytes) -> dict[int, str]:
     from scipy.io import loadmat
 
     synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    leaves = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets if int(synset["num_children"]) == 0}
+    leaves = {
+        int(synset["ILSVRC2012_ID"]): str(synset["WNID"])
+        for synset in synsets
+        if int(synset["num_children"]) == 0
+    }
     return {number: leaves[int(line)] for number, line in enumerate(truth.split(), 1)}

@@ -64,7 +64,9 @@ class StrictImages(Dataset[tuple[Image.Image, int]]):
         except Exception as error:  # each format fails in its own way
             label = error.label if isinstance(error, UnreadableImage) else label
             name, reason = self._name(index), f"{error}".strip().splitlines() or [type(error).__name__]
-            raise UnreadableImage(f"The image {name} cannot be read ({reason[0]}); repair or remove it.", label) from error
+            raise UnreadableImage(
+                f"The image {name} cannot be read ({reason[0]}); repair or remove it.", label
+            ) from error
         colour.info["kind"] = kind
         return colour, label
 
@@ -95,7 +97,14 @@ class Relabelled(Dataset[tuple[Image.Image, int]]):
 
 def _kind(image: Image.Image) -> str:
     """What an image file is, if not plain 8-bit colour."""
-    modes = {"1": "greyscale", "L": "greyscale", "LA": "greyscale", "P": "palette", "RGBA": "transparency ignored", "RGB": ""}
+    modes = {
+        "1": "greyscale",
+        "L": "greyscale",
+        "LA": "greyscale",
+        "P": "palette",
+        "RGBA": "transparency ignored",
+        "RGB": "",
+    }
     kinds = ["16-bit" if image.mode.startswith("I") else modes.get(image.mode, image.mode)]
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         kinds.append("EXIF rotation ignored")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from tokred.config import OnError
-from tokred.data.transforms import Preparation
+from tokred.data.preprocessing import Preparation
 from tokred.errors import TokredError, UnreadableImage
 
 if TYPE_CHECKING:
     from tokred.data.sources import Source
+
+OnError = Literal["fail", "skip", "count-wrong"]
 
 
 class Batch(NamedTuple):
@@ -38,7 +39,12 @@ class Batch(NamedTuple):
 
 
 def batches(
-    source: Source, preparation: Preparation, batches: Sequence[range], workers: int, on_error: OnError = "fail", pin: bool = False
+    source: Source,
+    preparation: Preparation,
+    batches: Sequence[range],
+    workers: int,
+    on_error: OnError = "fail",
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """The images of each range of indices, one batch a range, whatever the number of workers.
 
@@ -56,7 +62,12 @@ def batches(
     data = Indexed(source.images, preparation.transform)
     collated = collate if on_error == "fail" else Collate(preparation.transform(Image.new("RGB", (256, 256))))
     loader = DataLoader(
-        data, batch_sampler=_Ranges(batches), num_workers=workers, collate_fn=collated, pin_memory=pin, worker_init_fn=_hush
+        data,
+        batch_sampler=_Ranges(batches),
+        num_workers=workers,
+        collate_fn=collated,
+        pin_memory=pin,
+        worker_init_fn=_hush,
     )
     for batch in loader:
         if isinstance(batch, TokredError):
@@ -131,7 +142,10 @@ class Collate:
 
     def __call__(self, items: list[Any]) -> Batch | TokredError:
         errors = {item[1]: item[0] for item in items if isinstance(item[0], UnreadableImage)}
-        whole = [(self.black, item[0].label, item[1], "") if isinstance(item[0], UnreadableImage) else item for item in items]
+        whole = [
+            (self.black, item[0].label, item[1], "") if isinstance(item[0], UnreadableImage) else item
+            for item in items
+        ]
         batch = collate(whole)
         if isinstance(batch, TokredError):
             return batch

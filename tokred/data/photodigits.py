@@ -123,7 +123,9 @@ def _background(scene: Scene, size: int) -> Image.Image:
     return image.point([int(scene.gain * v) for v in range(256)] * 3)
 
 
-def render(split: Split, seed: int, index: int, size: int = SIZE, ease: float = 0.0) -> tuple[Image.Image, Image.Image, int, int]:
+def render(
+    split: Split, seed: int, index: int, size: int = SIZE, ease: float = 0.0
+) -> tuple[Image.Image, Image.Image, int, int]:
     """Image `index` of a split: (RGB image, ink mask, label, index of the source digit in `load_digits`)."""
     glyphs, labels = _glyphs()
     rng = np.random.RandomState([_SPLIT_IDS[split], seed, index])
@@ -153,7 +155,9 @@ class PhotoDigits(Dataset[tuple[Any, int]]):
         seed: of the images. Only seed 0 is the published benchmark.
     """
 
-    def __init__(self, split: Split = "test", transform: Any = None, length: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, split: Split = "test", transform: Any = None, length: int | None = None, seed: int = 0
+    ) -> None:
         if split not in _SPLIT_IDS:
             raise ValueError(f"PhotoDigits has no split {split!r}; it has train, validation and test.")
         length = length or SPLIT_IMAGES.get(split)

@@ -16,7 +16,7 @@ from timm.utils.misc import natural_key
 from tokred.data import imagenet
 from tokred.data.sources import Source
 from tokred.errors import TokredError
-from tokred.text import some
+from tokred.utils.text import some
 
 CHANCE_IMAGES, CHANCE_CLASSES = 100, 100  # images that tell chance from more, with so many classes at least
 _CHANCE = 0.01
@@ -35,14 +35,18 @@ def align(source: Source, classes: int, weights: str = "the model", own: bool = 
         TokredError: the labels are not those of the model.
     """
     if not source.labelled:
-        return source.noted("The images have no labels, so methods are measured by their agreement with the unreduced model.")
+        return source.noted(
+            "The images have no labels, so methods are measured by their agreement with the unreduced model."
+        )
     names = source.class_names or ()
     wnids = [name for name in names if imagenet.is_wnid(name)]
     if wnids and len(wnids) == len(names):
         source = _noted_imagenet(_align_wnids(source, classes, weights))
     elif len(wnids) > len(names) / 2:
         others = [name for name in names if name not in wnids]
-        raise TokredError(f"{source.name} has folders of images beside those of ImageNet's classes: {some(others)}; move them away.")
+        raise TokredError(
+            f"{source.name} has folders of images beside those of ImageNet's classes: {some(others)}; move them away."
+        )
     elif source.sorted:
         _check_count(source, classes, weights)
         source = _noted_order(source, classes, own)
@@ -54,7 +58,11 @@ def align(source: Source, classes: int, weights: str = "the model", own: bool = 
 def _check_count(source: Source, classes: int, weights: str) -> None:
     if source.classes is None or source.classes == classes:
         return
-    why = "" if source.classes != classes + 1 else ", perhaps because one of them is a background class or no class at all"
+    why = (
+        ""
+        if source.classes != classes + 1
+        else ", perhaps because one of them is a background class or no class at all"
+    )
     raise TokredError(
         f"{source.name} has {source.classes} classes, but the weights ({weights}) tell {classes} apart{why}; "
         "choose weights that were trained for this data with --weights, say which class is which with --class-map, "
@@ -68,7 +76,11 @@ def _check_range(source: Source, classes: int, weights: str) -> None:
     low, high = int(source.labels.min()), int(source.labels.max())
     if low >= 0 and high < classes:
         return
-    why = "they seem to count from 1" if (low, high) == (1, classes) else f"one is {high if high >= classes else low}"
+    why = (
+        "they seem to count from 1"
+        if (low, high) == (1, classes)
+        else f"one is {high if high >= classes else low}"
+    )
     raise TokredError(
         f"The labels of {source.name} are not classes of the weights ({weights}), which count from 0 to {classes - 1}: {why}; "
         "say which class is which with --class-map, or leave the labels out with --no-labels."
@@ -82,7 +94,9 @@ def _align_wnids(source: Source, classes: int, weights: str) -> Source:
     if not known or (strangers and len(names) == classes):
         if len(names) != classes:
             _check_count(source, classes, weights)
-        return source.noted(f"The {classes} classes of the weights are taken to be the {classes} class folders, in sorted order.")
+        return source.noted(
+            f"The {classes} classes of the weights are taken to be the {classes} class folders, in sorted order."
+        )
     if strangers:
         raise TokredError(
             f"{source.name} has class folders that are none of the {classes:,} classes of the weights ({weights}): {some(strangers)}; "
@@ -118,7 +132,11 @@ def _noted_imagenet(source: Source) -> Source:
     odd = [f"{names[i]} ({counts[i]})" for i in np.flatnonzero((counts > 0) & (counts != imagenet.PER_CLASS))]
     if source.origin == "validation" and odd:
         present = int((counts > 0).sum())
-        here = f"{len(source):,} images for {present:,}" if len(odd) == present else f"other numbers in {len(odd)} of {present}"
+        here = (
+            f"{len(source):,} images for {present:,}"
+            if len(odd) == present
+            else f"other numbers in {len(odd)} of {present}"
+        )
         return source.noted(
             f"ImageNet's validation set has {imagenet.PER_CLASS} images of each class, here there are {here}: {some(odd, 3)}."
         )
@@ -168,7 +186,9 @@ def facts(source: Source) -> dict[str, str]:
         return found | ({"Classes": f"{source.classes:,}"} if source.classes else {})
     fewest, most = counts[present].min(), counts[present].max()
     each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    found["Classes"] = f"{len(present):,}{f' of {source.classes:,}' if source.classes else ''}, images of each: {each}"
+    found["Classes"] = (
+        f"{len(present):,}{f' of {source.classes:,}' if source.classes else ''}, images of each: {each}"
+    )
     for place, label in {"First label": present[0], "Last label": present[-1]}.items():
         found[place] = f"{label}, {source.class_names[label]}" if source.class_names else f"{label}"
     return found
@@ -182,7 +202,11 @@ def at_chance(right: int, images: int, classes: int) -> str:
         images: of so many.
         classes: that it tells apart.
     """
-    if images < CHANCE_IMAGES or classes < CHANCE_CLASSES or stats.binom.sf(right - 1, images, 1 / classes) < _CHANCE:
+    if (
+        images < CHANCE_IMAGES
+        or classes < CHANCE_CLASSES
+        or stats.binom.sf(right - 1, images, 1 / classes) < _CHANCE
+    ):
         return ""
     return (
         f"The unreduced model is right on {right} of {images} images, which is chance with {classes:,} classes: "

@@ -77,14 +77,18 @@ class Source:
         if count is None or count >= len(self):
             return self
         if count < 1:
-            raise TokredError(f"--limit is the number of images to evaluate and must be at least 1, got {count}.")
+            raise TokredError(
+                f"--limit is the number of images to evaluate and must be at least 1, got {count}."
+            )
         return replace(self.take(range(count)), limited=True)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Source:
         """Only some images, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        return replace(self, images=Subset(self.images, chosen.tolist()), groups=self.groups[chosen], labels=labels)
+        return replace(
+            self, images=Subset(self.images, chosen.tolist()), groups=self.groups[chosen], labels=labels
+        )
 
     def relabel(self, mapping: np.ndarray, classes: int | None, note: str = "") -> Source:
         """Label l becomes mapping[l]; `note` says so."""
@@ -92,7 +96,9 @@ class Source:
         labels = np.asarray(mapping, dtype=np.int64)[self.labels]
         digest = hashlib.sha256(self.hash.encode() + labels.tobytes()).hexdigest()
         images = Relabelled(self.images, labels)
-        return replace(self, images=images, labels=labels, hash=digest, classes=classes, sorted=False).noted(note)
+        return replace(self, images=images, labels=labels, hash=digest, classes=classes, sorted=False).noted(
+            note
+        )
 
     def unlabelled(self) -> Source:
         """The same images without labels."""
@@ -100,7 +106,15 @@ class Source:
         digest = hashlib.sha256(f"{self.images_hash} without labels".encode()).hexdigest()
         images = Relabelled(self.images, labels)
         return replace(
-            self, images=images, labels=labels, hash=digest, classes=None, class_names=None, labelled=False, sorted=False, origin=""
+            self,
+            images=images,
+            labels=labels,
+            hash=digest,
+            classes=None,
+            class_names=None,
+            labelled=False,
+            sorted=False,
+            origin="",
         )
 
     def noted(self, note: str) -> Source:
@@ -132,17 +146,22 @@ def open_source(
         TokredError: no such folder, split or data set, or no labels where there should be some.
     """
     from tokred.data import class_map as maps
-    from tokred.data import folders, named
+    from tokred.data import folders, timm_datasets
 
     if data is None or data == EMBEDDED:
-        _refuse({"--no-labels": not labels, "--class-map": class_map, "--devkit": devkit, "--data-dir": data_dir}, "PhotoDigits")
+        _refuse(
+            {"--no-labels": not labels, "--class-map": class_map, "--devkit": devkit, "--data-dir": data_dir},
+            "PhotoDigits",
+        )
         chosen = split or "test"
         if chosen not in photodigits.SPLIT_IMAGES:
-            raise TokredError(f"PhotoDigits has the splits {' and '.join(photodigits.SPLIT_IMAGES)} to evaluate on, not {chosen!r}.")
+            raise TokredError(
+                f"PhotoDigits has the splits {' and '.join(photodigits.SPLIT_IMAGES)} to evaluate on, not {chosen!r}."
+            )
         return _open_embedded(chosen)
-    if named.is_name(data):
+    if timm_datasets.is_name(data):
         _refuse({"--devkit": devkit}, data)
-        source = named.open_named(data, split, data_dir, labels)
+        source = timm_datasets.open_named(data, split, data_dir, labels)
     else:
         _refuse({"--data-dir": data_dir}, "a folder")
         source = folders.open_folder(data, split, labels, devkit)
@@ -155,13 +174,18 @@ def _refuse(given: dict[str, object], what: str) -> None:
     """Raise where an option was given that means nothing for these data."""
     name = next((name for name, value in given.items() if value), None)
     if name:
-        raise TokredError(f"{name} means nothing for {what}; leave it out, or choose other images with --data.")
+        raise TokredError(
+            f"{name} means nothing for {what}; leave it out, or choose other images with --data."
+        )
 
 
 def _open_embedded(split: str) -> Source:
     images = photodigits.PhotoDigits(split)  # type: ignore[arg-type]
     digest, note = photodigits.SPLIT_HASHES[split], ""
-    if photodigits.PhotoDigits(split, length=photodigits.PROBE_IMAGES).pixel_hash() != photodigits.PROBE_HASHES[split]:  # type: ignore[arg-type]
+    probe = photodigits.PhotoDigits(split, length=photodigits.PROBE_IMAGES)  # type: ignore[arg-type]
+    if probe.pixel_hash() != photodigits.PROBE_HASHES[split]:
         digest = images.pixel_hash()
         note = "The libraries here draw other pixels than the published benchmark has, so do not compare with published tables."
-    return Source(images, EMBEDDED, split, digest, images.groups(), photodigits.NUM_CLASSES, embedded=True, note=note)
+    return Source(
+        images, EMBEDDED, split, digest, images.groups(), photodigits.NUM_CLASSES, embedded=True, note=note
+    )

@@ -18,17 +18,30 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tokred.errors import TokredError
-from tokred.files import replace_file, sweep
 from tokred.leaderboard.evidence import PREDICTIONS, Evidence, Line, RunOutcomes, number
-from tokred.leaderboard.marks import all_marks, remark
-from tokred.leaderboard.store import Store
-from tokred.results import BASELINE, COLUMNS, SCHEMA, Row, csv_cell
+from tokred.leaderboard.evidence_store import Store
+from tokred.leaderboard.exclusions import all_marks, remark
+from tokred.tables.row import BASELINE, COLUMNS, SCHEMA, Row, csv_cell
+from tokred.utils.atomic import replace_file, sweep
 
 CSV_NAME = "leaderboard.csv"
 FIRST_SCHEMA = COLUMNS.index("date") + 1  # how many columns the first boards had
 
 QUESTION = (
-    *("method", "options", "model", "weights_hash", "data_hash", "split", "n_images", "limited", "budget", "knob", "protocol", "stages"),
+    *(
+        "method",
+        "options",
+        "model",
+        "weights_hash",
+        "data_hash",
+        "split",
+        "n_images",
+        "limited",
+        "budget",
+        "knob",
+        "protocol",
+        "stages",
+    ),
     *("img_size", "crop_pct", "interpolation", "precision", "device", "batch_size", "seed", "on_error"),
 )
 """What a row asks: which method, on which weights and images, at which budget and settings.
@@ -52,7 +65,9 @@ class Change:
     replaced: int
     kept: int
     total: int  # rows on the board now
-    remarks: tuple[str, ...] = field(default=(), compare=False)  # sentences about rows that the board marks, and evidence that is missing
+    remarks: tuple[str, ...] = field(
+        default=(), compare=False
+    )  # sentences about rows that the board marks, and evidence that is missing
 
 
 @dataclass
@@ -108,18 +123,24 @@ def read(path: Path) -> list[Line]:
     except OSError as error:
         raise TokredError(f"The leaderboard {path} cannot be read ({error.strerror or error}).") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise TokredError(f"{path} is no leaderboard of tokred, or damaged ({error}); move it away.") from error
+        raise TokredError(
+            f"{path} is no leaderboard of tokred, or damaged ({error}); move it away."
+        ) from error
     except ValueError:
         raise TokredError(f"{path} is empty, not even a header is left; remove it to start anew.") from None
     _check_header(path, header)
     body = [cells for cells in body if cells]  # an editor may leave an empty line at the end
     for place, cells in enumerate(body, start=1):
         if len(cells) != len(header):
-            raise TokredError(f"{path} is damaged: its row {place} has {len(cells)} cells for {len(header)} columns; move it away.")
+            raise TokredError(
+                f"{path} is damaged: its row {place} has {len(cells)} cells for {len(header)} columns; move it away."
+            )
     lines = [{**dict.fromkeys(COLUMNS, ""), **dict(zip(header, cells, strict=True))} for cells in body]
     newer = next((line["schema"] for line in lines if line["schema"] not in _SCHEMAS), None)
     if newer is not None:
-        raise TokredError(f"{path} has rows of schema {newer!r}, and this tokred knows those up to {SCHEMA}; update tokred.")
+        raise TokredError(
+            f"{path} has rows of schema {newer!r}, and this tokred knows those up to {SCHEMA}; update tokred."
+        )
     return lines
 
 
@@ -134,7 +155,11 @@ def _check_header(path: Path, header: list[str]) -> None:
         )
     if known < FIRST_SCHEMA or tuple(header) != COLUMNS[:known]:
         odd = next((name for name, own in zip(header, COLUMNS, strict=False) if name != own), None)
-        what = "some columns are missing" if odd is None else f"column {odd!r} is not one of tokred's at this place"
+        what = (
+            "some columns are missing"
+            if odd is None
+            else f"column {odd!r} is not one of tokred's at this place"
+        )
         raise TokredError(f"{path} is no leaderboard of tokred: {what}; choose another file.")
 
 
@@ -151,7 +176,9 @@ def merge(before: Iterable[Line], lines: Iterable[Line]) -> tuple[list[Line], Ch
         if row not in slots or _worth(slots[row]) <= _worth(line):
             slots[row] = line
     answered = {key(line, QUESTION) for line in slots.values() if _measured(line)}
-    after = {row: line for row, line in slots.items() if _measured(line) or key(line, QUESTION) not in answered}
+    after = {
+        row: line for row, line in slots.items() if _measured(line) or key(line, QUESTION) not in answered
+    }
     fresh = set(map(id, given))
     taken = {row for row, line in after.items() if id(line) in fresh}
     change = Change(len(taken - known), len(taken & known), len(given) - len(taken), len(after))
@@ -172,7 +199,9 @@ def write(board: Path, lines: Iterable[Line]) -> None:
         sweep(board.parent, board.name)  # of writers that were killed: under the lock there is no other
         replace_file(board, text.getvalue().encode("utf-8"))
     except OSError as error:
-        raise TokredError(f"Cannot write {board} ({error.strerror or error}); what was there before is unchanged.") from error
+        raise TokredError(
+            f"Cannot write {board} ({error.strerror or error}); what was there before is unchanged."
+        ) from error
 
 
 @contextmanager
@@ -188,7 +217,9 @@ def locked(board: Path, timeout: float) -> Iterator[None]:
             f"{board} has been locked by another process for {timeout:g} s; wait for it, or remove {path} if none is running."
         ) from None
     except OSError as error:
-        raise TokredError(f"Cannot write into {board.parent} ({error.strerror or error}); choose another place with --board.") from error
+        raise TokredError(
+            f"Cannot write into {board.parent} ({error.strerror or error}); choose another place with --board."
+        ) from error
     try:
         yield
     finally:
@@ -198,11 +229,15 @@ def locked(board: Path, timeout: float) -> Iterator[None]:
 def _gather(source: Path | Sequence[Row], board: Path, given: _Given) -> None:
     """Enter a source's rows, with the evidence that a run has in its folder and another board beside its CSV."""
     if not isinstance(source, Path):
-        given.lines += [{field.name: csv_cell(getattr(row, field.name)) for field in fields(Row)} for row in source]
+        given.lines += [
+            {field.name: csv_cell(getattr(row, field.name)) for field in fields(Row)} for row in source
+        ]
         return
     path = source / CSV_NAME if source.is_dir() else source
     if not path.exists():
-        raise TokredError(f"There is no run at {source}; give the folder of a run, with its {CSV_NAME}, or a CSV file of that form.")
+        raise TokredError(
+            f"There is no run at {source}; give the folder of a run, with its {CSV_NAME}, or a CSV file of that form."
+        )
     if board.exists() and path.samefile(board):
         raise TokredError(f"{source} is the board itself; give runs to add to it, or another --board.")
     lines = read(path)
@@ -226,7 +261,9 @@ def run_of(path: Path) -> RunOutcomes | None:
     Raises:
         ValueError: they are damaged.
     """
-    return RunOutcomes(path.parent) if path.name == CSV_NAME and (path.parent / PREDICTIONS).is_file() else None
+    return (
+        RunOutcomes(path.parent) if path.name == CSV_NAME and (path.parent / PREDICTIONS).is_file() else None
+    )
 
 
 def _measured(line: Line) -> bool:
@@ -255,5 +292,11 @@ def _order(line: Line) -> tuple[object, ...]:
     """Rows that compare stand together: the baseline first, then the best first, as in a run's own table; what failed last."""
     group = (line["dataset"], line["split"], line["model"], line["weights_hash"], number(line["budget"]) or 0)
     score = number(line["top1"] or line["agreement"]) or 0
-    best = (line["method"] != BASELINE, not _measured(line), -score, number(line["gflops"]) or 0, line["method"])
+    best = (
+        line["method"] != BASELINE,
+        not _measured(line),
+        -score,
+        number(line["gflops"]) or 0,
+        line["method"],
+    )
     return (*group, *best)

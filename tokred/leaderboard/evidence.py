@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tokred.results import BASELINE, outcome_name
+from tokred.tables.row import BASELINE, outcome_name
 
 Line = dict[str, str]
 PREDICTIONS = "predictions.npz"
@@ -64,7 +64,11 @@ class Evidence:
     @cached_property
     def digest(self) -> str:
         """A short hash of the images and of what was found for them."""
-        parts = (self.images.encode(), np.packbits(self.correct).tobytes(), self.prediction.astype("<i4").tobytes())
+        parts = (
+            self.images.encode(),
+            np.packbits(self.correct).tobytes(),
+            self.prediction.astype("<i4").tobytes(),
+        )
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
     def supports(self, line: Line) -> bool:
@@ -76,7 +80,11 @@ class Evidence:
         """As an npz file: a bit and, compressed, a byte or two for each image."""
         alone = np.array_equal(self.groups, np.arange(len(self.groups)))
         small = np.int16 if self.prediction.max(initial=0) < 2**15 else np.int32
-        about = {"n": len(self.correct), "left_out": self.left_out, **{key: getattr(self, key) for key in _ABOUT}}
+        about = {
+            "n": len(self.correct),
+            "left_out": self.left_out,
+            **{key: getattr(self, key) for key in _ABOUT},
+        }
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
@@ -98,13 +106,25 @@ class Evidence:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 about, groups = json.loads(str(file["about"])), file["groups"]
                 n = int(about["n"])
-                correct, prediction = np.unpackbits(file["correct"], count=n).astype(bool), file["prediction"].astype(np.int32)
+                correct, prediction = (
+                    np.unpackbits(file["correct"], count=n).astype(bool),
+                    file["prediction"].astype(np.int32),
+                )
             groups = groups if len(groups) else np.arange(n, dtype=np.int32)
             if not n == len(correct) == len(prediction) == len(groups):
                 raise ValueError("arrays of different lengths")
             verified = about["verified"] if isinstance(about["verified"], dict) else None
             left_out = tuple(map(int, about.get("left_out", ())))
-            return cls(correct, prediction, groups, str(about["images"]), str(about["name"]), dict(about["run"]), verified, left_out)
+            return cls(
+                correct,
+                prediction,
+                groups,
+                str(about["images"]),
+                str(about["name"]),
+                dict(about["run"]),
+                verified,
+                left_out,
+            )
         except Exception as error:  # whatever a damaged file makes of itself
             raise ValueError("no outcomes of a row") from error
 
@@ -128,7 +148,9 @@ class RunOutcomes:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 self.arrays = dict(file)
-            self.unreadable = np.array(sorted(map(int, json.loads(str(self.arrays["about"]))["unreadable"])), dtype=np.int64)
+            self.unreadable = np.array(
+                sorted(map(int, json.loads(str(self.arrays["about"]))["unreadable"])), dtype=np.int64
+            )
             self.rows, self.labels = self.arrays["rows"], self.arrays["labels"]
             self.groups = self.arrays.get("groups", self.rows)
             dense = len(self.arrays[f"{BASELINE}/prediction"])
@@ -151,15 +173,31 @@ class RunOutcomes:
         chosen = self._chosen(line)
         prediction, labels = self.arrays[f"{name}/prediction"][chosen], self.labels[chosen]
         _, groups = np.unique(self.groups[chosen], return_inverse=True)
-        images = hashlib.sha256(b"".join(np.ascontiguousarray(part, "<i8").tobytes() for part in (self.rows[chosen], labels, groups)))
-        about: dict[str, Any] = {key: self.run[key] for key in ("configuration", "software", "data", "weights") if key in self.run}
+        images = hashlib.sha256(
+            b"".join(
+                np.ascontiguousarray(part, "<i8").tobytes() for part in (self.rows[chosen], labels, groups)
+            )
+        )
+        about: dict[str, Any] = {
+            key: self.run[key] for key in ("configuration", "software", "data", "weights") if key in self.run
+        }
         correct = (prediction == labels) & (prediction >= 0)
         left_out = tuple(map(int, self._left_out(line)))
         made = Evidence(
-            correct, prediction.astype(np.int32), groups.astype(np.int32), images.hexdigest()[:16], name, about, left_out=left_out
+            correct,
+            prediction.astype(np.int32),
+            groups.astype(np.int32),
+            images.hexdigest()[:16],
+            name,
+            about,
+            left_out=left_out,
         )
         found = self.verified.get(name)
-        return replace(made, verified=found) if isinstance(found, dict) and found.get("digest") == made.digest else made
+        return (
+            replace(made, verified=found)
+            if isinstance(found, dict) and found.get("digest") == made.digest
+            else made
+        )
 
     def claims(self, line: Line) -> list[str]:
         """What a row says that does not follow from its outcomes, such as "top1 91.2 instead of 90.1"."""
@@ -175,15 +213,22 @@ class RunOutcomes:
 
     def _scores(self, name: str, line: Line) -> dict[str, float]:
         """What `metrics.score` finds, but for the intervals, which would need their bootstrap."""
-        from tokred.metrics import mcnemar  # SciPy takes half a second
+        from tokred.evaluation.metrics import mcnemar  # SciPy takes half a second
 
         chosen = self._chosen(line)
-        dense, prediction = self.arrays[f"{BASELINE}/prediction"][chosen], self.arrays[f"{name}/prediction"][chosen]
+        dense, prediction = (
+            self.arrays[f"{BASELINE}/prediction"][chosen],
+            self.arrays[f"{name}/prediction"][chosen],
+        )
         labels, known = self.labels[chosen], dense >= 0
         right, dense_right = (prediction == labels) & known, (dense == labels) & known
         lost = dense_right.astype(int) - right.astype(int)
         _, group = np.unique(self.groups[chosen], return_inverse=True)
-        found: dict[str, Any] = {"n_images": len(chosen), "top1": 100 * right.mean(), "drop": 100 * lost.mean()}
+        found: dict[str, Any] = {
+            "n_images": len(chosen),
+            "top1": 100 * right.mean(),
+            "drop": 100 * lost.mean(),
+        }
         found["top5"] = 100 * self.arrays[f"{name}/top5"][chosen].mean()
         if name != BASELINE:
             found["p_value"] = mcnemar(np.bincount(group, weights=lost))

@@ -12,16 +12,26 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 
-from tokred import tables
 from tokred.errors import TokredError
-from tokred.leaderboard import table
+from tokred.leaderboard import cells
 from tokred.leaderboard.evidence import Line, number
-from tokred.leaderboard.groups import Setting, Standing
-from tokred.results import BASELINE, COLUMNS
-from tokred.tables import Table
-from tokred.text import for_markdown, visible
+from tokred.leaderboard.ranking_groups import Setting, Standing
+from tokred.tables import render
+from tokred.tables.render import Table
+from tokred.tables.row import BASELINE, COLUMNS
+from tokred.utils.text import for_markdown, visible
 
-TIMM_RESULTS = ("model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct", "interpolation")
+TIMM_RESULTS = (
+    "model",
+    "img_size",
+    "top1",
+    "top1_err",
+    "top5",
+    "top5_err",
+    "param_count",
+    "crop_pct",
+    "interpolation",
+)
 TIMM_BENCHMARK = ("model", "infer_img_size", "infer_samples_per_sec", "infer_step_time", "infer_batch_size", "param_count",
                   "infer_gmacs", "infer_macts")  # fmt: skip
 STANDING = ("rank", "tied", "unpaired", "marks", "controls_unbeaten", "verified")
@@ -30,11 +40,14 @@ STANDING = ("rank", "tied", "unpaired", "marks", "controls_unbeaten", "verified"
 
 def markdown(settings: Sequence[Setting], title: str) -> str:
     """The board as a Markdown page, a table for each group."""
-    parts = [f"# {for_markdown(title)}", table.counted(settings)]
+    parts = [f"# {for_markdown(title)}", cells.counted(settings)]
     for setting in settings:
-        parts += [f"## {for_markdown(table.setting_title(setting))}", for_markdown(table.setting_facts(setting))]
+        parts += [
+            f"## {for_markdown(cells.setting_title(setting))}",
+            for_markdown(cells.setting_facts(setting)),
+        ]
         for heading, rows in _tables(setting):
-            parts += [f"### {for_markdown(heading)}", tables.markdown(_drawn(rows)).strip()]
+            parts += [f"### {for_markdown(heading)}", render.markdown(_drawn(rows)).strip()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -42,23 +55,35 @@ def latex(settings: Sequence[Setting], title: str) -> str:
     """The board's groups as LaTeX tabulars, each under a comment that names it."""
     parts = [f"% {visible(title)}"]
     for setting in settings:
-        parts.append(f"% {visible(table.setting_title(setting))}: {visible(table.setting_facts(setting))}")
+        parts.append(f"% {visible(cells.setting_title(setting))}: {visible(cells.setting_facts(setting))}")
         for heading, rows in _tables(setting):
-            parts += [f"% {visible(heading)}", tables.latex(_drawn(rows)).strip()]
+            parts += [f"% {visible(heading)}", render.latex(_drawn(rows)).strip()]
     return "\n".join(parts) + "\n"
 
 
 def _drawn(rows: Sequence[Standing]) -> Table:
-    words = frozenset(range(len(table.HEADERS))) - frozenset(table.NUMERIC)
-    return Table("", table.HEADERS, [table.cells(row, rows) for row in rows], words)
+    words = frozenset(range(len(cells.HEADERS))) - frozenset(cells.NUMERIC)
+    return Table("", cells.HEADERS, [cells.cells(row, rows) for row in rows], words)
 
 
 def csv_text(settings: Sequence[Setting], title: str) -> str:
     """All columns of all rows, and where each stands, in the order of the page."""
     lines = []
     for row, tied in _standings(settings):
-        about = (table.rank(row), tied, row.unpaired, "; ".join(row.marks), " ".join(row.unbeaten), table.verified(row))
-        lines.append([*(row.line[name] for name in COLUMNS), *(str(cell).lower() if isinstance(cell, bool) else cell for cell in about)])
+        about = (
+            cells.rank(row),
+            tied,
+            row.unpaired,
+            "; ".join(row.marks),
+            " ".join(row.unbeaten),
+            cells.verified(row),
+        )
+        lines.append(
+            [
+                *(row.line[name] for name in COLUMNS),
+                *(str(cell).lower() if isinstance(cell, bool) else cell for cell in about),
+            ]
+        )
     return _csv([*COLUMNS, *STANDING], lines)
 
 
@@ -72,9 +97,13 @@ def timm_results(settings: Sequence[Setting], title: str) -> str:
     for name, line in _named(settings):
         top1, top5 = number(line["top1"]), number(line["top5"])
         errors = [_fixed(None if value is None else 100 - value, 3) for value in (top1, top5)]
-        lines.append([name, line["img_size"], _fixed(top1, 3), errors[0], _fixed(top5, 3), errors[1], *_prepared(line)])
+        lines.append(
+            [name, line["img_size"], _fixed(top1, 3), errors[0], _fixed(top5, 3), errors[1], *_prepared(line)]
+        )
     if not lines:
-        raise TokredError("No row of this board can be exported: all are marked, for instance as limited; see its page for why.")
+        raise TokredError(
+            "No row of this board can be exported: all are marked, for instance as limited; see its page for why."
+        )
     return _csv(TIMM_RESULTS, lines)
 
 
@@ -91,11 +120,15 @@ def timm_benchmark(settings: Sequence[Setting], title: str) -> str:
     lines = []
     for name, line in _named(settings):
         if line["images_per_s"]:
-            speed = (table.shown(line, "images_per_s", 2), table.shown(line, "latency_ms", 3))
+            speed = (cells.shown(line, "images_per_s", 2), cells.shown(line, "latency_ms", 3))
             size = line["smallest_batch"] or line["batch_size"]
-            lines.append([name, line["img_size"], *speed, size, parameters(line), table.shown(line, "gflops", 2), ""])
+            lines.append(
+                [name, line["img_size"], *speed, size, parameters(line), cells.shown(line, "gflops", 2), ""]
+            )
     if not lines:
-        raise TokredError("No row of this board has a speed to export; measure it with tokred compare --bench 5, and add that run.")
+        raise TokredError(
+            "No row of this board has a speed to export; measure it with tokred compare --bench 5, and add that run."
+        )
     return _csv(TIMM_BENCHMARK, lines)
 
 
@@ -125,7 +158,7 @@ _CLASSES = {"photodigits": 10}
 def _counted(model: str, classes: int) -> str:
     import torch  # only here: the other formats need none
 
-    from tokred import zoo
+    from tokred.models import zoo
 
     try:
         with torch.device("meta"):
@@ -140,7 +173,7 @@ def _tables(setting: Setting) -> Iterator[tuple[str, list[Standing]]]:
     if setting.apart or not setting.groups:
         yield "The unreduced model", [*setting.baselines, *setting.apart]
     for group in setting.groups:
-        heading, ranked = table.group_title(group), table.members(setting, group)
+        heading, ranked = cells.group_title(group), cells.members(setting, group)
         if ranked or not group.apart:
             yield heading, ranked
         if group.apart:
@@ -179,15 +212,37 @@ def _named(settings: Sequence[Setting]) -> Iterator[tuple[str, Line]]:
 
 def _parts(line: Line) -> tuple[str, ...]:
     """What a row is called, in ever more detail."""
-    model = line["weights"].removeprefix("timm ") if line["weights"].startswith("timm ") else _timm_name(line["model"])
+    model = (
+        line["weights"].removeprefix("timm ")
+        if line["weights"].startswith("timm ")
+        else _timm_name(line["model"])
+    )
     if line["method"] == BASELINE:
         return (model, "", "", "", "", *_settings(line))
     options = f"+{line['options'].replace(' ', ',')}"
-    return (model, f"+{line['method']}", f"@{line['budget']}" if line["budget"] else "", f"+{line['training']}", options, *_settings(line))
+    return (
+        model,
+        f"+{line['method']}",
+        f"@{line['budget']}" if line["budget"] else "",
+        f"+{line['training']}",
+        options,
+        *_settings(line),
+    )
 
 
 def _settings(line: Line) -> tuple[str, ...]:
-    columns = ("weights_hash", "precision", "device", "batch_size", "seed", "protocol", "stages", "adapter", "split", "data_hash")
+    columns = (
+        "weights_hash",
+        "precision",
+        "device",
+        "batch_size",
+        "seed",
+        "protocol",
+        "stages",
+        "adapter",
+        "split",
+        "data_hash",
+    )
     return tuple(f"+{line[name][:8]}" if line[name] else "" for name in columns)
 
 
@@ -196,7 +251,7 @@ def _join(parts: Iterable[str]) -> str:
 
 
 def _timm_name(model: str) -> str:
-    from tokred import zoo
+    from tokred.models import zoo
 
     return zoo.ALIASES.get(model, model)
 

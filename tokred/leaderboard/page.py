@@ -8,27 +8,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokred.leaderboard import table
+from tokred.leaderboard import cells
 from tokred.leaderboard.evidence import number
-from tokred.leaderboard.groups import Group, Setting, Standing
-from tokred.results import BASELINE
-from tokred.text import visible
+from tokred.leaderboard.ranking_groups import Group, Setting, Standing
+from tokred.report.page import ASSETS
+from tokred.tables.row import BASELINE
+from tokred.utils.text import visible
 
-_HERE = Path(__file__).parent
+_ASSETS = Path(__file__).parent / "assets"
 
 
 def page(settings: Sequence[Setting], title: str) -> str:
     """The page, as HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(_HERE, encoding="utf-8")
+    loader = FileSystemLoader(_ASSETS, encoding="utf-8")
     environment = Environment(
-        autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_seen
+        autoescape=True,
+        loader=loader,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_seen,
     )
     style, script = (_shared("style.css", "board.css"), _shared("script.js", "board.js"))
     return environment.get_template("board.html.j2").render(
         title=title,
-        counted=table.counted(settings),
+        counted=cells.counted(settings),
         style=style,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -38,7 +44,7 @@ def page(settings: Sequence[Setting], title: str) -> str:
 
 def _shared(report: str, own: str) -> str:
     """The report's file, which gives all pages one look, and what a board adds to it."""
-    files = (_HERE.parent / "report" / report, _HERE / own)
+    files = (ASSETS / report, _ASSETS / own)
     return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
@@ -49,13 +55,15 @@ def _seen(value: Any) -> Any:
 
 def _setting(place: int, setting: Setting) -> dict[str, Any]:
     """What the template shows of a setting."""
-    groups = [_group(f"t{place}-{number_}", setting, group) for number_, group in enumerate(setting.groups, start=1)]
+    groups = [
+        _group(f"t{place}-{number_}", setting, group) for number_, group in enumerate(setting.groups, start=1)
+    ]
     return {
         "id": f"t{place}",
-        "title": table.setting_title(setting),
-        "facts": table.setting_facts(setting),
+        "title": cells.setting_title(setting),
+        "facts": cells.setting_facts(setting),
         "timed": False,
-        "verified": any(table.verified(row) for row in (*setting.baselines, *setting.apart)),
+        "verified": any(cells.verified(row) for row in (*setting.baselines, *setting.apart)),
         "groups": groups,
         "baselines": [] if groups else _lines(setting, setting.baselines),
         "apart": _lines(setting, setting.apart),
@@ -63,13 +71,13 @@ def _setting(place: int, setting: Setting) -> dict[str, Any]:
 
 
 def _group(name: str, setting: Setting, group: Group) -> dict[str, Any]:
-    rows = table.members(setting, group)
+    rows = cells.members(setting, group)
     timed = any(row.line["images_per_s"] for row in (*group.ranked, *group.apart))
     return {
         "id": name,
-        "title": table.group_title(group),
+        "title": cells.group_title(group),
         "timed": timed,
-        "verified": any(table.verified(row) for row in (*rows, *group.apart)),
+        "verified": any(cells.verified(row) for row in (*rows, *group.apart)),
         "rows": _lines(setting, rows),
         "apart": _lines(setting, group.apart),
     }
@@ -84,13 +92,28 @@ def _lines(setting: Setting, rows: Sequence[Standing]) -> list[dict[str, Any]]:
         kind = "baseline" if dense else "control" if row.control else "row"
         opens = row.rank is not None and before is not None and row.rank != before
         before = row.rank if row.rank is not None else before
-        cell = dict(zip(table.HEADERS, table.cells(row, rows), strict=True))
-        about = "; ".join(filter(None, (row.line["options"], table.variant(row, rows))))
-        flags = [text for text in table.notes(row) if text not in row.marks and text != "control"]
-        sort = {header: value for header, value in zip(table.HEADERS, _values(row), strict=True) if value is not None}
+        cell = dict(zip(cells.HEADERS, cells.cells(row, rows), strict=True))
+        about = "; ".join(filter(None, (row.line["options"], cells.variant(row, rows))))
+        flags = [text for text in cells.notes(row) if text not in row.marks and text != "control"]
+        sort = {
+            header: value
+            for header, value in zip(cells.HEADERS, _values(row), strict=True)
+            if value is not None
+        }
         made.append(
-            {"kind": kind, "opens": opens, "cells": cell, "options": about, "flags": flags, "marks": row.marks, "sort": sort}
-            | {"bar": _bar(row, scale), "dense": scale and _place(scale, [base.top1 for base in setting.baselines])}
+            {
+                "kind": kind,
+                "opens": opens,
+                "cells": cell,
+                "options": about,
+                "flags": flags,
+                "marks": row.marks,
+                "sort": sort,
+            }
+            | {
+                "bar": _bar(row, scale),
+                "dense": scale and _place(scale, [base.top1 for base in setting.baselines]),
+            }
         )
     return made
 
@@ -99,12 +122,14 @@ def _values(row: Standing) -> tuple[float | str | None, ...]:
     """What each column is sorted by; a missing number is last, whichever way."""
     line = row.line
     numbers = (number(line[name]) for name in ("top1", "top1", "drop", "gflops", "reduction", "images_per_s"))
-    return (row.rank, line["method"], *numbers, table.verified(row), None)
+    return (row.rank, line["method"], *numbers, cells.verified(row), None)
 
 
 def _scale(setting: Setting, rows: Sequence[Standing]) -> tuple[float, float] | None:
     """The ends of the strip on which intervals are drawn."""
-    ends = [end for row in (*setting.baselines, *rows) if row.line["top1"] for end in (*row.interval, row.top1)]
+    ends = [
+        end for row in (*setting.baselines, *rows) if row.line["top1"] for end in (*row.interval, row.top1)
+    ]
     if not ends or min(ends) < 0 or max(ends) > 100 or min(ends) == max(ends):
         return None
     margin = 0.03 * (max(ends) - min(ends))

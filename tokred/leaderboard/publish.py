@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokred import registry
-from tokred.errors import TokredError
-from tokred.files import replace_file
+from tokred.errors import TokredError, did_you_mean
+from tokred.leaderboard import cells, ranking_groups
 from tokred.leaderboard import export as exporting
-from tokred.leaderboard import groups, table
 from tokred.leaderboard.board import CSV_NAME, locked
-from tokred.leaderboard.groups import Setting, Standing
 from tokred.leaderboard.page import page
+from tokred.leaderboard.ranking_groups import Setting, Standing
+from tokred.utils.atomic import replace_file
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,14 @@ def build(board: Path, target: Path | None, title: str) -> Written:
     path = find(board)
     html = target or path.with_suffix(".html")
     if html.suffix in (".csv", ".md"):
-        raise TokredError(f"--page is an HTML file, and {html} would be taken for another kind; give a name that ends in .html.")
-    settings = groups.settings(standings(path))
+        raise TokredError(
+            f"--page is an HTML file, and {html} would be taken for another kind; give a name that ends in .html."
+        )
+    settings = ranking_groups.settings(standings(path))
     texts = {html: page(settings, title), html.with_suffix(".md"): exporting.markdown(settings, title)}
     for file, text in texts.items():
         _write(file, text)
-    return Written(html, html.with_suffix(".md"), table.counted(settings))
+    return Written(html, html.with_suffix(".md"), cells.counted(settings))
 
 
 def export(board: Path, name: str, title: str, target: Path | None) -> str:
@@ -51,8 +52,8 @@ def export(board: Path, name: str, title: str, target: Path | None) -> str:
         TokredError: no such form, no board, nothing to export, or the file cannot be written.
     """
     if name not in exporting.FORMATS:
-        raise TokredError(registry.unknown("--format", name, list(exporting.FORMATS)))
-    settings: Sequence[Setting] = groups.settings(standings(find(board)))
+        raise TokredError(did_you_mean("--format", name, list(exporting.FORMATS)))
+    settings: Sequence[Setting] = ranking_groups.settings(standings(find(board)))
     text = exporting.FORMATS[name](settings, title)
     if target is not None:
         _write(target, text)
@@ -67,7 +68,9 @@ def find(path: Path) -> Path:
     """
     found = path / CSV_NAME if path.is_dir() else path
     if not found.exists():
-        raise TokredError(f"There is no leaderboard at {path}; make one with tokred leaderboard add RUN --board {path}.")
+        raise TokredError(
+            f"There is no leaderboard at {path}; make one with tokred leaderboard add RUN --board {path}."
+        )
     return Path(os.path.realpath(found))
 
 
@@ -78,7 +81,7 @@ def standings(board: Path) -> list[Standing]:
             with contextlib.suppress(TokredError):
                 stack.enter_context(locked(board, 60))
         for _ in range(_READS):
-            before, rows = board.read_bytes(), groups.load(board)
+            before, rows = board.read_bytes(), ranking_groups.load(board)
             if board.read_bytes() == before:
                 break
         return rows
@@ -92,4 +95,6 @@ def _write(file: Path, text: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise TokredError(f"Cannot write {file} ({error.strerror or error}); choose another place for it.") from error
+        raise TokredError(
+            f"Cannot write {file} ({error.strerror or error}); choose another place for it."
+        ) from error

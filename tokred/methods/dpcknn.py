@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokred.clusters import nearest_before, nearest_center, smallest
+from tokred.core.ops import nearest_before, nearest_center, smallest
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Merge
+from tokred.core.registry import register
 from tokred.errors import TokredError
-from tokred.reducer import Reducer, View
-from tokred.reduction import Merge
-from tokred.registry import register
 
 
 @register("dpcknn", paper="Du et al., 2016; Zeng et al., CVPR 2022, arXiv:2204.08680")
@@ -56,16 +56,26 @@ class DPCKNN(Reducer):
 
     def forward(self, view: View) -> Merge:
         distance = view.distance  # [B, n, n]
-        unit = self.dim**0.5 if self.scale == "published" else distance.square().mean((1, 2)).sqrt().clamp(min=1e-12).unsqueeze(-1)
+        unit = (
+            self.dim**0.5
+            if self.scale == "published"
+            else distance.square().mean((1, 2)).sqrt().clamp(min=1e-12).unsqueeze(-1)
+        )
         nearest = smallest(distance, self.n, min(self.neighbors, self.n))  # [B, n, neighbors]
-        density = torch.exp(-(nearest / (unit if self.scale == "published" else unit.unsqueeze(-1))).square().mean(-1))  # [B, n]
+        density = torch.exp(
+            -(nearest / (unit if self.scale == "published" else unit.unsqueeze(-1))).square().mean(-1)
+        )  # [B, n]
         if self.ties == "noise":
             density = density + 1e-6 * view.rng.uniform(view.x)
         rank = self._rank(density)  # [B, n], 0 for the densest
         separation = nearest_before(distance, rank)
-        separation = torch.where(rank == 0, distance.amax((1, 2)).unsqueeze(-1), separation)  # the densest token has no denser one
+        separation = torch.where(
+            rank == 0, distance.amax((1, 2)).unsqueeze(-1), separation
+        )  # the densest token has no denser one
 
-        center = (density * (separation / unit)).argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
+        center = (density * (separation / unit)).argsort(dim=1, descending=True, stable=True)[
+            :, : self.keep
+        ]  # [B, keep]
         label = nearest_center(distance, center)
         slots = torch.arange(self.keep, device=center.device).expand_as(center)
         label = label.scatter(1, center, slots)  # a centre belongs to its own cluster, even beside a twin

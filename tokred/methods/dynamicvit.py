@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokred.reducer import Reducer, View
-from tokred.reduction import Keep, Mask, Reduction
-from tokred.registry import register
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Keep, Mask, Reduction
+from tokred.core.registry import register
 
 _TINY = 1e-6
 
@@ -29,18 +29,34 @@ class DynamicViT(Reducer):
 
     site = "pre"
 
-    def __init__(self, n: int, keep: int, dim: int, heads: int, *, mean: Literal["quotient", "denominator"] = "quotient") -> None:
+    def __init__(
+        self,
+        n: int,
+        keep: int,
+        dim: int,
+        heads: int,
+        *,
+        mean: Literal["quotient", "denominator"] = "quotient",
+    ) -> None:
         super().__init__(n, keep, dim, heads)
         self.mean = mean
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
-        self.score = nn.Sequential(nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2))
+        self.score = nn.Sequential(
+            nn.Linear(dim, dim // 2),
+            nn.GELU(),
+            nn.Linear(dim // 2, dim // 4),
+            nn.GELU(),
+            nn.Linear(dim // 4, 2),
+        )
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
     def forward(self, view: View) -> Reduction:
-        alive = torch.ones_like(view.x[..., 0], dtype=torch.float32) if view.alive is None else view.alive  # [B, n]
+        alive = (
+            torch.ones_like(view.x[..., 0], dtype=torch.float32) if view.alive is None else view.alive
+        )  # [B, n]
         log_odds = self._predict(view.x.float(), alive)  # [B, n], of staying
         if self.training:
             return Mask(alive * _sample(log_odds, view.rng.uniform(view.x)))

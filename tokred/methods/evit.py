@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from tokred.reducer import Reducer, View
-from tokred.reduction import Merge
-from tokred.registry import register
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Merge
+from tokred.core.registry import register
 
 
 @register("evit", paper="Liang et al., ICLR 2022, arXiv:2202.07800")

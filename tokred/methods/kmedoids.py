@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokred.clusters import nearest_center
+from tokred.core.ops import nearest_center
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Keep, Merge, Reduction, sum_groups
+from tokred.core.registry import register
 from tokred.errors import TokredError
-from tokred.reducer import Reducer, View
-from tokred.reduction import Keep, Merge, Reduction, sum_groups
-from tokred.registry import register
 
 
 @register("kmedoids", paper="Marin et al., 2021, arXiv:2110.03860")
@@ -49,7 +49,9 @@ class KMedoids(Reducer):
         if iterations < 0:
             raise TokredError(f"kmedoids.iterations must not be negative, got {iterations}.")
         if update == "published" and output != "medoid":
-            raise TokredError(f"kmedoids.output={output} needs update=textbook: the published update can leave clusters without tokens.")
+            raise TokredError(
+                f"kmedoids.output={output} needs update=textbook: the published update can leave clusters without tokens."
+            )
         self.update, self.weight, self.output, self.iterations = update, weight, output, iterations
         self.needs_cls = weight == "cls"
 
@@ -57,9 +59,13 @@ class KMedoids(Reducer):
         weight = view.received_attention if self.weight == "received" else view.cls_attention  # [B, n]
         center = weight.argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
         for _ in range(self.iterations):
-            center = self._updated(center, nearest_center(view.distance, center), view.distance, weight.detach())
+            center = self._updated(
+                center, nearest_center(view.distance, center), view.distance, weight.detach()
+            )
         label = nearest_center(view.distance, center)
-        if self.update == "textbook":  # a centre belongs to its own cluster, even beside an equal token, so that none is empty
+        if (
+            self.update == "textbook"
+        ):  # a centre belongs to its own cluster, even beside an equal token, so that none is empty
             label = label.scatter(1, center, torch.arange(self.keep, device=center.device).expand_as(center))
         if self.output == "medoid":
             return Keep(center, self.n, label)
@@ -68,12 +74,18 @@ class KMedoids(Reducer):
     def _updated(self, center: Tensor, label: Tensor, distance: Tensor, weight: Tensor) -> Tensor:
         """The member of each cluster with the least cost, [B, keep]; the first one wins a tie."""
         if self.update == "textbook":
-            to_cluster = sum_groups(distance, label, self.keep, weight)  # [B, keep, n], weighted distances of every token to each cluster
-            cost = to_cluster.gather(1, label.unsqueeze(1)).squeeze(1)  # [B, n], of each token as its own cluster's centre
+            to_cluster = sum_groups(
+                distance, label, self.keep, weight
+            )  # [B, keep, n], weighted distances of every token to each cluster
+            cost = to_cluster.gather(1, label.unsqueeze(1)).squeeze(
+                1
+            )  # [B, n], of each token as its own cluster's centre
         else:
             cost = weight * distance.sum(1)
         least = cost.new_full(center.shape, torch.inf).scatter_reduce(1, label, cost, "amin")
         index = torch.arange(self.n, device=label.device)
         candidate = torch.where(cost == least.gather(1, label), index, self.n)
-        best = torch.full_like(center, self.n).scatter_reduce(1, label, candidate, "amin")  # n in an empty cluster
+        best = torch.full_like(center, self.n).scatter_reduce(
+            1, label, candidate, "amin"
+        )  # n in an empty cluster
         return torch.where(best < self.n, best, center if self.update == "textbook" else 0)

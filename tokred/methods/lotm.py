@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokred.reducer import Reducer, View
-from tokred.reduction import Merge
-from tokred.registry import register
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Merge
+from tokred.core.registry import register
 
 
 @register("lotm", paper="Haroun et al., ICONIP 2024, hal-04781040")

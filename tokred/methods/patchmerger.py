@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from tokred.reducer import Reducer, View
-from tokred.reduction import Mix
-from tokred.registry import register
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Mix
+from tokred.core.registry import register
 
 
 @register("patchmerger", paper="Renggli et al., 2022, arXiv:2202.12015")

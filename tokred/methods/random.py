@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tokred.reducer import Reducer, View
-from tokred.reduction import Keep
-from tokred.registry import register
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Keep
+from tokred.core.registry import register
 
 
 @register("random")

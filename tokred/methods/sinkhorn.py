@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Mix
+from tokred.core.registry import register
 from tokred.errors import TokredError
-from tokred.reducer import Reducer, View
-from tokred.reduction import Mix
-from tokred.registry import register
 
 
 @register("sinkhorn", paper="Haurum et al., ICCVW 2023, arXiv:2308.04657")
@@ -64,7 +64,11 @@ class Sinkhorn(Reducer):
     def calibrate(self, view: View) -> None:
         """Centres at tokens drawn from the images."""
         tokens = view.x.flatten(0, 1)
-        self.centers.copy_(F.normalize(tokens[torch.randperm(len(tokens))[: len(self.centers)].to(tokens.device)].float(), dim=-1))
+        self.centers.copy_(
+            F.normalize(
+                tokens[torch.randperm(len(tokens))[: len(self.centers)].to(tokens.device)].float(), dim=-1
+            )
+        )
 
 
 def transport(affinity: Tensor, iterations: int) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tokred.reducer import Reducer, View
-from tokred.reduction import Mix
-from tokred.registry import register
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Mix
+from tokred.core.registry import register
 
 
 @register("sit", paper="Zong et al., ECCV 2022, arXiv:2111.12624")
@@ -37,7 +37,9 @@ class SiT(Reducer):
     def forward(self, view: View) -> Mix:
         hidden = self.act(self.hidden(self.norm(view.x.float())))  # [B, n, C/2]
         weight, bias = self.scale * self.score.weight[: self.keep], self.scale * self.score.bias[: self.keep]
-        scores = torch.matmul(weight, hidden.mT) + bias.unsqueeze(-1)  # [B, keep, n], ready for a softmax over rows
+        scores = torch.matmul(weight, hidden.mT) + bias.unsqueeze(
+            -1
+        )  # [B, keep, n], ready for a softmax over rows
         return Mix(scores.softmax(-1))
 
     def calibrate(self, view: View) -> None:

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from tokred.clusters import best_match
-from tokred.reducer import Reducer, View
-from tokred.reduction import Merge
-from tokred.registry import register
+from tokred.core.ops import best_match
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Merge
+from tokred.core.registry import register
 
 
 @register("tome", paper="Bolya et al., ICLR 2023, arXiv:2210.09461")
@@ -31,7 +31,14 @@ class ToMe(Reducer):
     knob = "removed"
 
     def __init__(
-        self, n: int, keep: int, dim: int, heads: int, *, metric: Literal["keys", "x"] = "keys", proportional: bool = True
+        self,
+        n: int,
+        keep: int,
+        dim: int,
+        heads: int,
+        *,
+        metric: Literal["keys", "x"] = "keys",
+        proportional: bool = True,
     ) -> None:
         super().__init__(n, keep, dim, heads)
         self.metric, self.proportional = metric, proportional
@@ -43,7 +50,9 @@ class ToMe(Reducer):
     def forward(self, view: View) -> Merge:
         removed = self.n - self.keep
         tokens = F.normalize(view.key_metric if self.metric == "keys" else view.x.float(), dim=-1, eps=1e-12)
-        first = view.num_prefix % 2  # patch i stands at position prefix + i of the sequence; even positions are set A
+        first = (
+            view.num_prefix % 2
+        )  # patch i stands at position prefix + i of the sequence; even positions are set A
         a, b = tokens[:, first::2], tokens[:, 1 - first :: 2]
         similarity, partner = best_match(a, b)  # [B, |A|]
         source = similarity.argsort(dim=1, descending=True, stable=True)[:, :removed]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tokred.reducer import Reducer, View
-from tokred.reduction import Keep
-from tokred.registry import register
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Keep
+from tokred.core.registry import register
 
 
-@register("topk", paper="Liang et al., ICLR 2022, arXiv:2202.07800; Haurum et al., ICCVW 2023, arXiv:2308.04657")
+@register(
+    "topk", paper="Liang et al., ICLR 2022, arXiv:2202.07800; Haurum et al., ICCVW 2023, arXiv:2308.04657"
+)
 class TopK(Reducer):
     """Keep the patches that the CLS token attends to most, drop the others.
 
@@ -21,7 +23,9 @@ class TopK(Reducer):
 
     needs_cls = True
 
-    def __init__(self, n: int, keep: int, dim: int, heads: int, *, order: Literal["score", "raster"] = "score") -> None:
+    def __init__(
+        self, n: int, keep: int, dim: int, heads: int, *, order: Literal["score", "raster"] = "score"
+    ) -> None:
         super().__init__(n, keep, dim, heads)
         self.order = order
 

@@ -37,7 +37,9 @@ _STYLE = {
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.titlesize": 11,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
+    ),
 }
 
 
@@ -84,7 +86,9 @@ def inline(drawn: Figure, name: str = "figure") -> str:
     element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
     element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', element))
-    element = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", element)
+    element = re.sub(
+        r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", element
+    )
     element = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", element)
     for index, colour in enumerate(COLOURS):
         element = element.replace(colour, f"var(--plot-{index}, {colour})")

@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tokred.plots import COLOURS, INK, MARKERS, figure, style
-from tokred.results import BASELINE, Row, rank
-from tokred.text import visible
+from tokred.tables.row import BASELINE, Row, rank
+from tokred.utils.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Axis = Literal["gflops", "images_per_s"]
-_AXES = {"gflops": "FLOPs (G), fewer to the left", "images_per_s": "Measured images per second, faster to the right"}
-_SAME = 0.001  # of the unreduced model's FLOPs: what a budget may be missed by is no difference between methods
+_AXES = {
+    "gflops": "FLOPs (G), fewer to the left",
+    "images_per_s": "Measured images per second, faster to the right",
+}
+_SAME = (
+    0.001  # of the unreduced model's FLOPs: what a budget may be missed by is no difference between methods
+)
 _MUTED = COLOURS[-1]  # of controls
 _ARROW = 0.03  # of the axis' height: where the arrows are that stand for points below it
 
@@ -44,9 +49,19 @@ def points(rows: Sequence[Row], x: Axis) -> list[Point]:
     for row in rank(rows):
         cost = getattr(row, x)
         good = row.top1 if labelled else 100.0 if row.method == BASELINE else _per_cent(row.agreement)
-        if row.status != "ok" or row.unfitted or cost is None or good is None or not np.isfinite([cost, good]).all():
+        if (
+            row.status != "ok"
+            or row.unfitted
+            or cost is None
+            or good is None
+            or not np.isfinite([cost, good]).all()
+        ):
             continue
-        lo, hi = (row.top1_lo, row.top1_hi) if labelled else (_per_cent(row.agreement_lo), _per_cent(row.agreement_hi))
+        lo, hi = (
+            (row.top1_lo, row.top1_hi)
+            if labelled
+            else (_per_cent(row.agreement_lo), _per_cent(row.agreement_hi))
+        )
         limits: tuple[float | None, float | None] = (None, None)
         if lo is not None and hi is not None and np.isfinite([lo, hi]).all():
             limits = (lo, hi)
@@ -68,7 +83,9 @@ def front(x: np.ndarray, y: np.ndarray, same: float = 0.0) -> np.ndarray:
 
     Another one is better if its y is larger and its x is not more than `same` larger, or if its y is equal and its x is smaller.
     """
-    wins = (y[:, None] > y) & (x[:, None] <= x + same) | (y[:, None] == y) & (x[:, None] < x)  # [better, worse]
+    wins = (y[:, None] > y) & (x[:, None] <= x + same) | (y[:, None] == y) & (
+        x[:, None] < x
+    )  # [better, worse]
     return np.asarray(~wins.any(axis=0))
 
 
@@ -76,12 +93,16 @@ def looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each method, the same in all figures of a run; the baseline is black and controls are grey."""
     controls = {row.method for row in rows if row.control}
     methods = sorted({row.method for row in rows} - controls - {BASELINE})
-    chosen = {name: (COLOURS[i % (len(COLOURS) - 1)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(methods)}
+    chosen = {
+        name: (COLOURS[i % (len(COLOURS) - 1)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(methods)
+    }
     chosen |= {name: (_MUTED, MARKERS[-1 - i % len(MARKERS)]) for i, name in enumerate(sorted(controls))}
     return chosen | {BASELINE: (INK, "o")}
 
 
-def pareto(rows: Sequence[Row], x: Axis = "gflops", title: str = "", printed: Sequence[tuple[float, float]] = ()) -> Figure:
+def pareto(
+    rows: Sequence[Row], x: Axis = "gflops", title: str = "", printed: Sequence[tuple[float, float]] = ()
+) -> Figure:
     """Accuracy against FLOPs or speed, with 95 % intervals, the front, and the methods' names by rank at the side.
 
     Args:
@@ -92,7 +113,10 @@ def pareto(rows: Sequence[Row], x: Axis = "gflops", title: str = "", printed: Se
     """
     shown, all_looks = points(rows, x), looks(rows)
     names = list(dict.fromkeys(point.method for point in shown))
-    lines = {name: sorted((point for point in shown if point.method == name), key=lambda point: point.x) for name in names}
+    lines = {
+        name: sorted((point for point in shown if point.method == name), key=lambda point: point.x)
+        for name in names
+    }
     drawn = figure(6.6, max(3.5, 0.235 * len(names) + 1.5))
     with style():
         axes = drawn.add_subplot()
@@ -106,7 +130,15 @@ def pareto(rows: Sequence[Row], x: Axis = "gflops", title: str = "", printed: Se
             return drawn
         floor = _limits(axes, shown)
         if printed:
-            axes.plot(*zip(*printed, strict=True), color=INK, ls="none", marker="x", ms=5, zorder=2.5, label="printed in the paper")
+            axes.plot(
+                *zip(*printed, strict=True),
+                color=INK,
+                ls="none",
+                marker="x",
+                ms=5,
+                zorder=2.5,
+                label="printed in the paper",
+            )
             axes.legend(loc="lower right", fontsize=8)
         _draw_front(axes, shown, x)
         named = []
@@ -114,7 +146,9 @@ def pareto(rows: Sequence[Row], x: Axis = "gflops", title: str = "", printed: Se
         crowd = _crowd(shown) if crowded(shown) else []
         for name, line in lines.items():
             beside = _beside(crowd.index(name), len(crowd), 1.5 if swept else 5.5) if name in crowd else 0.0
-            named.append((line[0 if x == "gflops" else -1], _draw_line(axes, line, all_looks[name], floor, beside)))
+            named.append(
+                (line[0 if x == "gflops" else -1], _draw_line(axes, line, all_looks[name], floor, beside))
+            )
         note = "" if not swept else "at the fewest FLOPs" if x == "gflops" else "at the highest speed"
         _draw_names(axes, named, all_looks, floor, note)
     return drawn
@@ -128,7 +162,11 @@ def crowded(shown: Sequence[Point]) -> bool:
 
 def _crowd(shown: Sequence[Point]) -> list[str]:
     """The methods that share a place with another one; whoever has its own, such as a control of lower resolution, stays there."""
-    found = [point.method for point, near in zip(shown, _near(shown), strict=True) if near and point.method != BASELINE]
+    found = [
+        point.method
+        for point, near in zip(shown, _near(shown), strict=True)
+        if near and point.method != BASELINE
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -169,7 +207,15 @@ def _draw_front(axes: Any, shown: Sequence[Point], x: Axis) -> None:
     best = np.flatnonzero(front(sign * xs, ys, same))
     best = best[np.argsort(sign * xs[best])]
     last = sign * max(sign * xs)  # the best one is the best for whoever has more to spend, too
-    axes.plot([*xs[best], last], [*ys[best], ys[best][-1]], drawstyle="steps-post", color=COLOURS[5], lw=5, alpha=0.35, zorder=1.5)
+    axes.plot(
+        [*xs[best], last],
+        [*ys[best], ys[best][-1]],
+        drawstyle="steps-post",
+        color=COLOURS[5],
+        lw=5,
+        alpha=0.35,
+        zorder=1.5,
+    )
 
 
 def _draw_line(axes: Any, line: Sequence[Point], look: tuple[str, str], floor: float, beside: float) -> Any:
@@ -179,18 +225,40 @@ def _draw_line(axes: Any, line: Sequence[Point], look: tuple[str, str], floor: f
     colour, marker = look
     place = axes.transData + ScaledTranslation(beside / 72, 0, axes.figure.dpi_scale_trans)
     hollow = {"markerfacecolor": "none", "markeredgewidth": 1.4} if line[0].control else {}
-    dashes, xs, ys = "--" if line[0].control else "-", [point.x for point in line], [point.y for point in line]
-    axes.plot(xs, ys, color=colour, ls=dashes, lw=1.4, marker=marker, ms=6, transform=place, zorder=3, **hollow)
+    dashes, xs, ys = (
+        "--" if line[0].control else "-",
+        [point.x for point in line],
+        [point.y for point in line],
+    )
+    axes.plot(
+        xs, ys, color=colour, ls=dashes, lw=1.4, marker=marker, ms=6, transform=place, zorder=3, **hollow
+    )
     for point in line:
         if point.y < floor:
             bottom = floor + _ARROW * (axes.get_ylim()[1] - floor)
-            axes.plot([point.x], [bottom], color=colour, marker="v", ms=7, transform=place, zorder=3, **hollow)
+            axes.plot(
+                [point.x], [bottom], color=colour, marker="v", ms=7, transform=place, zorder=3, **hollow
+            )
         elif point.lo is not None and point.hi is not None:
-            axes.plot([point.x] * 2, [point.lo, point.hi], color=colour, lw=1.1, alpha=0.6, transform=place, zorder=2)
+            axes.plot(
+                [point.x] * 2,
+                [point.lo, point.hi],
+                color=colour,
+                lw=1.1,
+                alpha=0.6,
+                transform=place,
+                zorder=2,
+            )
     return place
 
 
-def _draw_names(axes: Any, drawn: Sequence[tuple[Point, Any]], all_looks: dict[str, tuple[str, str]], floor: float, note: str) -> None:
+def _draw_names(
+    axes: Any,
+    drawn: Sequence[tuple[Point, Any]],
+    all_looks: dict[str, tuple[str, str]],
+    floor: float,
+    note: str,
+) -> None:
     """The names at the right, best first, as evenly as they need to be; without a note each is tied to its point."""
     bottom, top = axes.get_ylim()
     height = 72 * axes.figure.get_size_inches()[1] - 80  # of the axes, in points, about
@@ -199,17 +267,42 @@ def _draw_names(axes: Any, drawn: Sequence[tuple[Point, Any]], all_looks: dict[s
     for (point, place), y in zip(ordered, spread(wanted, 13.5 / height), strict=True):
         colour, marker = all_looks[point.method]
         face = "none" if point.control else colour
-        axes.plot([1.06], [y], marker=marker, color=colour, markerfacecolor=face, ms=6, transform=axes.transAxes, clip_on=False)
+        axes.plot(
+            [1.06],
+            [y],
+            marker=marker,
+            color=colour,
+            markerfacecolor=face,
+            ms=6,
+            transform=axes.transAxes,
+            clip_on=False,
+        )
         below = ", below" if point.y < floor else ""
         axes.text(
-            1.085, y, f"{_short(point.method)}  {point.y:.1f}{below}", transform=axes.transAxes, va="center", fontsize=9, parse_math=False
+            1.085,
+            y,
+            f"{_short(point.method)}  {point.y:.1f}{below}",
+            transform=axes.transAxes,
+            va="center",
+            fontsize=9,
+            parse_math=False,
         )
         if not note:
             line = {"arrowstyle": "-", "color": colour, "lw": 0.8, "alpha": 0.5, "shrinkA": 0, "shrinkB": 4}
             xy = (point.x, max(point.y, bottom + _ARROW * (top - bottom)))
-            axes.annotate("", xy, (1.04, y), xycoords=place, textcoords=axes.transAxes, arrowprops=line, annotation_clip=False)
+            axes.annotate(
+                "",
+                xy,
+                (1.04, y),
+                xycoords=place,
+                textcoords=axes.transAxes,
+                arrowprops=line,
+                annotation_clip=False,
+            )
     if note:
-        axes.text(1.05, -0.03, note, transform=axes.transAxes, fontsize=8, va="top")  # the title may reach over the names
+        axes.text(
+            1.05, -0.03, note, transform=axes.transAxes, fontsize=8, va="top"
+        )  # the title may reach over the names
 
 
 def _short(name: str) -> str:
@@ -231,5 +324,8 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
             blocks[-1][0] += total
             blocks[-1][1] += count
     places = [total / count for total, count in blocks for _ in range(int(count))]
-    highest, lowest = 1.0, (len(places) - 1) * gap  # of the first label, and of the last with its offset taken out
+    highest, lowest = (
+        1.0,
+        (len(places) - 1) * gap,
+    )  # of the first label, and of the last with its offset taken out
     return [min(max(place, lowest), highest) - k * gap for k, place in enumerate(places)]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokred.metrics import interval
-from tokred.report.material import Material
-from tokred.results import BASELINE
+from tokred.evaluation.metrics import interval
+from tokred.report.run_data import Material
+from tokred.tables.row import BASELINE
 
 FEW = 24  # classes that one table shows; of more, the extremes of each method
 EXTREMES = 15
@@ -56,7 +56,11 @@ class Drops:
 
 def drops(material: Material) -> Drops | None:
     """The drops of all methods that were measured; None without labels or predictions."""
-    measured = [row for row in material.ordered if row.status == "ok" and row.method != BASELINE and material.prediction(row) is not None]
+    measured = [
+        row
+        for row in material.ordered
+        if row.status == "ok" and row.method != BASELINE and material.prediction(row) is not None
+    ]
     dense, labels = material.predictions.get(f"{BASELINE}/prediction"), material.predictions.get("labels")
     if dense is None or labels is None or not measured:
         return None
@@ -67,7 +71,11 @@ def drops(material: Material) -> Drops | None:
         return None
     labels, right = labels[chosen], dense[chosen] == labels[chosen]
     classes, column, images = np.unique(labels, return_inverse=True, return_counts=True)
-    lost = [right.astype(np.int64) - (material.predictions[f"{material.outcome(row)}/prediction"][chosen] == labels) for row in measured]
+    lost = [
+        right.astype(np.int64)
+        - (material.predictions[f"{material.outcome(row)}/prediction"][chosen] == labels)
+        for row in measured
+    ]
     drop = np.stack([100 * np.bincount(column, weights=one) / images for one in lost])
     before = 100 * np.bincount(column, weights=right) / images
     lo, hi = np.full_like(drop, np.nan), np.full_like(drop, np.nan)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tokred.errors import TokredError
-from tokred.report.material import Material
-from tokred.results import BASELINE
+from tokred.report.run_data import Material
+from tokred.tables.row import BASELINE
 
 _MOST = 6  # images; what is more makes the page slow to open
 _SIDE = 168  # pixels of a picture's longer side, whatever the model's input is
@@ -62,7 +62,9 @@ def subjects(material: Material) -> list[Subject]:
         order = _order(material, [str(name) for name in maps["names"]])
         return [_subject(material, maps, i, order, grid) for i in range(min(_MOST, len(maps["index"])))]
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise TokredError("maps.npz is damaged; remove it to have a report without it, or run the comparison again.") from error
+        raise TokredError(
+            "maps.npz is damaged; remove it to have a report without it, or run the comparison again."
+        ) from error
 
 
 def _order(material: Material, names: list[str]) -> list[tuple[int, str]]:
@@ -71,8 +73,10 @@ def _order(material: Material, names: list[str]) -> list[tuple[int, str]]:
     return sorted(enumerate(names), key=lambda item: ranks.get(item[1], len(ranks)))
 
 
-def _subject(material: Material, maps: dict[str, Any], i: int, order: list[tuple[int, str]], grid: tuple[int, int]) -> Subject:
-    from tokred.drawing.pictures import cell
+def _subject(
+    material: Material, maps: dict[str, Any], i: int, order: list[tuple[int, str]], grid: tuple[int, int]
+) -> Subject:
+    from tokred.visualize.overlay import cell
 
     index, image = int(maps["index"][i]), maps["images"][i]
     labels = material.predictions.get("labels", np.empty(0, dtype=np.int64))
@@ -83,7 +87,12 @@ def _subject(material: Material, maps: dict[str, Any], i: int, order: list[tuple
         if name == BASELINE:
             continue
         uri, size = _encoded(
-            cell(image, None if place < 0 else maps["labels"][i, place].astype(np.int64), grid, _SIDE / max(image.shape[:2]))
+            cell(
+                image,
+                None if place < 0 else maps["labels"][i, place].astype(np.int64),
+                grid,
+                _SIDE / max(image.shape[:2]),
+            )
         )
         answer = _answer(material, name or BASELINE, index)
         right = None if label < 0 or answer < 0 else answer == label

@@ -1,0 +1,208 @@
+"""Every method meets every budget that it can reach, within 0.1 points and never above it."""
+
+import itertools
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tokred
+from tokred.core import registry
+from tokred.core.flops import CostTable, count
+from tokred.core.match import TOLERANCE, match
+from tokred.core.plan import Plan, check_options, resolve_stages, uniform_counts
+from tokred.core.reducer import Reducer
+from tokred.core.reduction import Keep
+from tokred.core.vit import ReducedViT
+from tokred.errors import TokredError, Unreachable, UnsupportedModel
+from tokred.testing import tiny_vit
+
+COSTS = {
+    name: CostTable(timm.create_model(name)) for name in ("deit_tiny_patch16_224", "deit_small_patch16_224")
+}
+
+
+@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("model", COSTS)
+@pytest.mark.parametrize("budget", [0.05, 0.2, 0.3, 0.45])
+def test_within_a_tenth_of_a_point(method, model, budget):
+    costs = COSTS[model]
+    found = match(costs, method, budget)
+    assert 0 <= found.gap <= TOLERANCE
+    assert found.flops == costs.plan(found.plan)
+    counts = (196, *found.plan.tokens)
+    assert all(registry.get(method).floor(n) <= keep <= n for n, keep in itertools.pairwise(counts))
+
+
+@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize(("model", "arguments"), [
+    ("deit_tiny_patch16_224", {"budget": 0.3}),
+    ("deit_small_patch16_224", {"budget": 0.17, "protocol": "common"}),
+    ("deit_tiny_patch16_224", {"budget": 0.23, "stages": (3, 8)}),
+])  # fmt: skip
+def test_the_plans_cost_is_fvcores_trace(method, model, arguments):
+    costs = COSTS[model]
+    found = match(costs, method, **arguments)
+    counted = count(ReducedViT(costs.backbone, found.plan))
+    assert (found.flops, found.reducer_flops) == (counted.total, counted.reducers)
+
+
+@given(st.floats(0.02, 0.6), st.sampled_from(["topk", "dpcknn", "evit"]))
+def test_any_budget(budget, method):
+    found = match(COSTS["deit_tiny_patch16_224"], method, budget)
+    assert 0 <= found.gap <= TOLERANCE
+
+
+class Quarter(Reducer):
+    """Remove at most a quarter of the tokens."""
+
+    @classmethod
+    def floor(cls, n):
+        return n - n // 4
+
+    def forward(self, view):
+        return Keep(torch.arange(self.keep).expand(len(view.x), -1), self.n)
+
+
+class Single(Quarter):
+    """Remove at most one token."""
+
+    @classmethod
+    def floor(cls, n):
+        return max(1, n - 1)
+
+
+class Cubic(Quarter):
+    """Compute something that no quadratic describes."""
+
+    def forward(self, view):
+        cube = torch.einsum("bnc,bmc,bkc->bnmk", view.x[..., :1], view.x[..., :1], view.x[..., :1])
+        return Keep(
+            torch.arange(self.keep).expand(len(view.x), -1)
+            + 0 * cube[:, :1, :1, : self.keep].squeeze().long(),
+            self.n,
+        )
+
+
+@pytest.mark.parametrize(
+    ("cls", "budget", "stages"),
+    [(Quarter, 0.1, (4, 7, 10)), (Single, 0.02, tuple(range(1, 13))), (Cubic, 0.1, (3, 6))],
+)
+def test_methods_of_others_never_cost_more_than_the_target(cls, budget, stages, monkeypatch):
+    monkeypatch.setitem(registry._classes, "other", cls)
+    monkeypatch.setattr(cls, "name", "other")
+    costs = CostTable(COSTS["deit_tiny_patch16_224"].backbone)
+    found = match(costs, "other", budget, stages=stages)
+    assert found.gap >= 0
+    assert count(ReducedViT(costs.backbone, found.plan)).total == found.flops
+
+
+def test_the_knob_that_was_really_applied():
+    found = match(COSTS["deit_small_patch16_224"], "lotm", 0.45, protocol="common")
+    removed = [a - b for a, b in itertools.pairwise((196, *found.plan.tokens))]
+    assert found.knob == " ".join(map(str, removed))
+    kept = match(COSTS["deit_small_patch16_224"], "topk", 0.3)
+    uniform = uniform_counts(registry.get("topk"), 196, 3, float(kept.knob))
+    assert max(abs(a - b) for a, b in zip(uniform, kept.plan.tokens, strict=True)) <= 8
+
+
+def test_matching_leaves_every_mode_of_the_model_alone():
+    model = tiny_vit().train()
+    model.blocks[1].eval()
+    try:
+        reduced = tokred.reduce(model, "lotm", 0.2, stages=(2, 3))
+        assert reduced.training
+        assert model.training
+        assert model.blocks[0].mlp.training
+        assert not model.blocks[1].training
+    finally:
+        model.eval()
+
+
+def test_the_uniform_plan_wins_where_it_is_close_enough():
+    costs = COSTS["deit_small_patch16_224"]
+    exact = 1 - costs.plan(Plan("lotm", (4, 7, 11), (156, 116, 76))) / costs.dense
+    found = match(costs, "lotm", exact - 1e-6)
+    assert found.plan.tokens == (156, 116, 76)
+    assert found.plan.knob == 40
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_common_protocol_and_own_stages(method):
+    costs = COSTS["deit_tiny_patch16_224"]
+    assert match(costs, method, 0.3, protocol="common").plan.stages == (4, 7, 10)
+    assert match(costs, method, 0.25, stages=(5, 3)).plan.stages == (3, 5)
+
+
+def test_where_no_counts_come_close_the_gap_is_shown():
+    """One stage on a small model moves in steps of more than 0.1 points."""
+    costs = CostTable(tiny_vit())
+    found = match(costs, "topk", 0.2, stages=(2,))
+    one_more = costs.plan(Plan("topk", (2,), (found.plan.tokens[0] + 1,)))
+    assert found.flops <= (1 - 0.2) * costs.dense < one_more
+    assert found.gap > TOLERANCE
+
+
+def test_out_of_reach_tells_the_most():
+    costs = COSTS["deit_small_patch16_224"]
+    most = 1 - costs.plan(Plan("lotm", (4, 7, 11), (98, 49, 25))) / costs.dense
+    with pytest.raises(
+        Unreachable, match=rf"lotm at layers 4 7 11 can save at most {most:.1%}.*not 60.0%.*--stages"
+    ):
+        match(costs, "lotm", 0.6)
+
+
+@pytest.mark.parametrize("budget", [0, 1, -0.1, 30, float("nan")])
+def test_budgets_outside_the_open_unit_interval(budget):
+    with pytest.raises(TokredError, match="between 0 and 1"):
+        match(COSTS["deit_tiny_patch16_224"], "lotm", budget)
+
+
+def test_a_model_without_cls_token():
+    costs = CostTable(tiny_vit(class_token=False, global_pool="avg"))
+    with pytest.raises(UnsupportedModel, match="CLS"):
+        match(costs, "evit", 0.2, stages=(1, 2))
+    assert match(costs, "lotm", 0.2, stages=(1, 2)).reduction >= 0.2
+
+
+def test_schedules_by_hand():
+    lotm, topk, evit, tome = map(registry.get, ("lotm", "topk", "evit", "tome"))
+    assert uniform_counts(topk, 196, 3, 0.7) == (137, 96, 67)
+    assert uniform_counts(topk, 196, 3, 0.25) == (49, 12, 3)
+    assert uniform_counts(evit, 196, 3, 0.7) == (138, 97, 68)
+    assert uniform_counts(lotm, 196, 3, 48) == (148, 100, 52)
+    assert uniform_counts(lotm, 196, 3, 60) == (136, 76, 38)  # half of what is left, never more
+    assert uniform_counts(tome, 196, 12, 16) == (180, 164, 148, 132, 116, 100, 84, 68, 52, 36, 20, 10)
+    assert uniform_counts(tome, 196, 4, 1.5) == (195, 193, 192, 190)
+
+
+def test_stages_by_protocol():
+    assert resolve_stages(registry.get("lotm"), 12) == (4, 7, 11)
+    assert resolve_stages(registry.get("tome"), 12) == tuple(range(1, 13))
+    assert resolve_stages(registry.get("tome"), 12, "common") == (4, 7, 10)
+    with pytest.raises(TokredError, match="layers from 1 to 4"):
+        resolve_stages(registry.get("lotm"), 4)
+    with pytest.raises(TokredError, match="Did you mean: native"):
+        resolve_stages(registry.get("lotm"), 12, "nativ")
+
+
+def test_options_are_checked_against_the_signature():
+    lotm = registry.get("lotm")
+    assert check_options(lotm, {"weighted": "true", "order": "append"}) == {
+        "weighted": True,
+        "order": "append",
+    }
+    assert check_options(registry.get("dpcknn"), {"neighbors": "7"}) == {"neighbors": 7}
+    for options, words in [
+        ({"weigthed": True}, "Did you mean: weighted"),
+        ({"order": "sideways"}, "one of inplace, append"),
+        ({"weighted": "perhaps"}, "true or false"),
+    ]:
+        with pytest.raises(TokredError, match=words):
+            check_options(lotm, options)
+    with pytest.raises(TokredError, match="type int"):
+        check_options(registry.get("dpcknn"), {"neighbors": "many"})
+    with pytest.raises(TokredError, match="has no options"):
+        check_options(registry.get("random"), {"seed": 1})

@@ -1,0 +1,156 @@
+"""Searches in distance matrices, and sums over groups, against loops in NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokred.core import ops
+from tokred.core.reduction import Keep, Merge, Mix, Sizes, count_groups, sum_groups, take_rows
+
+
+def drawn(seed, *shape, levels=None):
+    """Random numbers; with `levels` few different ones, so that many are equal."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(
+        (rng.integers(0, levels, shape) if levels else rng.normal(size=shape)).astype(np.float32)
+    )
+
+
+def symmetric(seed, n, levels):
+    upper = drawn(seed, 2, n, n, levels=levels).triu(1)
+    return upper + upper.mT
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 12), st.sampled_from([None, 3]))
+def test_the_smallest_values_of_rows(seed, n, k, levels):
+    x, k = drawn(seed, 2, 5, n, levels=levels), min(k, n)
+    found = ops.smallest(x, n, k).sort(-1).values
+    assert np.array_equal(found.numpy(), np.sort(x.numpy(), -1)[..., :k])
+
+
+@pytest.mark.parametrize(("n", "k"), [(196, 5), (197, 5), (300, 1), (577, 20)])
+def test_the_smallest_values_of_long_rows(n, k):
+    for levels in (None, 4, 100):
+        x = drawn(n + k, 1, 300, n, levels=levels)
+        assert np.array_equal(ops.smallest(x, n, k).sort(-1).values.numpy(), np.sort(x.numpy(), -1)[..., :k])
+
+
+@given(
+    st.integers(0, 10_000),
+    st.integers(2, 24),
+    st.sampled_from([2, 5, 1000]),
+    st.sampled_from([1, 3, 256]),
+    st.data(),
+)
+def test_the_nearest_centre_and_the_first_of_equals(seed, n, levels, rows, data):
+    distance, keep = symmetric(seed, n, levels), data.draw(st.integers(1, n))
+    center = torch.stack(
+        [torch.from_numpy(np.random.default_rng(seed + b).permutation(n)[:keep].copy()) for b in range(2)]
+    )
+    before, ops.ROWS = ops.ROWS, rows  # in slices of any size
+    try:
+        found = ops.nearest_center(distance, center)
+    finally:
+        ops.ROWS = before
+    for b in range(2):
+        want = [min(range(keep), key=lambda k: (distance[b, i, center[b, k]].item(), k)) for i in range(n)]
+        assert found[b].tolist() == want
+
+
+@given(st.integers(0, 10_000), st.integers(1, 24), st.sampled_from([1, 7, 256]))
+def test_the_nearest_of_lower_rank(seed, n, rows):
+    distance = symmetric(seed, n, 50)
+    rank = torch.stack(
+        [torch.from_numpy(np.random.default_rng(seed + b).permutation(n)).float() for b in range(2)]
+    )
+    before, ops.ROWS = ops.ROWS, rows
+    try:
+        found = ops.nearest_before(distance, rank)
+    finally:
+        ops.ROWS = before
+    for b in range(2):
+        want = [
+            min((distance[b, i, j].item() for j in range(n) if rank[b, j] < rank[b, i]), default=np.inf)
+            for i in range(n)
+        ]
+        assert found[b].tolist() == want
+
+
+@given(st.integers(0, 10_000), st.integers(1, 20), st.integers(1, 9), st.sampled_from([2, 256]))
+def test_the_best_match_and_the_first_of_equals(seed, n, m, rows):
+    a, b = drawn(seed, 2, n, 3, levels=3), drawn(seed + 1, 2, m, 3, levels=3)
+    before, ops.ROWS = ops.ROWS, rows
+    try:
+        value, index = ops.best_match(a, b)
+    finally:
+        ops.ROWS = before
+    product = np.einsum("bic,bjc->bij", a.numpy(), b.numpy())
+    assert np.array_equal(value.numpy(), product.max(-1))
+    assert np.array_equal(index.numpy(), product.argmax(-1))
+
+
+@given(st.integers(0, 10_000), st.integers(1, 20), st.integers(1, 9), st.sampled_from([1, 4]), st.booleans())
+def test_sums_over_groups_of_which_some_are_empty(seed, n, m, channels, weighted):
+    x = drawn(seed, 2, n, channels).double()
+    label = torch.from_numpy(np.random.default_rng(seed).integers(0, m, (2, n)))
+    weight = drawn(seed + 1, 2, n).double() if weighted else None
+    want = np.zeros((2, m, channels))
+    for b in range(2):
+        for i in range(n):
+            want[b, label[b, i]] += x[b, i].numpy() * (1.0 if weight is None else weight[b, i].item())
+    np.testing.assert_allclose(sum_groups(x, label, m, weight).numpy(), want, atol=1e-12)
+    counts = [np.bincount(label[b].numpy(), minlength=m).tolist() for b in range(2)]
+    assert count_groups(label, m).tolist() == counts
+
+
+def test_sums_over_groups_pass_gradients():
+    x, weight = drawn(0, 2, 7, 3).double().requires_grad_(), drawn(1, 2, 7).double().requires_grad_()
+    label = torch.tensor([[0, 1, 1, 3, 0, 0, 1], [2, 2, 2, 2, 2, 2, 0]])
+    assert torch.autograd.gradcheck(lambda x, weight: sum_groups(x, label, 4, weight), (x, weight))
+    assert torch.autograd.gradcheck(lambda x: sum_groups(x, label, 4), (x,))
+
+
+def test_rows_of_a_slice():
+    x = drawn(0, 2, 9, 5)[:, 2:]
+    index = torch.tensor([[6, 0, 0], [3, 1, 5]])
+    assert torch.equal(take_rows(x, index), torch.stack([x[b, index[b]] for b in range(2)]))
+
+
+@given(st.integers(0, 10_000), st.integers(0, 3))
+def test_the_prefix_passes_and_the_tokens_are_pooled_as_without(seed, prefix):
+    x = drawn(seed, 2, prefix + 9, 5)
+    label = torch.from_numpy(
+        np.stack([np.random.default_rng(seed + b).permutation([0, 1, 2, 3, 0, 1, 1, 2, 0]) for b in range(2)])
+    )
+    weight = torch.rand(2, 9, generator=torch.Generator().manual_seed(seed)) + 0.1
+    index = torch.tensor([[2, 0, 8], [1, 5, 4]])
+    decisions = [
+        Keep(index, 9),
+        Merge(label, 4),
+        Merge(label, 4, weight),
+        Merge(label, 4, weight, mean=False),
+        Mix(drawn(seed, 2, 4, 9)),
+    ]
+    for decision in (*decisions, Mix(drawn(seed, 2, 4, 9), drawn(seed + 1, 2, 9, 5))):
+        pooled = decision.pool(x, prefix)
+        assert torch.equal(pooled[:, :prefix], x[:, :prefix])
+        assert torch.allclose(pooled[:, prefix:], decision.pool(x[:, prefix:]), atol=1e-6)
+
+
+def test_sizes_are_added_up_once_and_only_when_asked_for():
+    asked = []
+
+    class Counting(Merge):
+        def sizes(self, size):
+            asked.append(self.m)
+            return super().sizes(size)
+
+    first = Sizes(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), Counting(torch.tensor([[0, 1, 0, 2]]), 3))
+    second = Sizes(first, Counting(torch.tensor([[1, 1, 0]]), 2))
+    assert asked == []
+    assert second.value.tolist() == [[4.0, 6.0]]
+    assert first.value.tolist() == [[4.0, 2.0, 4.0]]
+    assert second.value is second.value
+    assert asked == [3, 2]

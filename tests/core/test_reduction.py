@@ -1,0 +1,118 @@
+"""Decisions against explicit matrices, and conservation laws."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokred.core.reduction import Keep, Merge, Mix, compose, compose_labels, unmerge
+
+
+def partition(seed, batch=2, n=9, m=4):
+    """Random labels in which every group has a member."""
+    rng = np.random.default_rng(seed)
+    labels = np.stack(
+        [rng.permutation(np.concatenate([np.arange(m), rng.integers(0, m, n - m)])) for _ in range(batch)]
+    )
+    return torch.from_numpy(labels)
+
+
+def tokens(seed, batch=2, n=9, dim=5):
+    return torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(st.integers(0, 10_000), st.booleans(), st.booleans())
+def test_merge_is_a_loop_over_groups(seed, mean, weighted):
+    label, x = partition(seed), tokens(seed)
+    weight = (
+        torch.rand(2, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
+        if weighted
+        else None
+    )
+    pooled = Merge(label, 4, weight, mean).pool(x)
+    for b in range(2):
+        for group in range(4):
+            members = [i for i in range(9) if label[b, i] == group]
+            w = [1.0 if weight is None else weight[b, i].item() for i in members]
+            want = sum(wi * x[b, i] for wi, i in zip(w, members, strict=True)) / (sum(w) if mean else 1.0)
+            assert torch.allclose(pooled[b, group], want, atol=1e-12)
+
+
+@given(st.integers(0, 10_000))
+def test_merge_conserves_sizes_and_weighted_sums(seed):
+    label, x = partition(seed), tokens(seed)
+    size = torch.randint(1, 9, (2, 9), generator=torch.Generator().manual_seed(seed)).double()
+    merge = Merge(label, 4, size)
+    after = merge.sizes(size)
+    assert torch.allclose(after.sum(1), size.sum(1))
+    assert torch.allclose((after.unsqueeze(-1) * merge.pool(x)).sum(1), (size.unsqueeze(-1) * x).sum(1))
+
+
+def test_a_token_alone_in_its_group_passes_bit_for_bit():
+    x = tokens(0).float()
+    label = torch.arange(9).expand(2, 9)
+    assert torch.equal(Merge(label, 9).pool(x), x)
+
+
+def test_merging_many_bfloat16_tokens_rounds_once():
+    x = torch.full((1, 1000, 1), 1.0).bfloat16()
+    x[0, 0] = 3.0
+    pooled = Merge(torch.zeros(1, 1000, dtype=torch.long), 1).pool(x)
+    assert (
+        pooled.item() == torch.tensor(1002 / 1000).bfloat16().item()
+    )  # a bfloat16 sum would stop growing at 256
+
+
+def test_keep_selects_drops_and_says_so():
+    x = tokens(1)
+    keep = Keep(torch.tensor([[4, 0, 7], [1, 2, 3]]), 9)
+    assert torch.equal(keep.pool(x), torch.stack([x[0, [4, 0, 7]], x[1, [1, 2, 3]]]))
+    assert keep.labels().tolist() == [[1, -1, -1, -1, 0, -1, -1, 2, -1], [-1, 0, 1, 2, -1, -1, -1, -1, -1]]
+    assert keep.sizes(torch.ones(2, 9)).tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
+def test_keep_with_labels_hands_sizes_to_the_survivor():
+    keep = Keep(torch.tensor([[2, 0]]), 4, label=torch.tensor([[1, 1, 0, -1]]))
+    assert keep.sizes(torch.tensor([[1.0, 5.0, 2.0, 9.0]])).tolist() == [[2.0, 6.0]]
+
+
+@given(st.integers(0, 10_000))
+def test_mix_shares_every_token_out(seed):
+    weight = torch.rand(2, 4, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x, size = tokens(seed), torch.ones(2, 9, dtype=torch.float64)
+    mix = Mix(weight)
+    assert torch.allclose(mix.pool(x), torch.einsum("bmn,bnc->bmc", weight, x))
+    assert torch.allclose(mix.sizes(size).sum(1), size.sum(1), atol=1e-5)
+    assert torch.equal(mix.labels(), weight.argmax(1))
+    value = tokens(seed + 1)
+    assert torch.allclose(Mix(weight, value).pool(x), torch.einsum("bmn,bnc->bmc", weight, value))
+
+
+@given(st.integers(0, 10_000))
+def test_composition_is_the_product_of_the_stages(seed):
+    first, second = Merge(partition(seed), 4), Keep(torch.tensor([[2, 0], [1, 3]]), 4)
+    source = compose([first, second])
+    want = second.matrix() @ torch.nn.functional.one_hot(first.label, 4).mT.float()
+    assert torch.allclose(source, want)
+    labels = compose_labels([first, second])
+    for b in range(2):
+        for i in range(9):
+            slot = first.label[b, i].item()
+            kept = second.index[b].tolist()
+            assert labels[b, i].item() == (kept.index(slot) if slot in kept else -1)
+
+
+@given(st.integers(0, 10_000))
+def test_unmerge_after_merge_gives_group_means(seed):
+    label, x = partition(seed), tokens(seed)
+    merge = Merge(label, 4)
+    restored = unmerge([merge], merge.pool(x))
+    for b in range(2):
+        for i in range(9):
+            assert torch.allclose(restored[b, i], x[b, label[b] == label[b, i]].mean(0))
+
+
+def test_composing_nothing_is_an_error():
+    with pytest.raises(ValueError, match="at least one"):
+        compose([])

@@ -1,0 +1,359 @@
+"""Registration, discovery and plugins: a method is one file."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tokred as package_of_tokred
+from tokred import cli
+from tokred.core import fingerprint, plugins, registry
+from tokred.core.reducer import Reducer
+from tokred.core.reduction import Keep
+from tokred.errors import TokredError, UnknownName
+from tokred.utils import provenance
+
+METHOD = '''
+"""A method in a package of its own."""
+from tokred import Keep, Reducer, View, register
+
+@register("centre", paper="nobody, never")
+class Centre(Reducer):
+    """Keep the tokens with the largest norm."""
+
+    stages = (3, 6)
+
+    def forward(self, view: View) -> Keep:
+        order = view.x.float().square().sum(-1).argsort(dim=1, descending=True, stable=True)
+        return Keep(order[:, : self.keep], self.n)
+'''
+
+
+@pytest.fixture
+def package(tmp_path):
+    """An installed distribution with one method and an entry point."""
+    (tmp_path / "centremethod.py").write_text(METHOD)
+    info = tmp_path / "centremethod-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: centremethod\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[tokred.methods]\ncentre = centremethod:Centre\n")
+    return tmp_path
+
+
+def tokred(*arguments, path):
+    environment = {**os.environ, "PYTHONPATH": str(path), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", "tokred", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+
+
+def test_a_method_is_one_file_in_a_package(package):
+    listed = tokred("methods", path=package)
+    assert "centre" in listed.stdout
+    assert "largest norm" in listed.stdout
+    assert "nobody, never" in listed.stdout
+    matched = tokred("match", "--model", "deit_t", "--methods", "centre,lotm", path=package)
+    assert matched.returncode == 0, matched.stderr
+    assert "3 6" in matched.stdout
+    checked = tokred("check", "centre", path=package)
+    assert checked.returncode == 0, checked.stderr
+    assert "checks passed" in checked.stdout
+
+
+def test_check_on_a_class_that_is_not_registered(tmp_path):
+    (tmp_path / "mine.py").write_text(METHOD.replace('@register("centre", paper="nobody, never")', ""))
+    checked = tokred("check", "mine:Centre", path=tmp_path)
+    assert checked.returncode == 0, checked.stderr
+    missing = tokred("check", "mine:Center", path=tmp_path)
+    assert missing.returncode == 2
+    assert "expected an importable module:Class" in missing.stderr
+
+
+def test_check_reports_a_broken_method(tmp_path):
+    (tmp_path / "mine.py").write_text(METHOD.replace(": self.keep]", ":]").replace("stages", "layers"))
+    checked = tokred("check", "mine:Centre", path=tmp_path)
+    assert checked.returncode == 1
+    assert "output_count" in checked.stderr
+
+
+def test_a_plugin_that_fails_to_import_is_listed_and_explained(package):
+    (package / "centremethod.py").write_text("import nothing_of_the_kind\n" + METHOD)
+    assert tokred("methods", path=package).returncode == 0
+    matched = tokred("match", "--methods", "centre", path=package)
+    assert matched.returncode == 2
+    assert "nothing_of_the_kind" in matched.stderr
+    assert "Traceback" not in matched.stderr
+
+
+def test_a_plugin_that_takes_a_name_is_refused_naming_both(package):
+    entry = package / "centremethod-1.0.dist-info" / "entry_points.txt"
+    entry.write_text("[tokred.methods]\nlotm = centremethod:Centre\n")
+    listed = tokred("methods", path=package)
+    assert listed.returncode == 2
+    assert "lotm.py" in listed.stderr
+    assert "centremethod" in listed.stderr
+
+
+def test_the_shipped_methods():
+    assert {"lotm", "tome", "kmedoids", "dpcknn", "topk", "evit", "random"} <= set(registry.names())
+    for name, entry in registry.catalog().items():
+        cls = registry.get(name)
+        assert entry.summary == cls.__doc__.splitlines()[0]
+        assert entry.facts.get("site", "mid") == cls.site
+        assert entry.paper == cls.paper
+
+
+def test_did_you_mean():
+    with pytest.raises(UnknownName, match="Unknown method 'tomee'. Did you mean: tome"):
+        registry.get("tomee")
+    with pytest.raises(UnknownName, match="Known: .*lotm"):
+        registry.get("zzzzzz")
+
+
+@pytest.fixture
+def clean():
+    """Forget what a test registers, but for the shipped methods, whose modules stay imported."""
+    for name in registry.names():
+        registry.get(name)
+    before = dict(registry._classes)
+    yield
+    registry._classes.clear()
+    registry._classes.update(before)
+
+
+def test_registering_in_a_session(clean):
+    @registry.register("in_session", paper="here")
+    class InSession(Reducer):
+        """Keep the first tokens."""
+
+        def forward(self, view):
+            return Keep(
+                view.x.new_zeros(view.x.shape[:2]).argsort(dim=1, stable=True)[:, : self.keep], self.n
+            )
+
+    assert registry.get("in_session") is InSession
+    assert registry.catalog()["in_session"].summary == "Keep the first tokens."
+    with pytest.raises(TokredError, match=r"Two methods are called 'in_session': one in .*test_registry.py"):
+
+        @registry.register("in_session")
+        class Other(Reducer):
+            """Something else."""
+
+
+def test_what_cannot_be_registered(clean):
+    with pytest.raises(TokredError, match="subclass of tokred.Reducer"):
+        registry.register("thing")(object)  # type: ignore[type-var]
+    with pytest.raises(TokredError, match="needs a docstring"):
+        registry.register("silent")(type("Silent", (Reducer,), {}))
+
+
+@pytest.fixture
+def plugin(tmp_path, clean):
+    """A function that writes a plugin file and returns its path."""
+
+    def write(text, name="mine.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_a_plugin_file(plugin):
+    path = plugin(METHOD)
+    before = list(sys.path)
+    assert registry.load_plugin(path) == ["centre"]
+    assert "centre" in registry.names()
+    cls = registry.get("centre")
+    assert registry.catalog()["centre"].origin == path
+    assert registry.load_plugin(path) == ["centre"]  # once
+    assert registry.get("centre") is cls
+    assert sys.path == before
+    assert sys.modules[cls.__module__].Centre is cls
+    assert cls.__module__ == plugins.module_name(os.path.relpath(path))  # however the path is written
+
+
+def test_a_failed_plugin_takes_no_shipped_method_along(tmp_path):
+    (tmp_path / "mine.py").write_text("import tokred.methods.lotm\n1 / 0\n")
+    code = f"""
+from tokred.core import registry
+from tokred.errors import TokredError
+try:
+    registry.load_plugin({str(tmp_path / "mine.py")!r})
+except TokredError:
+    print(registry.get("lotm").name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "lotm\n", done.stderr
+
+
+def test_two_plugin_files_of_one_name(plugin):
+    assert registry.load_plugin(plugin(METHOD, "a/mine.py")) == ["centre"]
+    assert registry.load_plugin(plugin(METHOD.replace("centre", "edge"), "b/mine.py")) == ["edge"]
+    assert registry.get("centre") is not registry.get("edge")
+
+
+def test_a_plugin_finds_helpers_beside_it_but_shadows_nothing(plugin):
+    plugin("LAYERS = (3, 6)\n", "helper_of_centre.py")
+    plugin("raise SystemExit('shadowed')\n", "colorsys.py")
+    sys.modules.pop("colorsys", None)
+    text = METHOD.replace(
+        "from tokred", "import colorsys\nfrom helper_of_centre import LAYERS\nfrom tokred"
+    ).replace("(3, 6)", "LAYERS")
+    assert registry.load_plugin(plugin(text)) == ["centre"]
+    assert registry.get("centre").stages == (3, 6)
+
+
+def test_a_plugin_module_by_its_name(plugin, monkeypatch):
+    folder = Path(plugin(METHOD, "centre_package/inner.py")).parent
+    (folder / "__init__.py").write_text("from . import inner\n")
+    monkeypatch.chdir(folder.parent)  # modules are found where the command runs
+    assert registry.load_plugin("centre_package") == ["centre"]
+    assert registry.load_plugin("centre_package.inner") == ["centre"]
+    for name in [name for name in sys.modules if name.startswith("centre_package")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "import os\n\n1 / 0\n",
+            r"mine.py cannot be loaded: ZeroDivisionError: division by zero \(line 3\); mend it",
+        ),
+        (
+            "def f():\n    raise ValueError('two\\nlines')\n\nf()\n",
+            r"mine.py cannot be loaded: ValueError: two \(line 2\)",
+        ),
+        ("x = 1\nif x\n", r"mine.py cannot be loaded: SyntaxError: expected ':' \(line 2\)"),
+        (
+            "import nothing_of_the_kind\n",
+            r"mine.py cannot be loaded: ModuleNotFoundError: .*'nothing_of_the_kind' \(line 1\)",
+        ),
+        ("import sys\nsys.exit(3)\n", r"mine.py cannot be loaded: SystemExit: 3 \(line 2\)"),
+        ("import json\njson.loads('{')\n", r"mine.py cannot be loaded: JSONDecodeError: .*line 2\)"),
+        ("raise KeyError\n", r"mine.py cannot be loaded: KeyError: no message \(line 1\)"),
+        ("x = 1\n", r"mine.py registers no method; decorate a subclass of tokred.Reducer"),
+        ("import tokred.methods.lotm\n", r"mine.py registers no method"),
+        (
+            METHOD.replace('"centre"', '"lotm"'),
+            r"Two methods are called 'lotm': one in .*lotm.py, one in .*mine.py",
+        ),
+        (
+            METHOD.replace("(Reducer)", "").replace("self.n", "0"),
+            r"mine.py cannot be loaded: @register\('centre'\) needs .*\(line 5\)",
+        ),
+        (METHOD + "\nraise ValueError\n", r"mine.py cannot be loaded: ValueError"),
+    ],
+)
+def test_a_plugin_that_is_wrong_is_one_sentence_and_leaves_nothing(plugin, text, message):
+    known, before = registry.names(), list(sys.path)
+    path = plugin(text)
+    for _ in range(2):  # and the same the second time
+        with pytest.raises(TokredError, match=message) as error:
+            registry.load_plugin(path)
+        assert "\n" not in str(error.value)
+    assert registry.names() == known
+    assert sys.path == before
+    assert plugins.module_name(path) not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "target", ["missing.py", "./folder", "no_such_module", "no_such.module", "tokred.no_such", ""]
+)
+def test_a_plugin_that_is_not_there(target, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(TokredError, match="expected the path of a .py file, or the dotted name of a module"):
+        registry.load_plugin(target)
+
+
+def test_plugins_on_the_command_line(plugin):
+    path, broken = plugin(METHOD, "my methods.py"), plugin("1 / 0\n", "broken.py")
+    listed = tokred("methods", "--plugin", path, path="")
+    assert "largest norm" in listed.stdout
+    failed = tokred("methods", "--plugin", path, "--plugin", broken, path="")
+    assert failed.returncode == 2
+    assert "broken.py cannot be loaded: ZeroDivisionError: division by zero (line 1)" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("command", [["methods"], ["match"], ["check", "lotm"], ["fit", "lotm"]])
+def test_commands_that_take_plugins(command, plugin):
+    with pytest.raises(TokredError, match="broken.py cannot be loaded: ZeroDivisionError"):
+        cli.app([*command, "--plugin", plugin("1 / 0\n", "broken.py")], standalone_mode=False)
+
+
+def test_a_plugin_is_matched(plugin, capsys):
+    cli.app(
+        ["match", "--model", "deit_t", "--methods", "centre", "--plugin", plugin(METHOD)],
+        standalone_mode=False,
+    )
+    assert "3 6" in capsys.readouterr().out
+
+
+def test_source_hash(plugin):
+    path = plugin(METHOD)
+    registry.load_plugin(path)
+    assert fingerprint.source_hash("centre") == hashlib.sha256(METHOD.encode()).hexdigest()
+    other = plugin(METHOD.replace('"centre"', '"edge"').replace("True)", "False)"), "other.py")
+    registry.load_plugin(other)
+    assert fingerprint.source_hash("edge") != fingerprint.source_hash("centre")
+    assert (
+        fingerprint.source_hash("lotm")
+        == hashlib.sha256((registry.FOLDER / "lotm.py").read_bytes()).hexdigest()
+    )
+    with pytest.raises(UnknownName, match="Did you mean: lotm"):
+        fingerprint.source_hash("lotmm")
+
+
+def test_the_source_hash_of_a_class_without_a_file(clean, monkeypatch):
+    cls = type("Typed", (Reducer,), {"__doc__": "Typed into a session.", "__module__": "typed_in"})
+    registry.register("typed")(cls)
+    first = fingerprint.source_hash("typed")
+    assert first == fingerprint.source_hash("typed")
+    monkeypatch.setattr(fingerprint, "_SESSION", "of another process")
+    assert fingerprint.source_hash("typed") != first
+
+
+def test_code_hash(tmp_path, monkeypatch):
+    copy = tmp_path / "tokred"
+    shutil.copytree(
+        Path(package_of_tokred.__file__).parent, copy, ignore=shutil.ignore_patterns("weights", "__pycache__")
+    )
+
+    def of_the_copy():
+        provenance.code_hash.cache_clear()
+        return provenance.code_hash()
+
+    want = of_the_copy()
+    assert want == provenance.code_hash()
+    monkeypatch.setattr(provenance, "__file__", str(copy / "utils" / "provenance.py"))
+    assert of_the_copy() == want  # wherever it lies, with or without weights and caches
+    module = copy / "methods" / "lotm.py"
+    module.write_text(module.read_text() + "\n")
+    changed = of_the_copy()
+    assert changed != want
+    module.rename(copy / "methods" / "lotm2.py")
+    assert of_the_copy() not in (changed, want)
+    provenance.code_hash.cache_clear()
+
+
+def test_a_run_knows_the_modules_that_a_plugin_brings(plugin, tmp_path):
+    (tmp_path / "centre_helper.py").write_text("FACTOR = 1\n")
+    registry.load_plugin(plugin(METHOD.replace("from tokred", "import centre_helper\nfrom tokred", 1)))
+    before = fingerprint.software(["centre", "lotm"])
+    assert set(before) >= {"code", "torch", "method centre"}
+    assert "method lotm" not in before  # tokred's own are in its code
+    (tmp_path / "centre_helper.py").write_text("FACTOR = 2\n")
+    after = fingerprint.software(["centre", "lotm"])
+    assert {key for key in before if before[key] != after[key]} == {"method centre"}

@@ -1,0 +1,248 @@
+"""One pass for all methods equals separate runs, and one failing method does not take the others along."""
+
+import copy
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import tokred
+from tokred.core import registry
+from tokred.core.flops import CostTable
+from tokred.core.match import match
+from tokred.core.plan import Plan
+from tokred.core.reducer import Reducer
+from tokred.core.reduction import Keep
+from tokred.core.vit import ReducedViT
+from tokred.data import loading, preprocessing, sources
+from tokred.data.loading import Batch
+from tokred.errors import TokredError
+from tokred.evaluation.engine import Pass, _Clock, dense_model, evaluate
+from tokred.evaluation.predictions import Evaluation
+from tokred.models import zoo
+from tokred.testing import tiny_plan, tiny_vit
+from tokred.utils.devices import resolve_device, resolve_precision
+
+
+def batches(n=10, size=4, seed=0):
+    images = torch.randn(n, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+    labels = torch.arange(n) % 10
+    return [
+        Batch(images[i : i + size], labels[i : i + size], torch.arange(n)[i : i + size])
+        for i in range(0, n, size)
+    ]
+
+
+def models(names, stages=(2, 3)):
+    return {name: ReducedViT(tiny_vit(), tiny_plan(registry.get(name), tiny_vit(), stages)) for name in names}
+
+
+def arrays(outcomes):
+    return outcomes.prediction, outcomes.top5, outcomes.kl
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_pass_equals_separate_runs_bit_for_bit(threads, monkeypatch):
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = models(registry.names())
+        one_pass = evaluate(dense_model(tiny_vit(), together.values()), together, batches(), 10)
+        for name, model in models(registry.names()).items():
+            alone = evaluate(dense_model(tiny_vit(), [model]), {name: model}, batches(), 10)
+            for a, b in zip(arrays(one_pass.methods[name]), arrays(alone.methods[name]), strict=True):
+                np.testing.assert_array_equal(a, b)
+            # And against the model called as a user would, on the same batches.
+            torch.set_num_threads(1)
+            with torch.inference_mode():
+                logits = torch.cat([_logits(model, images, index) for images, _, index, *_ in batches()])
+            torch.set_num_threads(threads)
+            np.testing.assert_array_equal(one_pass.methods[name].prediction, logits.argmax(1).numpy())
+    finally:
+        torch.set_num_threads(torch_threads)
+    assert one_pass.labels.tolist() == [i % 10 for i in range(10)]
+
+
+def test_a_model_with_a_backbone_of_its_own_starts_from_the_images():
+    """As one that was fitted in full does."""
+    own = copy.deepcopy(tiny_vit())
+    with torch.no_grad():
+        own.blocks[0].mlp.fc1.weight.mul_(-1)
+    plan = tiny_plan(registry.get("kmedoids"), own)
+    several = {"own": ReducedViT(own, plan), "shared": ReducedViT(tiny_vit(), plan)}
+    result = evaluate(dense_model(tiny_vit(), several.values()), several, batches(), 10)
+    assert not result.failed
+    with torch.inference_mode():
+        for name, model in several.items():
+            logits = torch.cat([_logits(model, images, index) for images, _, index, *_ in batches()])
+            np.testing.assert_array_equal(result.methods[name].prediction, logits.argmax(1).numpy())
+    assert not np.array_equal(result.methods["own"].kl, result.methods["shared"].kl)
+
+
+def _logits(model, images, index):
+    return model.head(model.advance(model.embed(images, index)))
+
+
+def test_shared_states_give_the_very_logits_of_a_lone_model():
+    for name, model in models(registry.names()).items():
+        dense = dense_model(tiny_vit(), [model])
+        images, _, index = batches()[0][:3]
+        with torch.inference_mode():
+            shared = dense.advance(dense.embed(images, index), stop=model.first_point)
+            assert torch.equal(model.head(model.advance(shared)), _logits(model, images, index)), name
+
+
+def test_another_batch_size_agrees():
+    """To 1e-5 in logits, on weights and images that are no noise; a near-tie between tokens may still be decided otherwise."""
+    model = zoo.load_shipped("deit_t").model.eval()
+    source = sources.open_source().limit(12)
+    prepared = preprocessing.prepare(model, embedded=True)
+    images = next(loading.batches(source, prepared, [range(12)], 0)).images
+    costs = CostTable(model)
+    for name in ("lotm", "tome", "kmedoids", "topk", "sit"):
+        reduced = tokred.ReducedViT(model, match(costs, name, 0.3).plan)
+        with torch.inference_mode():
+            whole, parts = (
+                reduced(images),
+                torch.cat([reduced(images[i : i + size]) for i, size in ((0, 1), (1, 4), (5, 7))]),
+            )
+        close = (whole - parts).abs().amax(1) < 1e-5 * whole.abs().max()
+        assert close.sum() >= 11, name
+
+
+def test_images_are_read_once_whatever_the_number_of_methods():
+    reads = []
+
+    def counted():
+        for batch in batches():
+            reads.append(len(batch[0]))
+            yield batch
+
+    together = models(["lotm", "tome", "topk"])
+    seen = []
+    one = Pass(dense_model(tiny_vit(), together.values()), together, Evaluation.empty(10, together))
+    one.run(counted(), lambda rows: seen.append(len(rows)))
+    assert reads == seen == [4, 4, 2]
+
+
+class Explodes(Reducer):
+    """Fail on the second batch."""
+
+    calls = 0
+
+    def forward(self, view):
+        type(self).calls += 1
+        if type(self).calls > 1:
+            raise RuntimeError("boom\nwith details")
+        return Keep(torch.arange(self.keep).expand(len(view.x), -1), self.n)
+
+
+class NotANumber(Reducer):
+    """Give logits that are no numbers."""
+
+    def forward(self, view):
+        view.x.mul_(float("nan"))
+        view.attention.k.mul_(0)
+        return Keep(torch.arange(self.keep).expand(len(view.x), -1), self.n)
+
+
+def test_a_failing_method_leaves_the_others_alone():
+    plan = {"stages": (3,), "tokens": (20,)}
+    good = {name: ReducedViT(tiny_vit(), Plan(name, **plan)) for name in ("topk", "tome")}
+    bad = {
+        "nan": ReducedViT(tiny_vit(), Plan(NotANumber, **plan)),
+        "explodes": ReducedViT(tiny_vit(), Plan(Explodes, **plan)),
+    }
+    together = bad | good  # all begin at one state, the bad ones first
+    result = evaluate(dense_model(tiny_vit(), together.values()), together, batches(), 10)
+    assert set(result.failed) == set(bad)
+    assert result.failed["explodes"].reason == "boom"
+    assert result.failed["nan"] == (
+        0,
+        "nan gives numbers that are not finite, first in the reduction at layer 3, on images 0 to 3.",
+    )
+    alone = evaluate(dense_model(tiny_vit(), good.values()), good, batches(), 10)
+    for name in good:
+        np.testing.assert_array_equal(result.methods[name].kl, alone.methods[name].kl)
+
+
+class Remembers(Reducer):
+    """Keep something on itself between two lines, as methods under development do."""
+
+    def forward(self, view):
+        self.score = view.x.square().sum(-1)
+        time.sleep(0.002)
+        return Keep(self.score.argsort(dim=1, stable=True)[:, : self.keep], self.n)
+
+
+def test_batches_in_other_threads_have_reducers_of_their_own():
+    model = {"remembers": ReducedViT(tiny_vit(), Plan(Remembers, (2, 3), (20, 10)))}
+    many = [batch for _ in range(5) for batch in batches()]
+    with_threads = evaluate(dense_model(tiny_vit(), model.values()), model, many, 10)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = evaluate(dense_model(tiny_vit(), model.values()), model, batches(), 10)
+    torch.set_num_threads(before)
+    np.testing.assert_array_equal(
+        with_threads.methods["remembers"].prediction, alone.methods["remembers"].prediction
+    )
+
+
+class Buffered(Reducer):
+    """Keep something in a buffer and in a part."""
+
+    def __init__(self, n, keep, dim, heads):
+        super().__init__(n, keep, dim, heads)
+        self.register_buffer("score", torch.zeros(1))
+        self.part = torch.nn.Linear(dim, 1)
+
+
+def test_twins_share_parameters_and_nothing_else():
+    model = ReducedViT(tiny_vit(), Plan(Buffered, (2,), (20,)))
+    (stage,), (twin,) = model.stage_list(), model.twin().stage_list()
+    assert twin.reducer.part.weight is stage.reducer.part.weight
+    assert twin.reducer.part is not stage.reducer.part
+    twin.reducer.score = torch.ones(1)
+    twin.reducer.part.state = "mine"
+    assert stage.reducer.score == 0
+    assert not hasattr(stage.reducer.part, "state")
+
+
+def test_the_clock_counts_lanes_that_wait_for_images(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("tokred.evaluation.engine.time.monotonic", lambda: now[0])
+    clock = _Clock(2)
+    now[0] = 4.0
+    clock.waited(1.0, [3.0])  # one lane was done at 3, the other is busy
+    now[0] = 10.0
+    clock.waited(8.0, [7.0, 9.5])
+    assert clock.share == (1 + 2 + 0.5) / 20
+
+
+def test_a_dense_model_without_numbers_is_an_error():
+    images, labels, index = batches()[0][:3]
+    with pytest.raises(TokredError, match="check its weights"):
+        evaluate(ReducedViT(tiny_vit()), {}, [Batch(images * float("nan"), labels, index)], 10)
+
+
+def test_threads_are_given_back_after_an_error():
+    before = torch.get_num_threads()
+
+    def broken():
+        yield batches()[0]
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        evaluate(ReducedViT(tiny_vit()), {}, broken(), 10)
+    assert torch.get_num_threads() == before
+
+
+def test_devices_and_precisions():
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_precision("bf16", torch.device("cpu")) == torch.bfloat16
+    assert resolve_precision("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+    with pytest.raises(TokredError, match="cannot be used here"):
+        resolve_device("tpu:7")
+    with pytest.raises(TokredError, match="Unknown precision 'fp8'"):
+        resolve_precision("fp8", torch.device("cpu"))

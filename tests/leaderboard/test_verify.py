@@ -1,0 +1,262 @@
+"""Rows run again: honest ones are confirmed to the last bit, forged ones are named."""
+
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers.command import run
+
+from tokred.api import compare
+from tokred.errors import TokredError
+from tokred.evaluation.comparison import Job
+from tokred.leaderboard import add, read
+from tokred.leaderboard.ranking_groups import load
+from tokred.leaderboard.verify import rerun, verify
+from tokred.leaderboard.verify.rerun import Again, Places, batches, job_of
+
+CSV = "leaderboard.csv"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run of twelve images in batches of four, and a swept one with controls."""
+    root = tmp_path_factory.mktemp("runs")
+    settings = {"methods": ("lotm", "topk"), "batch_size": 4, "precision": "fp32", "workers": 0}
+    compare("deit_t", 0.3, root / "one", limit=12, controls=False, **settings)
+    compare(
+        "deit_t",
+        (0.2, 0.4),
+        root / "two",
+        limit=6,
+        methods=("lotm",),
+        batch_size=4,
+        precision="fp32",
+        workers=0,
+    )
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _jobs():
+    """What a configuration comes to is always the same, and takes longer than these few images."""
+    known = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            rerun,
+            "Job",
+            lambda config: known.get(repr(config)) or known.setdefault(repr(config), Job(config)),
+        )
+        yield
+
+
+@pytest.fixture
+def one(made, tmp_path):
+    return shutil.copytree(made / "one", tmp_path / "one")
+
+
+def forge(folder, method, **cells):
+    lines = read(folder / CSV)
+    for line in lines:
+        if line["method"] == method:
+            line.update(cells)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, lines[0])
+    writer.writeheader()
+    writer.writerows(lines)
+    (folder / CSV).write_text(text.getvalue())
+
+
+def tamper(folder, change):
+    with np.load(folder / "predictions.npz") as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez(folder / "predictions.npz", **arrays)
+
+
+def verdicts(found):
+    return {check.row.line["method"]: check.verdict for check in found.checks}
+
+
+def test_an_honest_run_is_confirmed_and_says_so(one):
+    found = verify(one, sample=8)
+    assert found.confirmed
+    assert verdicts(found) == dict.fromkeys(("baseline", "lotm", "topk"), "confirmed, to the last bit")
+    assert {(check.images, check.agreeing, check.ties) for check in found.checks} == {(8, 8, 0)}
+    for check in found.checks:
+        assert check.top1[0] == check.top1[1]
+    noted = json.loads((one / "verified.json").read_text())
+    assert set(noted) == {"baseline", "lotm", "topk"}
+    assert (noted["lotm"]["images"], noted["lotm"]["confirmed"], noted["lotm"]["torch"]) == (
+        8,
+        True,
+        torch.__version__,
+    )
+    assert all(row.verified["confirmed"] for row in load(one / CSV))
+
+
+def test_one_method_alone_gives_the_same_bits(one):
+    """LOTM looks at no attention; the other method's taps stay in, as in the run."""
+    found = verify(one, ["lotm"], sample=4)
+    assert verdicts(found) == {"lotm": "confirmed, to the last bit"}
+
+
+@pytest.mark.parametrize("n", [1, 16, 100, 101])
+def test_batches_are_whole_ones_of_the_run(n):
+    for sample in (1, 16, 40, 1000):
+        chosen = batches(n, 16, sample, seed=3)
+        assert all(batch.start % 16 == 0 and batch.stop == min(n, batch.start + 16) for batch in chosen)
+        assert len({batch.start for batch in chosen}) == len(chosen)
+        images = sum(map(len, chosen))
+        assert min(sample, n) <= images < sample + 16
+    assert len({tuple(batches(1600, 16, 32, seed)) for seed in range(5)}) > 1
+
+
+def test_a_forged_csv_is_named_without_running_anything(one, monkeypatch):
+    forge(one, "lotm", top1="99.5", drop="-8")
+    monkeypatch.setattr("tokred.leaderboard.verify.rerun.run", lambda *_: pytest.fail("ran"))
+    found = verify(one, ["lotm"])
+    assert not found.confirmed
+    for wrong in ("top1 99.5 instead of", "drop -8 instead of"):
+        assert wrong in verdicts(found)["lotm"]
+
+
+def test_forged_predictions_are_found(one):
+    """Predictions that the model does not make, and a CSV that follows from them."""
+
+    def change(arrays):
+        arrays["topk/prediction"][:4] = (arrays["topk/prediction"][:4] + 1) % 10
+
+    tamper(one, change)
+    with np.load(one / "predictions.npz") as file:
+        right = file["topk/prediction"] == file["labels"]
+        dense = file["baseline/prediction"]
+        lost = (dense == file["labels"]).astype(int) - right
+        agreement = (file["topk/prediction"] == dense).mean()
+    forge(
+        one,
+        "topk",
+        top1=repr(float(100 * right.mean())),
+        drop=repr(float(100 * lost.mean())),
+        agreement=repr(float(agreement)),
+        p_value="",
+    )
+    found = verify(one, sample=12)
+    assert verdicts(found) == {
+        "baseline": "confirmed, to the last bit",
+        "lotm": "confirmed, to the last bit",
+        "topk": "4 of 12 predictions are others, by more than a near tie",
+    }
+    assert not found.confirmed
+    assert "not confirmed" in next(row for row in load(one / CSV) if row.line["method"] == "topk").marks[0]
+
+
+def test_forged_labels_and_kl_are_found(one):
+    """Labels that make LOTM wrong where it was right, KL of nought, and a CSV that follows from both."""
+
+    def change(arrays):
+        right = np.flatnonzero(arrays["lotm/prediction"] == arrays["labels"])[:2]
+        arrays["labels"][right] = (arrays["labels"][right] + 1) % 10
+        arrays["topk/kl"][:] = 0
+
+    tamper(one, change)
+    with np.load(one / "predictions.npz") as file:
+        dense = file["baseline/prediction"] == file["labels"]
+        for name in ("baseline", "lotm", "topk"):
+            right = file[f"{name}/prediction"] == file["labels"]
+            forge(
+                one,
+                name,
+                top1=repr(float(100 * right.mean())),
+                drop=repr(float(100 * (dense.mean() - right.mean()))),
+                p_value="",
+            )
+    forge(one, "topk", kl="0")
+    assert not any(row.disputed for row in load(one / CSV))  # nothing on paper speaks against it
+    found = verdicts(verify(one, sample=12))
+    assert "2 of 12 images have other labels" in found["lotm"]
+    assert "the KL of 1" in found["topk"]
+
+
+def test_forged_flops_are_found(one):
+    forge(one, "lotm", gflops="0.5")
+    assert verdicts(verify(one, ["lotm"], sample=4))["lotm"].startswith("gflops 0.5 instead of 0.88")
+
+
+def test_a_board_is_checked_row_by_row(made, one, tmp_path):
+    board = tmp_path / "board.csv"
+    add(board, one, made / "two")
+    found = verify(board, sample=4)
+    assert found.confirmed
+    assert (
+        len(found.checks) == 3 + 7
+    )  # the unreduced model, lotm and topk; the unreduced model, and lotm and two controls at two budgets
+    assert all(row.verified["images"] == 4 for row in load(board))
+    add(board, one)  # the same outcomes: what was found of them holds
+    assert all(row.verified for row in load(board))
+
+
+def test_rows_without_predictions_cannot_be_confirmed(one, tmp_path):
+    (one / "predictions.npz").unlink()
+    board = tmp_path / "board.csv"
+    add(board, one)
+    found = verify(board)
+    assert not found.confirmed
+    assert set(verdicts(found).values()) == {
+        "cannot be checked: its predictions or its run's configuration are not here"
+    }
+
+
+def configuration(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_what_is_gone_or_changed_is_one_sentence(one):
+    about = configuration(one)
+    for change, places, match in [
+        ({}, Places(weights="/nowhere.pth"), "The run cannot be repeated: No weight file at /nowhere.pth"),
+        ({}, Places(data="/nowhere"), "The run cannot be repeated: No data at '/nowhere'"),
+        ({"weights_hash": "abc"}, Places(), "The weights are not those of the run any more .*--weights"),
+        ({"data_hash": "abc"}, Places(), "The images are not those of the run any more .*--data"),
+        ({"adapters": {"sit": "abc"}}, Places(), "The adapter of sit is not that of the run .*--adapters"),
+        ({"methods": ["lotm", "foreign"]}, Places(), "foreign.*--plugin"),
+        ({"precision": "torch.int3"}, Places(), "no configuration of tokred"),
+    ]:
+        changed = {**about, "configuration": {**about["configuration"], **change}}
+        with pytest.raises(TokredError, match=match) as error:
+            job_of(changed, places)
+        assert "\n" not in str(error.value)
+
+
+def test_the_gap_is_that_of_the_class_of_before():
+    logits = torch.tensor([[0.0, 2.0, 1.5], [5.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    outcomes = Again.of(np.array([1, 2, 7, -1]))
+    outcomes.put(np.array([1, 0, 2]), logits, torch.tensor([1, 0, 1]), logits)
+    expected = [
+        5.0,
+        0.5,
+        np.inf,
+        np.inf,
+    ]  # of log-softmax as of logits; class 7 does not exist, and row 3 was not run
+    assert outcomes.gap.tolist() == pytest.approx(expected)
+
+
+def test_the_command(one, tmp_path):
+    code, text = run("leaderboard", "verify", one, "--method", "lotm,topk", "--sample", "4")
+    assert code == 0
+    assert text.count("confirmed, to the last bit") == 2
+    forge(one, "topk", top1="100")
+    code, text = run("leaderboard", "verify", one, "--method", "topk", "--sample", "4")
+    assert code == 1
+    assert "top1 100 instead of" in text
+    code, text = run("leaderboard", "verify", one, "--method", "topp")
+    assert (code, "Did you mean" in text) == (2, True)
+    code, text = run("leaderboard", "verify", tmp_path / "none")
+    assert code == 2
+    assert text.startswith("Error: There is no leaderboard at")
+    (one / "predictions.npz").write_bytes(b"PK nonsense")
+    code, text = run("leaderboard", "verify", one)
+    assert (code, "predictions.npz is damaged" in text) == (2, True)

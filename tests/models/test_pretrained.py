@@ -1,0 +1,257 @@
+"""Weights as the field has them: names and tags of timm, many layouts of files, the cache of the hub, folders, and no network."""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from helpers.hub import TINY, config, in_cache, small
+
+from tokred.core.vit import check_supported
+from tokred.data import preprocessing
+from tokred.errors import TokredError, UnknownName
+from tokred.models import pretrained as hub
+from tokred.models import tensor_files, zoo
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "home"
+
+
+def same(a, b):
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+def test_tags_are_part_of_names():
+    assert zoo.timm_name("deit_s.fb_in1k") == "deit_small_patch16_224.fb_in1k"
+    assert (
+        zoo.timm_name("vit_base_patch16_224.augreg_in21k_ft_in1k")
+        == "vit_base_patch16_224.augreg_in21k_ft_in1k"
+    )
+    assert zoo.timm_name("hf-hub:org/name") == "hf-hub:org/name"
+    with pytest.raises(UnknownName, match="no weights tagged 'fb_in2k' in timm; it has: fb_in1k"):
+        zoo.timm_name("deit_s.fb_in2k")
+    with pytest.raises(UnknownName, match="For one of the Hugging Face hub give hf-hub:timm/deit"):
+        zoo.timm_name("timm/deit")
+
+
+def test_timm_weights_come_from_the_cache(home):
+    """The real loading code, on made-up weights under the real name."""
+    model = zoo.build("deit_t")
+    in_cache(home, "timm/deit_tiny_patch16_224.fb_in1k", model)
+    for name in ("deit_t", "deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k"):
+        loaded = zoo.load_for(name, None, embedded=False)
+        assert same(loaded.model, model)
+        assert loaded.weights == "timm deit_tiny_patch16_224.fb_in1k"
+        assert loaded.published == "deit_tiny_patch16_224.fb_in1k"
+        assert loaded.weights_hash == zoo.hash_weights(model)
+
+
+def test_hf_home_is_where_the_cache_is(tmp_path):
+    """As a user has it: the variables of the environment, another process, the command line's own loading."""
+    in_cache(tmp_path, "org/small", small(), config())
+    program = "from tokred import zoo; loaded = zoo.load_for('hf-hub:org/small', None, True); print(loaded.weights_hash)"
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == zoo.hash_weights(small()), done.stderr
+
+
+def test_a_hub_model_is_prepared_for_as_its_own_configuration_says(home):
+    in_cache(home, "org/small", small(1), config())
+    for loaded in (
+        zoo.load_for("hf-hub:org/small", None, embedded=True),
+        zoo.load_for(TINY, "hf-hub:org/small", embedded=False),
+    ):
+        assert same(loaded.model, small(1))
+        assert (loaded.weights, loaded.published) == ("hf-hub:org/small", "")
+        wanted = {"input_size": (3, 48, 48), "crop_pct": 0.8, "interpolation": "bilinear"}
+        found = preprocessing.data_config(loaded.model)
+        assert {key: found[key] for key in wanted} == wanted
+        assert (list(found["mean"]), list(found["std"])) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    check_supported(zoo.build("hf-hub:org/small"))
+    with pytest.raises(
+        TokredError,
+        match="hf-hub:org/small holds vit_tiny_patch16_224, not deit_s; give it as the model, --model hf-hub",
+    ):
+        zoo.load_for("deit_s", "hf-hub:org/small", embedded=False)
+
+
+def test_only_timms_own_repositories_are_timms_weights(home):
+    names = ["timm/vit_tiny_patch16_224.some", "other/vit_tiny_patch16_224.some"]
+    for name in names:
+        in_cache(home, name, small(), config())
+    found = [zoo.load_pretrained(f"hf-hub:{name}").published for name in names]
+    assert found == ["vit_tiny_patch16_224.some", ""]
+    assert hub.published_name("hf-hub:timm/vit_tiny_patch16_224.some@older", None) == ""
+
+
+def test_a_folder_of_the_hubs_layout(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config()))
+    safetensors.torch.save_file(small(2).state_dict(), tmp_path / "model.safetensors")
+    loaded = zoo.load_for(f"local-dir:{tmp_path}", None, embedded=True)
+    assert same(loaded.model, small(2))
+    assert loaded.published == ""
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(
+        TokredError, match=r"No model can be loaded from local-dir:.*expected a folder with config.json"
+    ):
+        zoo.load_pretrained(f"local-dir:{tmp_path}")
+
+
+def test_without_a_network_the_message_says_what_to_fetch(home):
+    url = "https://huggingface.co/timm/deit_small_patch16_224.fb_in1k"
+    with pytest.raises(TokredError) as caught:
+        zoo.load_for("deit_s", None, embedded=False)
+    text = str(caught.value)
+    assert (
+        f"download model.safetensors from {url} and give it with --model deit_small_patch16_224.fb_in1k --weights FILE"
+        in text
+    )
+    assert "HF_HOME" in text
+    assert str(home) in text
+    assert text.count("\n") == 0
+    with pytest.raises(
+        TokredError,
+        match=r"config.json and model.safetensors from https://huggingface.co/org/none .*local-dir:FOLDER",
+    ):
+        zoo.build("hf-hub:org/none")
+
+
+def test_a_hub_that_does_not_answer(home, monkeypatch):
+    """It takes a connection, and then nothing comes."""
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.socket, "create_connection", lambda *_, **__: io.BytesIO())
+
+    def refused(*_, **__):
+        raise hub.LocalEntryNotFoundError("Connection error, and the file is not in the cache.")
+
+    monkeypatch.setattr(hub.timm, "create_model", refused)
+    with pytest.raises(
+        TokredError, match=r"huggingface.co does not answer\): download model.safetensors from .*HF_HOME"
+    ):
+        zoo.load_pretrained("deit_s")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", json.dumps(config("resnet_of_mine"))])
+def test_a_broken_configuration_is_one_sentence(home, content):
+    snapshot = in_cache(home, "org/small", small(), config())
+    (snapshot / "config.json").write_text(content)
+    with pytest.raises(TokredError, match="hf-hub:org/small"):
+        zoo.load_pretrained("hf-hub:org/small")
+
+
+def test_a_damaged_cache_is_one_sentence(home):
+    snapshot = in_cache(home, "org/small", small(), config())
+    (snapshot / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(TokredError, match="hf-hub:org/small cannot be loaded"):
+        zoo.load_pretrained("hf-hub:org/small")
+
+
+def test_weights_without_a_classifier_are_refused(tmp_path, monkeypatch):
+    """The weights of DINO and its like tell no classes apart, which the empty head of their tag says."""
+    name = "vit_small_patch16_224.dino"
+    torch.save(zoo.build(name).state_dict(), tmp_path / "dino.pth")
+    with pytest.raises(TokredError, match=r"The weights \(dino.pth\) have no classifier"):
+        zoo.load_for(name, str(tmp_path / "dino.pth"), embedded=False)
+
+
+def test_a_tag_decides_how_images_are_prepared_for_a_file(tmp_path):
+    """One architecture, two ways to normalise."""
+    for tag, mean in (("augreg_in21k_ft_in1k", 0.5), ("dino", 0.485)):
+        model = zoo.build(f"vit_small_patch16_224.{tag}", 7)
+        safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
+        loaded = zoo.load_file(f"vit_small_patch16_224.{tag}", tmp_path / "w.safetensors")
+        assert preprocessing.data_config(loaded.model)["mean"][0] == mean
+        assert (
+            loaded.published == f"vit_small_patch16_224.{tag}"
+        )  # who names the tag says that the file is those weights
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return zoo.build("deit_t", 10).state_dict()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda state: state,
+        lambda state: {"model": state},
+        lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
+        lambda state: {"model_ema": state, "model": {key: 0 * value for key, value in state.items()}},
+        lambda state: {
+            "model": state,
+            "args": argparse.Namespace(lr=0.1, model="deit_tiny_patch16_224", betas=[0.9]),
+        },
+    ],
+)
+def test_layouts_of_checkpoints(tmp_path, tensors, layout):
+    for name in ("w.pth", "w.bin"):
+        torch.save(layout(tensors), tmp_path / name)
+        found = tensor_files.read_weights(tmp_path / name)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[key], tensors[key]) for key in tensors)
+
+
+def test_files_of_deit_iii_call_layer_scale_otherwise(tmp_path):
+    model = zoo.build("deit3_small_patch16_224", 10)
+    official = {
+        key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): value
+        for key, value in model.state_dict().items()
+    }
+    assert official.keys() != model.state_dict().keys()
+    torch.save({"model": official}, tmp_path / "w.pth")
+    assert same(zoo.load_file("deit3_small_patch16_224", tmp_path / "w.pth").model, model)
+
+
+def test_an_official_file_is_known_by_its_hash(tmp_path, tensors, monkeypatch):
+    path = tmp_path / "renamed.pth"
+    torch.save({"model": tensors}, path)
+    assert zoo.load_file("deit_t", path).published == ""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    real = zoo.get_pretrained_cfg("deit_tiny_patch16_224.fb_in1k")
+    assert real.url.endswith("deit_tiny_patch16_224-a1311bcf.pth")
+    monkeypatch.setattr(real, "url", f"https://example.org/deit_tiny_patch16_224-{digest[:8]}.pth")
+    monkeypatch.setattr(zoo, "get_pretrained_cfg", lambda name: real)
+    assert zoo.load_file("deit_t", path).published == "deit_tiny_patch16_224.fb_in1k"
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_settings_are_let_in_and_nothing_else(tmp_path, tensors):
+    for number, trap in enumerate(
+        (Evil(tmp_path / "ran"), argparse.Namespace(hidden=Evil(tmp_path / "ran")))
+    ):
+        path = tmp_path / f"{number}.pth"
+        torch.save({"model": tensors, "args": trap}, path)
+        with pytest.raises(TokredError, match="not a plain file of tensors"):
+            tensor_files.read_weights(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_no_state_dict(tmp_path):
+    torch.save([torch.zeros(3)], tmp_path / "list.pth")
+    with pytest.raises(TokredError, match="holds no state dict"):
+        tensor_files.read_weights(tmp_path / "list.pth")
+    with pytest.raises(TokredError, match="No weight file at"):
+        zoo.load_for("deit_t", str(tmp_path / "none.pth"), embedded=False)

@@ -1,0 +1,514 @@
+"""Published checkpoints: files of the benchmark's layout against forward passes that are written out here, from the names of their keys."""
+
+import argparse
+import os
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import tokred
+from tokred.core.flops import CostTable
+from tokred.errors import TokredError
+from tokred.evaluation.candidates import build
+from tokred.evaluation.config import Config
+from tokred.models import adapters, foreign, zoo
+from tokred.tables.results_table import display, sweep_table
+from tokred.tables.row import BASELINE, Row
+from tokred.testing import tiny_vit
+
+WIDTH, HEADS, CLASSES, PATCHES = 48, 3, 10, 36
+LAYERS = [1, 2]  # as the files count, from 0
+RATE = 0.7
+COUNTS = [int(PATCHES * RATE), int(PATCHES * RATE**2)]  # 25 and 17
+LEARNED = ("patchmerger", "sinkhorn", "sit", "dpcknn", "dynamicvit")
+
+
+def draw(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def reducer(method, stage):
+    """Keys and shapes of one stage as they are published, with random values."""
+    k, c = COUNTS[stage], WIDTH
+    shapes = {
+        "patchmerger": {"queries": (k, c), "norm.weight": (c,), "norm.bias": (c,)},
+        "sinkhorn": {"v": (k, c)},
+        "sit": {
+            "scale": (1, 1, 1), "weight.0.weight": (c,), "weight.0.bias": (c,), "weight.1.weight": (c // 2, c),
+            "weight.1.bias": (c // 2,), "weight.3.weight": (k, c // 2), "weight.3.bias": (k,),
+        },
+        "dpcknn": {"score.weight": (1, c), "score.bias": (1,)},
+        "dynamicvit": {
+            "in_conv.0.weight": (c,), "in_conv.0.bias": (c,), "in_conv.1.weight": (c, c), "in_conv.1.bias": (c,),
+            "out_conv.0.weight": (c // 2, c), "out_conv.0.bias": (c // 2,), "out_conv.2.weight": (c // 4, c // 2),
+            "out_conv.2.bias": (c // 4,), "out_conv.4.weight": (2, c // 4), "out_conv.4.bias": (2,),
+        },
+    }.get(method, {})  # fmt: skip
+    prefix = "score_predictor" if method == "dynamicvit" else "cluster_layers"
+    return {
+        f"{prefix}.{stage}.{key}": 0.5 * draw(*shape, seed=10 * i + stage)
+        for i, (key, shape) in enumerate(shapes.items())
+    }
+
+
+def state(method, shift=0.0):
+    """A whole model's state dict; its backbone is not the one that is compared."""
+    model = {
+        key: value + 0.02 * draw(*value.shape, seed=7) + shift
+        for key, value in tiny_vit().state_dict().items()
+    }
+    return model | {key: value for stage in (0, 1) for key, value in reducer(method, stage).items()}
+
+
+def settings(method, **changes):
+    named = {"dynamicvit": "dyvit"}.get(method, method)
+    given = {
+        "model": f"{named}_tiny_patch16_224",
+        "reduction_loc": LAYERS,
+        "keep_rate": [RATE],
+        "epochs": 30,
+        "dataset": "imagenet",
+    }
+    given |= {
+        "sinkhorn_eps": 1.0,
+        "cluster_iters": 3,
+        "k_neighbors": 5,
+        "equal_weight": False,
+        "output_dir": "somewhere",
+    }
+    return argparse.Namespace(**{**given, **changes})
+
+
+def written(path, method, ema_best=False, args=None, **changes):
+    averaged = state(method) if ema_best else state(method, shift=0.5)
+    model = state(method, shift=0.5) if ema_best else state(method)
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+    content = {
+        "model": model,
+        "model_ema": averaged,
+        "ema_best": ema_best,
+        "epoch": 28,
+        "optimizer": optimizer,
+        "lr_scheduler": {},
+    }
+    content |= {"scaler": None, "args": args or settings(method)}
+    torch.save({**content, **changes}, path)
+    return path
+
+
+# ------------------------------------------------------------------------------- the forward pass, written out from the keys alone
+
+
+def linear(model, name, x):
+    return x @ model[f"{name}.weight"].T + model[f"{name}.bias"]
+
+
+def layer_norm(model, name, x, eps):
+    centered = x - x.mean(-1, keepdim=True)
+    return (
+        centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt() * model[f"{name}.weight"]
+        + model[f"{name}.bias"]
+    )
+
+
+def gelu(x):
+    return x * 0.5 * (1 + torch.erf(x / 2**0.5))
+
+
+def patchmerger(model, s, x):
+    y = layer_norm(model, f"cluster_layers.{s}.norm", x, 1e-5)
+    return (model[f"cluster_layers.{s}.queries"] @ y.mT).softmax(-1) @ y
+
+
+def sinkhorn(model, s, x, eps=1.0, iterations=3):
+    """In the linear domain: both kinds of mass are 1 / (K + n), and tokens are scaled last."""
+    x = x / x.norm(dim=-1, keepdim=True)
+    centers = model[f"cluster_layers.{s}.v"]
+    kernel = torch.exp(centers / centers.norm(dim=-1, keepdim=True) @ x.mT / eps).double()
+    mass = 1 / sum(kernel.shape[1:])
+    right = torch.ones(len(x), 1, kernel.shape[2], dtype=torch.float64)
+    for _ in range(iterations):
+        left = mass / (kernel * right).sum(2, keepdim=True)
+        right = mass / (kernel * left).sum(1, keepdim=True)
+    return (left * kernel * right / mass).float() @ x
+
+
+def sit(model, s, x):
+    name = f"cluster_layers.{s}.weight"
+    hidden = gelu(linear(model, f"{name}.1", layer_norm(model, f"{name}.0", x, 1e-5)))
+    scores = linear(model, f"{name}.3", hidden) * model[f"cluster_layers.{s}.scale"]  # [B, n, K]
+    return scores.softmax(1).mT @ x
+
+
+def dynamicvit(model, s, x):
+    name = f"score_predictor.{s}"
+    y = gelu(linear(model, f"{name}.in_conv.1", layer_norm(model, f"{name}.in_conv.0", x, 1e-5)))
+    half = WIDTH // 2
+    everything = (y[..., half:].mean(1, keepdim=True) + 1e-6).expand(-1, x.shape[1], -1)
+    y = torch.cat([y[..., :half], everything], dim=-1)
+    y = linear(model, f"{name}.out_conv.2", gelu(linear(model, f"{name}.out_conv.0", y)))
+    keep = linear(model, f"{name}.out_conv.4", gelu(y)).log_softmax(-1)[..., 0]
+    order = keep.sort(dim=1, descending=True).indices[:, : COUNTS[s]]
+    return torch.stack([tokens[rows] for tokens, rows in zip(x, order, strict=True)])
+
+
+def dpcknn(model, s, x, neighbors=5):
+    weight = linear(model, f"cluster_layers.{s}.score", x).exp()[..., 0]
+    merged = []
+    for tokens, mass in zip(x, weight, strict=True):
+        distance = torch.stack([(tokens - token).norm(dim=1) for token in tokens]) / WIDTH**0.5
+        density = torch.exp(-distance.sort(dim=1).values[:, :neighbors].square().mean(1))
+        far = [
+            min((d for d, other in zip(row, density, strict=True) if other > own), default=distance.max())
+            for row, own in zip(distance, density, strict=True)
+        ]
+        centers = (density * torch.stack(far)).sort(descending=True).indices[: COUNTS[s]].tolist()
+        label = [
+            centers.index(i) if i in centers else int(distance[i, centers].argmin())
+            for i in range(len(tokens))
+        ]
+        groups = [[i for i, slot in enumerate(label) if slot == k] for k in range(len(centers))]
+        merged.append(torch.stack([(mass[g, None] * tokens[g]).sum(0) / mass[g].sum() for g in groups]))
+    return torch.stack(merged)
+
+
+def attend(model, i, x):
+    """The attention of a block, and what CLS attends to among the patches, mean over heads."""
+    b, n, _ = x.shape
+    q, k, v = linear(model, f"blocks.{i}.attn.qkv", x).reshape(b, n, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+    return linear(model, f"blocks.{i}.attn.proj", (weights @ v).transpose(1, 2).reshape(b, n, -1)), weights[
+        :, :, 0, 1:
+    ].mean(1)
+
+
+def forward(model, images, before=None, between=None):
+    """Logits of a reduced DeiT: `before` a block or `between` its attention and its MLP the tokens change."""
+    x = (
+        F.conv2d(images, model["patch_embed.proj.weight"], model["patch_embed.proj.bias"], stride=8)
+        .flatten(2)
+        .mT
+    )
+    x = torch.cat([model["cls_token"].expand(len(x), -1, -1), x], dim=1) + model["pos_embed"]
+    for i in range(4):
+        s = LAYERS.index(i) if i in LAYERS else None
+        if before and s is not None:
+            x = torch.cat([x[:, :1], before(model, s, x[:, 1:])], dim=1)
+        y, cls = attend(model, i, layer_norm(model, f"blocks.{i}.norm1", x, 1e-6))
+        x = x + y
+        if between and s is not None:
+            x = torch.cat([x[:, :1], between(s, x[:, 1:], cls)], dim=1)
+        y = gelu(linear(model, f"blocks.{i}.mlp.fc1", layer_norm(model, f"blocks.{i}.norm2", x, 1e-6)))
+        x = x + linear(model, f"blocks.{i}.mlp.fc2", y)
+    return linear(model, "head", layer_norm(model, "norm", x, 1e-6)[:, 0])
+
+
+def entry(path, method, images, budget=0.15, **options):
+    """What a comparison makes of a checkpoint, and its logits."""
+    settings = {"adapters": (str(path),), "options": {method: options} if options else {}, "controls": False}
+    backbone = tiny_vit()
+    loaded = zoo.Loaded(backbone, "tiny", "random weights", zoo.hash_weights(backbone))
+    made = build(
+        Config("tiny", (budget,), (method,), **settings), loaded, CostTable(backbone), embedded=False
+    )[0]
+    if made.refused:
+        raise made.refused
+    with torch.no_grad():
+        return made, made.model(images)
+
+
+REFERENCE = {
+    "patchmerger": patchmerger,
+    "sinkhorn": sinkhorn,
+    "sit": sit,
+    "dynamicvit": dynamicvit,
+    "dpcknn": dpcknn,
+}
+
+
+@pytest.mark.parametrize("method", ["patchmerger", "sinkhorn", "sit"])
+@pytest.mark.parametrize("ema_best", [False, True])
+def test_fixed_counts(tmp_path, images, method, ema_best):
+    """The file's own backbone, layers and counts, the better of its two states, whatever the budget."""
+    made, logits = entry(written(tmp_path / "best_checkpoint.pth", method, ema_best), method, images)
+    assert (made.match.plan.stages, made.match.plan.tokens) == ((2, 3), tuple(COUNTS))
+    wanted = forward(state(method), images, before=REFERENCE[method])
+    assert torch.allclose(logits, wanted, atol=1e-4)
+    assert not torch.allclose(
+        forward(state(method, shift=0.5), images, before=REFERENCE[method]), wanted, atol=1e-2
+    )
+    assert made.match.reduction == pytest.approx(
+        1 - CostTable(tiny_vit()).plan(made.match.plan) / CostTable(tiny_vit()).dense
+    )
+
+
+@pytest.mark.parametrize("method", ["dynamicvit", "dpcknn"])
+def test_free_counts(tmp_path, images, monkeypatch, method):
+    """Parameters that serve any counts: the budget decides."""
+    made, logits = entry(written(tmp_path / "x.pth", method), method, images, budget=0.25)
+    assert made.match.plan.stages == (2, 3)
+    assert 0 <= made.match.reduction - 0.25 < 0.02
+    monkeypatch.setitem(globals(), "COUNTS", list(made.match.plan.tokens))
+    assert torch.allclose(
+        logits, forward(state_of(tmp_path / "x.pth"), images, before=REFERENCE[method]), atol=1e-4
+    )
+
+
+def state_of(path):
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("method", ["topk", "evit"])
+def test_methods_without_parameters(tmp_path, images, method):
+    made, logits = entry(written(tmp_path / "x.pth", method), method, images, budget=0.2)
+    tokens = made.match.plan.tokens
+
+    def between(s, x, cls):
+        kept = tokens[s] - (method == "evit")
+        order = cls.sort(dim=1, descending=True).indices
+        rows = torch.stack([image[chosen[:kept]] for image, chosen in zip(x, order, strict=True)])
+        left = [
+            (w[gone[kept:], None] * image[gone[kept:]]).sum(0)
+            for image, w, gone in zip(x, cls, order, strict=True)
+        ]
+        return torch.cat([rows, torch.stack(left)[:, None]], dim=1) if method == "evit" else rows
+
+    assert torch.allclose(logits, forward(state(method), images, between=between), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "options"),
+    [
+        (
+            "kmedoids",
+            {"cluster_iters": 5},
+            {"update": "published", "iterations": 5, "weight": "received", "output": "medoid"},
+        ),
+        ("tome", {}, {"metric": "keys", "proportional": True}),
+        (
+            "sinkhorn",
+            {"sinkhorn_eps": 0.5, "cluster_iters": 4},
+            {"epsilon": 0.5, "iterations": 4, "output": "published"},
+        ),
+        (
+            "dpcknn",
+            {"k_neighbors": 3},
+            {"neighbors": 3, "weights": "learned", "scale": "published", "ties": "index"},
+        ),
+        ("patchmerger", {}, {"scale": "none", "value": "normalized"}),
+    ],
+)
+def test_options_are_those_of_the_training(tmp_path, images, method, changes, options):
+    made, logits = entry(
+        written(tmp_path / "x.pth", method, args=settings(method, **changes)), method, images
+    )
+    assert made.match.plan.options == options
+    assert made.match.plan.stages == (2, 3)  # ToMe too, whose own layers are all
+    assert logits.isfinite().all()
+    name = next(iter(options))
+    other = {"update": "textbook", "metric": "x", "epsilon": 2.0, "neighbors": 4, "scale": "sqrt"}[name]
+    with pytest.raises(TokredError, match=f"does not fit here: it was fitted with {name}="):
+        entry(tmp_path / "x.pth", method, images, **{name: other})
+
+
+def test_options_of_the_file_change_what_is_computed(tmp_path, images):
+    _, logits = entry(
+        written(tmp_path / "x.pth", "sinkhorn", args=settings("sinkhorn", sinkhorn_eps=0.2)),
+        "sinkhorn",
+        images,
+    )
+    wanted = forward(state("sinkhorn"), images, before=lambda *given: sinkhorn(*given, eps=0.2))
+    assert torch.allclose(logits, wanted, atol=1e-4)
+    assert not torch.allclose(logits, forward(state("sinkhorn"), images, before=sinkhorn), atol=1e-4)
+
+
+def test_clusters_of_equal_weight(tmp_path, images):
+    content = {"model": state("none"), "args": settings("dpcknn", equal_weight=True)}
+    torch.save(content, tmp_path / "x.pth")
+    assert entry(tmp_path / "x.pth", "dpcknn", images)[0].match.plan.options["weights"] == "equal"
+    torch.save(content | {"args": settings("kmedoids", equal_weight=True)}, tmp_path / "x.pth")
+    with pytest.raises(TokredError, match="K-Medoids without weights"):
+        foreign.read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_parameters_tell_the_method_without_settings(tmp_path, method):
+    torch.save({"model": state(method), "ema_best": False}, tmp_path / "x.pth")
+    with pytest.raises(TokredError, match=r"has 2 reducers, and its settings name 3 layers"):
+        foreign.read(tmp_path / "x.pth")  # which layers it does not say, and the usual ones are three
+    torch.save({"model": state(method), "args": {"reduction_loc": LAYERS}}, tmp_path / "x.pth")
+    card = foreign.read(tmp_path / "x.pth").card
+    assert (card["method"], card["stages"], card["images_seen"]) == (method, [2, 3], None)
+
+
+def test_a_method_that_cannot_be_told_is_asked_for(tmp_path, images):
+    path = tmp_path / "best_checkpoint.pth"
+    torch.save({"model": state("none"), "args": {"reduction_loc": LAYERS}}, path)
+    with pytest.raises(
+        TokredError, match=f"cannot be told from what is in it; say it, such as --adapters evit={path}"
+    ):
+        adapters.find([path])
+    (found,) = adapters.find([f"evit={path}"])
+    assert found.card["method"] == "evit"
+    assert entry(f"tome={path}", "tome", images)[1].isfinite().all()
+    named = tmp_path / "evit_tiny_0.7.pth"
+    path.rename(named)
+    assert adapters.find([named])[0].card["method"] == "evit"
+
+
+def test_what_contradicts_itself_is_refused(tmp_path):
+    written(tmp_path / "x.pth", "evit")
+    with pytest.raises(TokredError, match="holds evit, not topk"):
+        adapters.find([f"topk={tmp_path / 'x.pth'}"])
+    written(tmp_path / "x.pth", "sit", args=settings("patchmerger"))
+    with pytest.raises(TokredError, match="holds sit, not patchmerger"):
+        adapters.find([tmp_path / "x.pth"])
+    torch.save({"model": state("none"), "args": settings("sit")}, tmp_path / "x.pth")
+    with pytest.raises(TokredError, match="lacks the parameters of sit"):
+        adapters.find([tmp_path / "x.pth"])
+
+
+@pytest.mark.parametrize("method", ["ats", "heuristic"])
+def test_methods_that_tokred_does_not_have_are_refused_by_name(tmp_path, method):
+    with pytest.raises(TokredError, match=f"was trained with {method}, which tokred does not have"):
+        adapters.find([written(tmp_path / "x.pth", method)])
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"weights": torch.zeros(3)}, "no checkpoint of the TokenReduction benchmark"),
+        ({"model": {"fc.weight": torch.zeros(3, 3)}, "args": {"model": "evit_tiny"}}, "holds no DeiT"),
+        (
+            {"model": {**state("sit"), "cluster_layers.0.other": torch.zeros(3)}, "args": {}},
+            "of a method that tokred does not know",
+        ),
+        ({"model": state("sit"), "args": {"reduction_loc": ["a", "b"]}}, "its settings are damaged"),
+        (
+            {"model": state("sinkhorn"), "args": {"reduction_loc": LAYERS, "sinkhorn_eps": None}},
+            "its settings are damaged",
+        ),
+    ],
+)
+def test_other_files_are_one_sentence(tmp_path, content, sentence):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(TokredError, match=sentence):
+        adapters.find([tmp_path / "x.pth"])
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_malicious_file_is_refused_unread(tmp_path):
+    trap = Evil(tmp_path / "ran")
+    for changes in (
+        {"optimizer": trap},
+        {"args": trap},
+        {"args": settings("sit", output_dir=trap)},
+        {"model_ema": trap},
+    ):
+        with pytest.raises(TokredError, match="is not a plain file of tensors"):
+            adapters.find([written(tmp_path / "x.pth", "sit", **changes)])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_models_are_refused(tmp_path, images):
+    path = written(tmp_path / "x.pth", "sit")
+    backbone = tiny_vit(num_classes=7)
+    with pytest.raises(
+        TokredError, match=r"36 patches and 10 classes .*but what is compared is .*36 patches and 7 classes"
+    ):
+        tokred.reduce(backbone, "sit", 0.2, adapter=path)
+    with pytest.raises(TokredError, match="was trained at layers 2 3, not at 1 2; leave --stages out"):
+        tokred.reduce(tiny_vit(), "sit", 0.2, adapter=path, stages=(1, 2))
+
+
+def test_from_python(tmp_path, images):
+    reduced = tokred.reduce(tiny_vit(), "patchmerger", adapter=written(tmp_path / "x.pth", "patchmerger"))
+    with torch.no_grad():
+        assert torch.allclose(
+            reduced(images), forward(state("patchmerger"), images, before=patchmerger), atol=1e-4
+        )
+
+
+def test_of_several_rates_the_nearest_to_the_budget_runs(tmp_path, monkeypatch):
+    costs, saved = CostTable(tiny_vit()), {}
+    for rate in (0.9, 0.7, 0.5):
+        monkeypatch.setitem(globals(), "COUNTS", [int(PATCHES * rate), int(PATCHES * rate**2)])
+        for method in ("sit", "evit"):
+            path = tmp_path / f"{method}-{rate}"
+            path.mkdir()
+            written(path / "best_checkpoint.pth", method, args=settings(method, keep_rate=[rate]))
+        (found,) = foreign.nearest(adapters.find([tmp_path / f"sit-{rate}"]), costs, 0.1, {})[0]
+        saved[rate] = found.match(costs, 0.1, {}).reduction
+    given = adapters.find([tmp_path])  # a folder of folders, as it is downloaded
+    assert len(given) == 6
+    for rate, reduction in saved.items():
+        kept, matches, refused = foreign.nearest(given, costs, reduction, {})
+        assert not refused
+        assert [adapter.path.parent.name for adapter in kept] == [f"evit-{rate}", f"sit-{rate}"]
+        assert matches["sit"].reduction == reduction
+
+
+def test_a_sweep_says_where_a_checkpoint_really_runs():
+    fixed = [
+        Row("sit", budget=budget, reduction=0.36, top1=70.0, training="published") for budget in (0.2, 0.36)
+    ]
+    table = sweep_table([Row(BASELINE, top1=72.0), *fixed], "t")
+    assert list(table.rows[1][1:]) == ["70.00 (at 36.0 %)", "70.00"]
+
+
+def test_a_comparison_has_trained_rows(tmp_path):
+    """A whole run on a real model: the rows say what they are."""
+    model = zoo.load_shipped("deit_t").model.state_dict()
+    queries = {f"cluster_layers.{s}.queries": draw(int(196 * 0.9 ** (s + 1)), 192, seed=s) for s in range(3)}
+    norms = {
+        f"cluster_layers.{s}.norm.{part}": torch.ones(192) for s in range(3) for part in ("weight", "bias")
+    }
+    given = settings("patchmerger", reduction_loc=[3, 6, 9], keep_rate=[0.9])
+    torch.save(
+        {"model": {**model, **queries, **norms}, "args": given, "epoch": 28, "ema_best": False},
+        tmp_path / "merger.pth",
+    )
+    given = settings("evit", reduction_loc=[3, 6, 9])
+    torch.save({"model": model, "args": given, "epoch": 29}, tmp_path / "evit.pth")
+    done = tokred.compare(
+        "deit_t",
+        0.3,
+        tmp_path / "run",
+        0,
+        methods=("patchmerger", "evit", "topk"),
+        limit=8,
+        adapters=[tmp_path],
+        controls=False,
+    )
+    rows = {row.method: row for row in done.rows}
+    assert [row.status for row in done.rows] == ["ok"] * 4
+    merger, evit = rows["patchmerger"], rows["evit"]
+    assert [row.training for row in (rows[BASELINE], rows["topk"], merger, evit)] == [
+        "none",
+        "none",
+        "published",
+        "published",
+    ]
+    assert (merger.images_seen, evit.images_seen) == (29 * 1_281_167, 30 * 1_281_167)
+    assert (merger.tokens, merger.stages, merger.knob, merger.protocol) == (
+        "176 158 142",
+        "4 7 10",
+        "0.9",
+        "custom",
+    )
+    assert merger.reduction < 0.2
+    assert f"{100 * (0.3 - merger.reduction):.2f} points under the budget" in display(merger)[-1]
+    assert "published checkpoint, which its authors chose by validation accuracy" in display(merger)[-1]
+    assert 0 <= evit.reduction - 0.3 < 0.001
+    assert evit.options == "normalize=False trained_rate=0.7"
+    assert len({merger.adapter, evit.adapter}) == 2
+    assert merger.weights_hash == rows[BASELINE].weights_hash  # of what it is compared with

@@ -1,0 +1,486 @@
+"""Pictures against loops over pixels, pages, the command `show` and `tokred.show`."""
+
+import io
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers.command import run
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFont
+from rich.console import Console
+
+import tokred
+from tokred.data import user_images as named
+from tokred.errors import TokredError
+from tokred.models import zoo
+from tokred.tables.row import Row
+from tokred.testing import tiny_vit
+from tokred.visualize import captions, gallery, layout, overlay, show, terminal, trace
+from tokred.visualize.trace import Map
+
+
+def an_image(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+grids = st.tuples(st.integers(1, 4), st.integers(1, 5))
+
+
+@given(grids, st.integers(2, 6), st.integers(0, 999))
+def test_a_group_has_the_mean_colour_of_its_pixels(grid, patch, seed):
+    rng = np.random.default_rng(seed)
+    image = an_image(grid[0] * patch, grid[1] * patch, seed)
+    labels = rng.integers(-1, 4, grid[0] * grid[1])
+    drawn = np.asarray(overlay.cell(image, labels, grid, lines=False))
+    members = {}
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            members.setdefault(labels[y // patch * grid[1] + x // patch], []).append((y, x))
+    for label, places in members.items():
+        if label >= 0:
+            mean = sum(image[place].astype(float) for place in places) / len(places)
+            for place in places:
+                np.testing.assert_allclose(drawn[place], mean, atol=0.51)
+
+
+@given(grids, st.integers(3, 6), st.integers(0, 999))
+def test_lines_run_exactly_where_neighbours_differ(grid, patch, seed):
+    rng = np.random.default_rng(seed)
+    image = np.full((grid[0] * patch, grid[1] * patch, 3), 200, dtype=np.uint8)
+    labels = rng.integers(0, 3, grid[0] * grid[1])
+    drawn = np.asarray(overlay.cell(image, labels, grid))
+    label = [
+        [labels[y // patch * grid[1] + x // patch] for x in range(image.shape[1])]
+        for y in range(image.shape[0])
+    ]
+    for y, row in enumerate(label):
+        for x, here in enumerate(row):
+            right = x + 1 < len(row) and row[x + 1] != here
+            below = y + 1 < len(label) and label[y + 1][x] != here
+            assert (drawn[y, x].tolist() != [200, 200, 200]) == (right or below), (y, x)
+
+
+def test_lines_are_light_on_dark_colours_and_dark_on_light_ones():
+    for value, brighter in ((20, True), (230, False)):
+        drawn = np.asarray(overlay.cell(np.full((8, 8, 3), value, dtype=np.uint8), np.array([0, 1]), (1, 2)))
+        assert (drawn[0, 3, 0] > value) == brighter
+        assert drawn[0, 3, 0] != value
+
+
+def test_dropped_patches_are_the_image_pale_and_grey_and_nothing_else_is():
+    image = an_image(12, 12)
+    drawn = np.asarray(overlay.cell(image, np.array([0, -1, -1, -1]), (2, 2), lines=False)).astype(int)
+    for y in range(12):
+        for x in range(12):
+            if y < 6 and x < 6:
+                assert len(set(drawn[y, x])) > 1  # the mean of random colours is no grey
+                continue
+            r, g, b = image[y, x].tolist()
+            assert (
+                drawn[y, x].tolist() == [round(245 - 0.2 * (255 - (0.299 * r + 0.587 * g + 0.114 * b)))] * 3
+            )
+    hatched = np.asarray(overlay.cell(image, np.full(4, -1), (2, 2))).astype(int)
+    plain = np.asarray(overlay.cell(image, np.full(4, -1), (2, 2), lines=False)).astype(int)
+    on_line = np.add.outer(np.arange(12), np.arange(12)) % 7 == 0
+    assert (plain - hatched)[on_line].tolist() == [[24] * 3] * int(on_line.sum())
+    assert (plain == hatched)[~on_line].all()
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.37, 3.0])
+def test_scaled_pictures(scale):
+    image = an_image(30, 48)
+    labels = np.arange(15)
+    drawn = np.asarray(overlay.cell(image, labels, (3, 5), scale, lines=False))
+    assert drawn.shape == (round(30 * scale), round(48 * scale), 3)
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 15
+    assert overlay.cell(image, None, (3, 5), scale).size == (round(48 * scale), round(30 * scale))
+
+
+def test_an_image_without_labels_stays_as_it_is():
+    image = an_image(9, 7)
+    np.testing.assert_array_equal(np.asarray(overlay.cell(image, None, (1, 1))), image)
+
+
+def test_half_blocks_have_two_pixels_in_a_character():
+    image = an_image(5, 4)
+    text = overlay.half_blocks(Image.fromarray(image))
+    lines = text.plain.split("\n")
+    assert lines == ["▀" * 4] * 3
+    first = text.spans[0].style
+    assert first.color.triplet == tuple(image[0, 0])
+    assert first.bgcolor.triplet == tuple(image[1, 0])
+    assert text.spans[-1].style.bgcolor.triplet == tuple(image[4, 3])  # the last line stands for itself twice
+
+
+FONT = layout._font(False, 12)
+
+
+def test_text_is_shortened_only_where_it_must_be():
+    assert layout.fitted(("a long text", "short"), FONT, 500) == "a long text"
+    assert layout.fitted(("a long text " * 9, "short"), FONT, 60) == "short"
+    cut = layout.fitted(("a long text " * 9,), FONT, 60)
+    assert cut.endswith("…")
+    assert FONT.getlength(cut) <= 60
+    assert FONT.getlength(("a long text " * 9)[: len(cut) + 1] + "…") > 60
+    assert layout.fitted(("abc",), FONT, 1) == "…"
+    cut = layout.fitted(("variant-of-a-method-7",), FONT, 90, middle=True)
+    assert FONT.getlength(cut) <= 90
+    start, end = cut.split("…")
+    assert "variant-of-a-method-7".startswith(start)
+    assert end.endswith("-7")
+
+
+@given(st.text("ab c", max_size=60), st.integers(30, 200))
+def test_wrapped_lines_fit_and_lose_no_word(text, width):
+    lines = layout.wrapped(text, FONT, width)
+    assert all(FONT.getlength(line) <= width for line in lines)
+    if all(FONT.getlength(word) <= width for word in text.split()):
+        assert " ".join(lines).split() == text.split()
+
+
+def test_the_font_has_all_signs_that_pages_use():
+    missing = FONT.getmask("\U0010ffff")
+    for sign in "→✓✗…·é":
+        assert bytes(FONT.getmask(sign)) != bytes(missing), sign
+    assert isinstance(FONT, ImageFont.FreeTypeFont)
+
+
+def a_map(layers, tokens, m=1, n=4, classes=3):
+    return Map(layers, tokens, np.zeros((m, len(layers), n), dtype=int), np.eye(classes)[[0] * m])
+
+
+def test_tokens_under_a_picture():
+    assert captions.token_counts(a_map((4, 7), (196, 150, 110))) == (
+        "196 → 150 → 110",
+        "196 → 110 in 2 stages",
+        "196 → 110",
+    )
+    assert (
+        captions.token_counts(a_map(tuple(range(1, 13)), tuple(range(196, 183, -1))))[0]
+        == "196 → 184 in 12 stages"
+    )
+    assert captions.token_counts(a_map((), (196,)))[0] == "196 tokens, nothing reduced"
+
+
+def test_long_names_keep_what_matters():
+    said = gallery.Verdict("ice bear, polar bear", 0.5, "hamster, a rodent", 0.7, True, False)
+    assert captions.prediction(said) == (
+        "hamster, a rodent → ice bear, polar bear ✗",
+        "hamster → ice bear ✗",
+        "→ ice bear ✗",
+    )
+    same = gallery.Verdict("ice bear, polar bear", 0.5, "ice bear, polar bear", 0.7, False, None)
+    assert captions.prediction(same) == ("ice bear, polar bear", "ice bear")
+    long = captions.prediction(gallery.Verdict("a class of a very long name", 0.5, "", 0.7, False, True))
+    assert layout.fitted(long, FONT, 80, middle=True).endswith("✓")
+
+
+def test_which_layers_are_drawn():
+    few, other, many = (
+        a_map((4, 7, 11), (4,) * 4),
+        a_map((4, 7, 10), (4,) * 4),
+        a_map(tuple(range(1, 13)), (4,) * 13),
+    )
+    assert show.shown_layers([few, many], "last") == ()
+    assert show.shown_layers([few, other, many], "all") == (4, 7, 10, 11, 12)
+    assert show.shown_layers([many], "all") == (3, 6, 9, 12)
+    assert show.shown_layers([few], (9, 2, 9)) == (2, 9)
+    assert show.shown_layers([a_map((), (4,))], "all") == ()
+
+
+def test_columns_fill_rows_of_equal_length():
+    assert [captions._across(k, 224) for k in (1, 3, 6, 7, 11, 12, 30)] == [1, 3, 6, 4, 6, 6, 6]
+    assert captions._across(33, 224, budgets=3) == 6
+    assert captions._across(20, 224, budgets=4) == 4
+    assert captions._across(3, 384) == 3
+    assert captions._across(0, 224) == 1
+    assert captions._across(2, 4000) == 1
+
+
+def test_names_of_classes():
+    model = SimpleNamespace(num_classes=2)
+    folders = SimpleNamespace(class_names=("n01440764", "n01443537"))
+    own = zoo.Loaded(model, "x", "file.pth", "")
+    assert named.class_names(folders, own, False) == ("tench, Tinca tinca", "goldfish, Carassius auratus")
+    assert named.class_names(SimpleNamespace(class_names=("cat", "n01443537")), own, False) == (
+        "cat",
+        "n01443537",
+    )
+    assert named.class_names(SimpleNamespace(class_names=("cat",)), own, False) is None
+    assert named.class_names(None, own, False) is None
+    pretrained = zoo.Loaded(zoo.build("deit_t"), "deit_t", "timm deit_tiny_patch16_224.fb_in1k", "")
+    assert named.class_names(None, pretrained, False)[1] == "goldfish, Carassius auratus"
+    assert named.class_names(None, zoo.Loaded(SimpleNamespace(num_classes=10), "x", "", ""), True) == tuple(
+        "0123456789"
+    )
+
+
+# The command, on a tiny model.
+
+SIZES = {"square": 48, "wide": (40, 64)}
+
+
+@pytest.fixture
+def tiny(monkeypatch, request):
+    """Every model is a tiny one, with weights for PhotoDigits."""
+    model = tiny_vit(**getattr(request, "param", {}))
+    loaded = zoo.Loaded(model, "tiny", "random ones", "0" * 64)
+    monkeypatch.setattr(zoo, "load_for", lambda *arguments, **options: loaded)
+    return model
+
+
+FEW = ("--methods", "lotm,tome,topk", "--stages", "2 3", "--device", "cpu")
+
+
+def test_show_draws_and_tells(tiny, tmp_path):
+    out = tmp_path / "some" / "page.png"
+    code, text = run("show", *FEW, "--index", "5,2", "--out", out)
+    assert code == 0, text
+    with Image.open(out) as page:
+        assert page.format == "PNG"
+        # Two blocks of pictures five times as large as 48 pixels, the input and three methods side by side.
+        assert page.width == 2 * layout.MARGIN + 4 * 240 + 3 * layout.GAP
+        assert page.height > 2 * 240
+    for word in ("test 5", "test 2", "lotm", "tome", "topk", "Confidence", str(out.name)):
+        assert word in text
+    assert text.index("test 5") < text.index("test 2")
+
+
+@pytest.mark.parametrize(
+    "tiny", [{"img_size": (40, 64)}, {"class_token": False, "global_pool": "avg"}], indirect=True
+)
+def test_odd_grids_and_models_without_cls(tiny, tmp_path):
+    code, text = run("show", *FEW, "--index", "0", "--out", tmp_path / "page.png", "--show-stages", "all")
+    assert (tmp_path / "page.png").exists(), text
+    if tiny.cls_token is None:
+        assert code == 1
+        assert "topk: topk needs a CLS token" in text
+        assert "tome" in text
+    else:
+        assert code == 0
+        with Image.open(tmp_path / "page.png") as page:
+            assert page.width == 2 * layout.MARGIN + 4 * 256 + 3 * layout.GAP
+
+
+def test_the_default_is_the_first_images_and_a_file_under_runs(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, text = run(
+        "show", "--methods", "topk", "--stages", "2 3", "--model", "deit_t", "--budgets", "0.1,0.2"
+    )
+    assert code == 0, text
+    assert all(name in text for name in ("test 0", "test 1", "test 2", "topk@0.1", "topk@0.2"))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [
+        "show-deit_t-photodigits-0-1-2-0.1-0.2.png"
+    ]
+
+
+def files(folder):
+    """Images of all kinds."""
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 256, (60, 50, 3)).astype(np.uint8)
+    Image.fromarray(colour).save(folder / "plain.png")
+    Image.fromarray(colour[..., 0]).save(folder / "grey.png")
+    Image.fromarray(colour).convert("P").save(folder / "palette.png")
+    Image.fromarray(np.dstack([colour, colour[..., 0]])).save(folder / "clear.png")
+    Image.fromarray(colour[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    return [folder / f"{name}.png" for name in ("plain", "grey", "palette", "clear", "deep")]
+
+
+def test_own_images_of_all_kinds(tiny, tmp_path):
+    found = files(tmp_path)
+    code, text = run("show", *FEW, *found, "--out", tmp_path / "page.png")
+    assert code == 0, text
+    assert all(path.name in text for path in found)
+    shown = tokred.show(found, ["topk"], stages=(2, 3))
+    assert shown.traced.kinds == {1: "greyscale", 2: "palette", 3: "transparency ignored", 4: "16-bit"}
+    assert (shown.traced.truth < 0).all()
+    assert shown.verdict("topk", 0).mark == ""
+    np.testing.assert_array_equal(
+        shown.traced.images[1], np.repeat(shown.traced.images[1][..., :1], 3, axis=-1)
+    )
+
+
+def bad(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (tmp_path / "a file").write_text("")
+    Image.fromarray(an_image(9, 9)).save(tmp_path / "fine.png")
+    return {
+        "broken": ((tmp_path / "broken.png",), "cannot be read"),
+        "missing": (("nowhere.png",), "No image at nowhere.png"),
+        "folder": ((tmp_path,), "is a folder; give image files"),
+        "both": ((tmp_path / "fine.png", "--index", "1"), "three ways to say which"),
+        "too far": (("--index", "1000"), "has images 0 to 999; got --index 1000"),
+        "negative": (("--index", "-1"), "has images 0 to 999"),
+        "no number": (("--index", "x"), "--index takes numbers of images"),
+        "none": (("--index", ""), "at least one image"),
+        "disagree": (("--disagree", "0"), "must be at least 1"),
+        "method": (("--method", "tomee"), "Did you mean"),
+        "option": (("--set", "topk.what=1"), "option"),
+        "size": (("--size", "5"), "from 32 to 2048"),
+        "stages": (("--show-stages", "first"), "--show-stages takes last, all, or layers"),
+        "layers": (("--show-stages", "3 99"), "layers from 1 to 4"),
+        "budget": (("--budget", "a"), "got 'a'"),
+        "huge page": (("--index", "0 1 2 3 4 5 6 7 8 9", "--size", "2048"), "show fewer images"),
+        "no picture": (("--out", tmp_path / "page.gif"), "is no picture; give a file that ends in .png"),
+        "no folder": (("--out", tmp_path / "a file" / "page.png"), "cannot be written"),
+    }
+
+
+CASES = (
+    "broken,missing,folder,both,too far,negative,no number,none,disagree,"
+    "method,option,size,stages,layers,budget,huge page,no picture,no folder"
+)
+
+
+@pytest.mark.parametrize("case", CASES.split(","))
+def test_bad_input_is_one_sentence(case, tiny, tmp_path):
+    arguments, expected = bad(tmp_path)[case]
+    code, text = run(
+        "show", "--stages", "2 3", *([] if case == "method" else ["--methods", "topk"]), *arguments
+    )
+    assert code == 2, text
+    assert expected in text
+    assert "Traceback" not in text
+    assert text.count("\n") == 1
+
+
+def test_a_method_that_cannot_does_not_keep_the_others_from_being_shown(tiny, tmp_path):
+    code, text = run(
+        "show",
+        "--stages",
+        "2 3",
+        "--methods",
+        "patchmerger,topk",
+        "--index",
+        "0",
+        "--out",
+        tmp_path / "page.png",
+    )
+    assert code == 0  # that nobody has fitted it is no failure
+    assert "patchmerger: not fitted: run `tokred fit patchmerger" in text
+    code, text = run(
+        "show", "--methods", "topk,tome", "--stages", "3", "--index", "0", "--out", tmp_path / "page.png"
+    )
+    assert code == 1  # it halves tokens at most, which at this layer is not enough
+    assert "tome: tome" in text
+    assert "topk" in text
+    allowed = tokred.show(index=[0], methods=["patchmerger", "topk"], stages=(2, 3), allow_unfitted=True)
+    assert "random parameters" in captions._header(allowed, "patchmerger")[0].versions[0]
+    assert any(note.startswith("Soft (patchmerger)") for note in captions._notes(allowed))
+
+
+def test_what_changes_is_marked(tiny):
+    shown = tokred.show(index=[0, 1], methods=["topk"], stages=(2, 3))
+    probabilities = np.zeros((2, 10), dtype=np.float32)
+    truth = shown.traced.truth
+    dense = probabilities.copy()
+    dense[[0, 1], truth] = 0.75  # the unreduced model is right
+    after = probabilities.copy()
+    after[0, truth[0]], after[1, (truth[1] + 1) % 10] = 0.5, 1.0
+    traced = shown.traced
+    object.__setattr__(traced.dense, "probabilities", dense)
+    object.__setattr__(traced.maps["topk"], "probabilities", after)
+    right, wrong, same = str(truth[1]), str((truth[1] + 1) % 10), str(truth[0])
+    assert captions.prediction(shown.verdict("topk", 0))[0] == f"{same} ✓"
+    assert captions.prediction(shown.verdict("topk", 1))[0] == f"{right} → {wrong} ✗"
+    assert captions.confidence(shown.verdict("topk", 1)) == "75.0 → 99.9 %"
+    page, _ = captions.page(shown)
+    assert [block.rows[0][0].alert for block in page.blocks] == [False, True]
+    assert "the prediction changes" in [meaning for _, meaning in page.legend]
+    assert shown.frame.changed.tolist() == [False, True]
+    assert shown.frame.right.tolist() == [True, False]
+    console = Console(width=150, file=io.StringIO())
+    console.print(terminal.table(shown))
+    table = console.file.getvalue()
+    assert f"{right} → {wrong} ✗" in table
+    assert "75.0 → 99.9 %" in table
+    assert table.count("yes") == 1
+
+
+def test_a_dense_control_is_its_image_alone(tiny):
+    shown = tokred.show(index=[0], methods=["topk"], stages=(2, 3), layers="all")
+    shown.traced.maps["lowres"] = Map(
+        (), (25,), np.zeros((1, 0, 25), dtype=int), shown.traced.dense.probabilities
+    )
+    shown.rows["lowres"] = Row("lowres", gflops=0.7, reduction=0.3)
+    page, side = captions.page(shown)
+    assert len(page.blocks[0].rows) == 2
+    for row in page.blocks[0].rows:
+        assert row[1].picture.tobytes() == page.blocks[0].first.picture.tobytes()
+        assert row[0].picture.tobytes() != row[1].picture.tobytes()
+    assert page.columns[1][1].versions[0] == "30.00 % saved · 0.70 G"
+    assert layout.sheet(page, side).width == 2 * layout.MARGIN + 3 * side[0] + 2 * layout.GAP
+    assert len(list(terminal.pictures(shown, 200))) == 1
+
+
+def test_every_layer_has_a_row_and_predictions_stand_under_the_last(tiny):
+    shown = tokred.show(index=[0], methods=["topk", "lotm"], stages=(2, 3), layers="all")
+    page, side = captions.page(shown)
+    assert shown.layers == (2, 3)
+    tokens = shown.traced.maps["topk"].tokens
+    first, last = (row[0] for row in page.blocks[0].rows)
+    assert [line.versions[0] for line in first.lines] == [f"layer 2: {tokens[1]} tokens"]
+    assert last.lines[0].versions[0] == f"layer 3: {tokens[2]} tokens"
+    assert len(last.lines) == 3
+    assert side == (240, 240)
+
+
+def test_disagreeing_images_are_those_that_choose_names(tiny, monkeypatch):
+    asked = []
+    choose = trace.choose
+    monkeypatch.setattr(
+        trace, "choose", lambda found, count: asked.append((found, count)) or choose(found, count)
+    )
+    shown = tokred.show(disagree=2, limit=6, methods=["topk", "lotm"], stages=(2, 3))
+    ((found, count),) = asked
+    assert count == 2
+    assert found.done.tolist() == [True] * 6
+    assert shown.traced.index.tolist() == choose(found, 2).tolist()
+
+
+def test_previews_fit_the_terminal(tiny):
+    shown = tokred.show(index=[0], methods=["topk", "lotm", "tome"], stages=(2, 3))
+    for width in (20, 80):
+        console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+        for part in terminal.pictures(shown, width):
+            console.print(part)
+        plain = Console(width=width, file=io.StringIO(), color_system=None)
+        for part in terminal.pictures(shown, width):
+            plain.print(part)
+        lines = plain.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert all(name in plain.file.getvalue() for name in ("test 0", "topk", "lotm", "tome"))
+        assert "38;2;" in console.file.getvalue()
+
+
+def test_hostile_names_do_no_harm(tiny, tmp_path):
+    path = tmp_path / "[red]\x1b[31m<td>.png"
+    Image.fromarray(an_image(50, 50)).save(path)
+    code, text = run("show", *FEW, path, "--out", tmp_path / "page.png")
+    assert code == 0
+    assert "\x1b[31m" not in text
+    assert r"\x1b[31m" in text
+
+
+def test_notebooks_and_files_get_the_same_picture(tiny, tmp_path):
+    shown = tokred.show([Image.fromarray(an_image(50, 50))], ["topk"], stages=(2, 3))
+    shown.save(tmp_path / "page.png")
+    assert (tmp_path / "page.png").read_bytes() == shown._repr_png_()
+    assert shown.captions == ["image 0"]
+    (tmp_path / "taken.png").mkdir()
+    with pytest.raises(TokredError, match="cannot be written"):
+        shown.save(tmp_path / "taken.png")
+
+
+def test_help_needs_no_heavy_library():
+    code = "import sys, tokred.cli; print([name for name in ('torch', 'matplotlib', 'PIL', 'pandas') if name in sys.modules])"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

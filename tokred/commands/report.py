@@ -1,0 +1,34 @@
+"""`report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from tokred.commands.console import out
+from tokred.errors import TokredError
+from tokred.utils.text import visible
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")],
+    target: Annotated[
+        Path | None, typer.Option("--out", help="HTML file; by default report.html in the run's folder.")
+    ] = None,
+) -> None:
+    """Make a finished run's page again, from the files in its folder. Evaluates nothing."""
+    from tokred.report import page as pages
+    from tokred.utils.atomic import replace_file
+
+    page = pages.page(pages.of_folder(run))
+    file = target or run / "report.html"
+    try:
+        replace_file(file, page.encode())
+    except OSError as error:
+        raise TokredError(
+            f"Cannot write {file} ({error.strerror or error}); choose another file with --out."
+        ) from error
+    out.print(escape(visible(f"Report: {file}")), soft_wrap=True)

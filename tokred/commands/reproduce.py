@@ -1,0 +1,129 @@
+"""`reproduce`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from tokred.commands.console import Progress, err, out, parse_names, show, speak
+from tokred.commands.options import Format, ImageOptions, Results, RowOptions, RunOptions, Workers, grouped
+from tokred.commands.similarity import run_similarity
+from tokred.errors import TokredError, UnknownName, did_you_mean
+from tokred.tables.render import check_format
+from tokred.utils.text import visible
+
+TABLES = ("table1", "table2", "table3", "table4")
+TARGETS = (*TABLES, "fig1", "fig3")
+
+
+@grouped
+def reproduce(
+    target: Annotated[
+        str, typer.Argument(metavar="|".join(TARGETS), help="Which table or figure of the paper on LoTM.")
+    ],
+    *,
+    flops_only: Annotated[
+        bool, typer.Option("--flops-only", help="Compare FLOPs alone, without any data or weights.")
+    ] = False,
+    models: Annotated[
+        str | None, typer.Option(help="Some of a table's models, with commas between; by default all.")
+    ] = None,
+    images: ImageOptions,
+    rows: RowOptions,
+    how: RunOptions,
+    folder: Results = None,
+    workers: Workers = None,
+    bench: Annotated[int, typer.Option(min=0, help="Rounds in which fig3 times each model; 0 for none.")] = 1,
+    form: Format = "table",
+) -> None:
+    """Measure a table or figure of the paper on LoTM again, printed figures beside measured ones. A killed run goes on."""
+    check_format(form)
+    if target not in TARGETS:
+        raise UnknownName(did_you_mean("table or figure", target, list(TARGETS)))
+    if flops_only and target not in TABLES:
+        raise TokredError(f"--flops-only is for tables; {target} shows what images give.")
+    from tokred.evaluation.config import Config
+
+    config = Config(**images.fields(), **rows.fields(), **how.fields())
+    place = folder or Path("runs") / f"reproduce-{target}{'-flops' if flops_only else ''}"
+    if target == "fig1":
+        run_similarity(replace(config, model="deit_s"), (1,), "residual", place, workers)
+    elif target == "fig3":
+        _figure(config, place, workers, bench, form)
+    else:
+        _table(int(target[-1]), config, parse_names(models), flops_only, place, workers, form)
+
+
+def _figure(config: Any, place: Path, workers: int | None, bench: int, form: str) -> None:
+    from tokred.studies.lotm_paper.figures import Fig3
+    from tokred.tables import results_table
+
+    say = out if form == "table" else err
+    figure = Fig3(config)
+    speak(figure.job.processes.rank == 0)
+    say.print(escape(visible(figure.job.describe())), soft_wrap=True)
+    notice = figure.job.open(place)
+    if notice:
+        say.print(escape(visible(notice)), soft_wrap=True)
+    if bench:
+        say.print(
+            f"After the images each of {len(figure.job.models) + 1} models is timed alone, {bench} x; --bench 0 leaves that out."
+        )
+    with _resumable(say), Progress(len(figure.job.source), "images") as advance:
+        found = figure.run(place, workers, advance, bench)
+    show(results_table.formatted(found.rows, figure.title, form, swept=True))
+    say.print(escape(f"Figures, and the run: {visible(str(place))}"), soft_wrap=True)
+
+
+def _table(
+    number: int,
+    config: Any,
+    models: tuple[str, ...],
+    flops_only: bool,
+    place: Path,
+    workers: int | None,
+    form: str,
+) -> None:
+    from tokred.studies.lotm_paper.tables import Study
+    from tokred.tables import render
+
+    say = out if form == "table" else err
+    study = Study(number, config, models, flops_only)
+    speak(study.first)
+    for job in study.jobs.values():
+        say.print(escape(visible(job.describe())), soft_wrap=True)
+    for notice in study.open(place):
+        say.print(escape(visible(notice)), soft_wrap=True)
+    with (
+        _resumable(say),
+        Progress(study.images, "images") if study.jobs else nullcontext(lambda images: None) as advance,
+    ):
+        found = study.run(workers, advance)
+    study.write(place, found)
+    show(render.drawn(study.table(found), form))
+    say.print(
+        escape(f"Tables{', and a run for each model' if study.jobs else ''}: {visible(str(place))}"),
+        soft_wrap=True,
+    )
+    if study.notes:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _resumable(say: Any) -> Iterator[None]:
+    """Ctrl-C says how to go on."""
+    from tokred.evaluation.comparison import Interrupted
+
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        say.print(escape(f"Interrupted. This goes on: tokred {shlex.join(sys.argv[1:])}"), soft_wrap=True)
+        raise typer.Exit(130) from None

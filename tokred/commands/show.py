@@ -1,0 +1,143 @@
+"""`show`: pictures of what methods make of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from tokred.commands.console import err, out
+from tokred.commands.options import (
+    FittedOptions,
+    ImageOptions,
+    Model,
+    PlanOptions,
+    RunOptions,
+    configuration,
+    grouped,
+)
+from tokred.errors import TokredError
+from tokred.utils.text import plain_name, visible
+
+if TYPE_CHECKING:
+    from tokred.visualize.show import Showing
+
+Files = Annotated[
+    list[Path] | None, typer.Argument(help="Image files; by default images of the data set.", metavar="IMAGE")
+]
+Index = Annotated[
+    str | None,
+    typer.Option(help="Numbers of images of the data set, such as 3,17,40; by default the first three."),
+]
+Disagree = Annotated[int | None, typer.Option(help="Show so many images on which models disagree most.")]
+Among = Annotated[int | None, typer.Option(help="Images to look through for --disagree; by default 64.")]
+Budgets = Annotated[
+    str,
+    typer.Option(
+        "--budget", "--budgets", "-b", help="Fraction of FLOPs to save, or several, such as 0.2,0.4."
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        help="Longer side of each picture in pixels; by default as large as the images, 224 to 384."
+    ),
+]
+ShowStages = Annotated[
+    str, typer.Option(help='last, all for a row after each stage, or layers such as "4 7 10".')
+]
+Target = Annotated[
+    Path | None,
+    typer.Option("--out", help="File that ends in .png, .webp or .jpg; by default one under runs/."),
+]
+
+
+@dataclass(frozen=True)
+class ChosenImages(ImageOptions):
+    """Which images of which data set, and on which weights."""
+
+    limit: Among = None
+    index: Index = None
+    disagree: Disagree = None
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of `Config`."""
+        return {name: value for name, value in super().fields().items() if name not in ("index", "disagree")}
+
+
+@grouped
+def show(
+    files: Files = None,
+    *,
+    budget: Budgets = "0.3",
+    model: Model = "deit_s",
+    plans: PlanOptions,
+    images: ChosenImages,
+    fitted: FittedOptions,
+    how: RunOptions,
+    show_stages: ShowStages = "last",
+    size: Size = None,
+    target: Target = None,
+) -> None:
+    """Draw which tokens methods merge, keep and drop on images, and which predictions change."""
+    from tokred.evaluation.config import budget_range
+    from tokred.utils.atomic import check_writable
+    from tokred.visualize.gallery import check_kind
+    from tokred.visualize.show import Showing
+
+    config = configuration(model, budget_range(budget), plans, images, fitted, how)
+    layers: Any = (
+        show_stages
+        if show_stages in ("last", "all")
+        else _numbers(show_stages, "--show-stages", "last, all, or layers")
+    )
+    index = None if images.index is None else _numbers(images.index, "--index", "numbers of images")
+    if target is not None:
+        check_kind(target)
+    showing = Showing(config, files or (), index, images.disagree, layers, size)
+    path = target or Path("runs") / f"{_name(showing)}.png"
+    check_writable(path.parent)
+    with err.status("Following the images through the models"):
+        gallery = showing.run()
+    gallery.save(path)
+    _print(gallery)
+    out.print(escape(visible(f"Picture: {path}")), soft_wrap=True)
+    for name, reason in gallery.refused.items():
+        err.print(escape(visible(f"{name}: {reason}")), soft_wrap=True)
+    if gallery.failed:
+        raise typer.Exit(1)
+
+
+def _print(gallery: Any) -> None:
+    """In colours where the terminal has them, else as a table."""
+    from tokred.visualize import terminal
+
+    coloured = out.is_terminal and out.color_system in ("truecolor", "256")
+    for part in terminal.pictures(gallery, out.width) if coloured else [terminal.table(gallery)]:
+        out.print(part)
+
+
+def _numbers(text: str, option: str, what: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.replace(",", " ").split())
+    except ValueError:
+        raise TokredError(f"{option} takes {what}, such as 3,7,10; got {text!r}.") from None
+
+
+def _name(showing: Showing) -> str:
+    """Of the file, where none is given."""
+    from tokred.data import user_images
+
+    config = showing.config
+    chosen = f"{showing.disagree}-disputed" if showing.disagree else "-".join(map(str, showing.index[:6]))
+    what = (
+        Path(user_images.names(showing.images)[0]).stem
+        if showing.images
+        else f"{showing.source.name}-{chosen}"
+    )
+    return "-".join(
+        ["show", plain_name(config.model), plain_name(what), *(f"{budget:g}" for budget in config.budgets)]
+    )

@@ -1,0 +1,73 @@
+"""`similarity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from tokred.commands.console import Progress, err, out, parse_layers
+from tokred.commands.options import ImageOptions, Model, Results, RunOptions, Workers, grouped
+from tokred.utils.text import plain_name, visible
+
+Layers = Annotated[
+    str | None, typer.Option(help='Layers to look at, one-based, such as "1 4 7 10"; by default all.')
+]
+FeaturesName = Annotated[
+    str,
+    typer.Option(help="residual: the tokens after attention, which LoTM compares; attention: what it adds."),
+]
+
+
+@grouped
+def similarity(
+    *,
+    model: Model = "deit_s",
+    layers: Layers = None,
+    features: FeaturesName = "residual",
+    images: ImageOptions,
+    how: RunOptions,
+    folder: Results = None,
+    workers: Workers = None,
+) -> None:
+    """Compare neighbouring tokens with all pairs, layer by layer: LoTM's Fig. 1, and whether its premise holds."""
+    from tokred.evaluation.config import Config
+
+    config = Config(model=model, **images.fields(), **how.fields())
+    run_similarity(config, parse_layers(layers, "--layers"), features, folder, workers)
+
+
+def run_similarity(
+    config: Any, layers: tuple[int, ...] | None, features: str, folder: Path | None, workers: int | None
+) -> None:
+    """Measure similarities, write them, and print what came of it."""
+    from tokred.studies.similarity import premise, report
+    from tokred.studies.similarity.study import Study
+
+    study = Study(config, layers, features)  # type: ignore[arg-type]
+    target = (
+        folder
+        or Path("runs") / f"similarity-{plain_name(config.model)}-{plain_name(study.source.name)}-{study.key}"
+    )
+    report.check_folder(target)
+    try:
+        out.print(escape(visible(study.describe())), soft_wrap=True)
+        with Progress(len(study.source), "images") as advance:
+            measured = study.run(workers, advance)
+        found = premise.findings(measured)
+    except KeyboardInterrupt:
+        err.print(
+            "Interrupted; nothing was written. With --limit or --layers it takes less time.", soft_wrap=True
+        )
+        raise typer.Exit(130) from None
+    report.write(measured, found, target)
+    out.print(report.premise_table(measured, found))
+    for sentence in premise.sentences(found):
+        out.print(sentence, soft_wrap=True, highlight=False)
+    out.print(report.paper_table(found))
+    out.print(
+        escape(f"{measured.about['seconds']:.0f} s. All figures and pictures: {visible(str(target))}"),
+        soft_wrap=True,
+    )

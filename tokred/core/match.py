@@ -1,0 +1,280 @@
+"""`match`: the plan of a method that meets a FLOP budget.
+
+The uniform knob comes first: the largest saving that a single value of the published knob gives without saving less than asked. Then
+the token counts of the stages change jointly, by as few tokens as possible, until the cost lies within `TOLERANCE` under the target.
+A plan never costs more than the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+from typing import Any
+
+from tokred.core import registry
+from tokred.core.flops import CostTable
+from tokred.core.plan import Plan, Protocol, check_options, floor_counts, resolve_stages, uniform_counts
+from tokred.core.vit import num_heads
+from tokred.errors import TokredError, UnknownName, Unreachable, UnsupportedModel
+from tokred.tables.row import TOLERANCE
+
+REACH = 8  # tokens by which the counts of one stage may differ from the uniform knob's
+_RATE_STEPS = 4096  # resolution of the search over keep rates
+
+
+@dataclass(frozen=True)
+class Match:
+    """A plan and what it costs.
+
+    Attributes:
+        plan: tokens kept at each stage, and the uniform knob that it started from.
+        flops: multiply-accumulates of one image.
+        reducer_flops: of the reducers alone.
+        dense_flops: of the unreduced model.
+        budget: the reduction asked for, a fraction; None of a plan that was made at a knob.
+        patches: patch tokens before the first stage.
+    """
+
+    plan: Plan
+    flops: int
+    reducer_flops: int
+    dense_flops: int
+    budget: float | None
+    patches: int
+
+    @property
+    def reduction(self) -> float:
+        """Fraction of the dense model's FLOPs that the plan saves."""
+        return 1 - self.flops / self.dense_flops
+
+    @property
+    def gap(self) -> float:
+        """How much more than the budget is saved, a fraction; within `TOLERANCE` unless no counts come closer."""
+        return 0.0 if self.budget is None else self.reduction - self.budget
+
+    @property
+    def knob(self) -> str:
+        """The method's knob as tables print it: the tokens really removed at each stage, or the keep rate that the plan started from."""
+        if self.plan.reducer.knob == "rate":
+            return f"{self.plan.knob:.4g}"
+        removed = [before - after for before, after in pairwise((self.patches, *self.plan.tokens))]
+        return " ".join(map(str, removed if len(set(removed)) > 1 else removed[:1]))
+
+
+def match(
+    costs: CostTable,
+    method: str,
+    budget: float,
+    *,
+    protocol: Protocol = "native",
+    stages: tuple[int, ...] | None = None,
+    options: dict[str, Any] | None = None,
+) -> Match:
+    """Find the plan of `method` that saves the fraction `budget` of the dense model's FLOPs.
+
+    Args:
+        costs: of the backbone; share one between methods.
+        method: a registered name.
+        budget: between 0 and 1, exclusive.
+        protocol: "native" for the method's published layers, "common" for 4, 7, 10.
+        stages: layers, one-based, that take the place of the protocol's.
+        options: of the method.
+
+    Raises:
+        TokredError: a budget outside (0, 1), unknown names or options, stages beyond the model's depth.
+        UnsupportedModel: the method needs a CLS token and the model has none.
+        Unreachable: the method cannot save that much at these stages; the message tells how much it can.
+    """
+    if not 0 < budget < 1:
+        raise TokredError(
+            f"A budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3 for 30 %; got {budget:g}."
+        )
+    cls = registry.get(method)
+    layers = resolve_stages(cls, costs.model.depth, protocol, stages)
+    chosen = check_options(cls, options or {})
+    search = _Search(costs, Plan(method, layers, (costs.n,) * len(layers), chosen), budget)
+    search.check_reachable()
+    plan = search.adjusted(search.uniform())
+    return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, budget, costs.n)
+
+
+def at_knob(
+    costs: CostTable,
+    method: str,
+    knob: float,
+    *,
+    protocol: Protocol = "native",
+    stages: tuple[int, ...] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Match:
+    """The plan of `method` at a value of its published knob: tokens removed at each stage, or keep rate. Other arguments as for `match`.
+
+    Raises:
+        TokredError: as `match`, or a knob out of range.
+    """
+    cls = registry.get(method)
+    layers = resolve_stages(cls, costs.model.depth, protocol, stages)
+    highest = 1 if cls.knob == "rate" else costs.n
+    if not 0 <= knob <= highest:
+        what = (
+            "a keep rate between 0 and 1"
+            if cls.knob == "rate"
+            else f"the tokens to remove at each stage, at most {costs.n}"
+        )
+        raise TokredError(f"The knob of {method} is {what}; got {knob:g}.")
+    tokens = uniform_counts(cls, costs.n, len(layers), knob)
+    plan = Plan(method, layers, tokens, check_options(cls, dict(options or {})), knob)
+    return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, None, costs.n)
+
+
+def match_each(
+    costs: CostTable,
+    methods: Sequence[str],
+    budget: float,
+    *,
+    protocol: Protocol = "native",
+    stages: tuple[int, ...] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[dict[str, Match], dict[str, TokredError]]:
+    """`match` for several methods: the plans, and for the methods that have none the reason.
+
+    Args: as for `match`, but `options` by method.
+
+    Raises:
+        TokredError: unknown names, options or protocol; what is wrong with one method alone is no reason to stop.
+    """
+    options = options or {}
+    for name, chosen in options.items():
+        check_options(registry.get(name), dict(chosen))
+    matches, refused = {}, {}
+    for name in methods:
+        try:
+            matches[name] = match(
+                costs, name, budget, protocol=protocol, stages=stages, options=dict(options.get(name, {}))
+            )
+        except UnknownName:
+            raise
+        except TokredError as error:
+            refused[name] = error
+        except Exception as error:  # a method under development must not take the others along
+            refused[name] = TokredError(
+                f"{name} cannot be matched: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            )
+    return matches, refused
+
+
+class _Search:
+    """The two steps of `match` for one method on one backbone."""
+
+    def __init__(self, costs: CostTable, empty: Plan, budget: float) -> None:
+        self.costs, self.empty, self.budget = costs, empty, budget
+        self.cls = empty.reducer
+        self.target = (1 - budget) * costs.dense
+        self.segments = costs.segments(empty)
+        self._segment_costs: dict[tuple[int, int], int] = {}
+
+    def check_reachable(self) -> None:
+        """Raise unless the method runs on this model and can save the budget."""
+        n, dim, heads = self.costs.n, self.costs.backbone.embed_dim, num_heads(self.costs.backbone)
+        if self.cls(n, n, dim, heads, **self.empty.options).needs_cls and not self.costs.model.has_cls:
+            raise UnsupportedModel(
+                f"{self.cls.name} needs a CLS token, which this model does not have; leave it out with --methods."
+            )
+        if self.estimate(self._least.tokens) > self.target:
+            raise self._unreachable()
+
+    @property
+    def _least(self) -> Plan:
+        """The plan with the fewest tokens that the method can leave at these stages."""
+        return replace(self.empty, tokens=floor_counts(self.cls, self.costs.n, len(self.empty.stages)))
+
+    def _unreachable(self) -> Unreachable:
+        most = 1 - self.costs.plan(self._least) / self.costs.dense
+        where = " ".join(map(str, self.empty.stages))
+        return Unreachable(
+            f"{self.cls.name} at layers {where} can save at most {most:.1%} of this model's FLOPs, not {self.budget:.1%}: "
+            "lower the budget, or give it more or earlier layers with --stages."
+        )
+
+    def uniform(self) -> Plan:
+        """The uniform plan that saves at least the budget, and as little more as possible."""
+        low, high = 0, self._steps
+        while low < high:
+            middle = (low + high) // 2
+            if self.estimate(self._with_knob(middle).tokens) <= self.target:
+                high = middle
+            else:
+                low = middle + 1
+        return self._with_knob(low)
+
+    @property
+    def _steps(self) -> int:
+        """The knob's last step. Savings grow with steps: tokens removed at all stages together, or steps down from a keep rate of 1."""
+        return self.costs.n * len(self.empty.stages) if self.cls.knob == "removed" else _RATE_STEPS
+
+    def _with_knob(self, step: int) -> Plan:
+        stages = len(self.empty.stages)
+        knob = step / stages if self.cls.knob == "removed" else 1 - step / _RATE_STEPS
+        return replace(self.empty, tokens=uniform_counts(self.cls, self.costs.n, stages, knob), knob=knob)
+
+    def estimate(self, tokens: tuple[int, ...]) -> float:
+        """Cost of counts, exact but for the reducers' share, which comes from a fitted polynomial."""
+        counts = (self.costs.n, *tokens)
+        backbone = sum(self._segment(index, n) for index, n in enumerate(counts))
+        reducers = sum(self.costs.reducer_estimate(self.empty, n, keep) for n, keep in pairwise(counts))
+        return self.costs.embedding + backbone + reducers
+
+    def _segment(self, index: int, n: int) -> int:
+        if (index, n) not in self._segment_costs:
+            self._segment_costs[index, n] = sum(
+                self.costs.part(part, layer, n) for part, layer in self.segments[index]
+            )
+        return self._segment_costs[index, n]
+
+    def adjusted(self, start: Plan) -> Plan:
+        """The plan nearest to `start` that lies within the tolerance; else the one that comes closest to the target."""
+        width = TOLERANCE * self.costs.dense
+        candidates: list[tuple[bool, float, int, tuple[int, ...]]] = []
+        for tokens in self._neighbours(start.tokens):
+            slack = self.target - self.estimate(tokens)
+            if slack >= 0:
+                candidates.append((slack > width, slack if slack > width else 0, len(candidates), tokens))
+                if slack <= width:
+                    break
+        # The order is: within the tolerance, then nearest to the target; a count decides what the estimate proposes.
+        for *_, tokens in sorted(candidates):
+            plan = replace(start, tokens=tokens)
+            if self.costs.plan(plan) <= self.target:
+                return plan
+        return self._affordable(start)
+
+    def _affordable(self, start: Plan) -> Plan:
+        """The first uniform plan from `start` on that a count finds within the target, for costs that the estimate does not know."""
+        for step in range(self._steps + 1):
+            plan = self._with_knob(step)
+            if sum(plan.tokens) <= sum(start.tokens) and self.costs.plan(plan) <= self.target:
+                return plan
+        raise self._unreachable()
+
+    def _neighbours(self, tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        """Feasible counts near `tokens`, by the number of tokens that change, even changes first."""
+        if len(tokens) <= 3:
+            changes = list(product(range(-REACH, REACH + 1), repeat=len(tokens)))
+        else:  # with many layers, one token more on a run of them and one more or less on another is enough
+            length = len(tokens)
+            runs = [
+                tuple(int(i <= k < j) for k in range(length))
+                for i in range(length)
+                for j in range(i, length + 1)
+            ]
+            ones = [
+                tuple(sign * (i == k) for k in range(length)) for i in range(length) for sign in (-1, 0, 1)
+            ]
+            changes = list({tuple(map(sum, zip(run, one, strict=True))) for run in runs for one in ones})
+        for change in sorted(
+            changes, key=lambda change: (sum(map(abs, change)), max(map(abs, change)), change)
+        ):
+            counts = tuple(count + delta for count, delta in zip(tokens, change, strict=True))
+            if all(self.cls.floor(n) <= keep <= n for n, keep in pairwise((self.costs.n, *counts))):
+                yield counts

@@ -1,0 +1,136 @@
+"""Stages and knobs: how many patch tokens a method keeps after each of its layers."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from tokred.core import registry
+from tokred.core.reducer import Reducer
+from tokred.errors import TokredError, UnknownName, did_you_mean
+
+Protocol = Literal["native", "common"]
+
+COMMON_STAGES = (4, 7, 10)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One reduced model on paper: which method, at which layers, how many patch tokens after each.
+
+    Args:
+        method: a registered name, or a class; "" for the empty plan, which is the dense model.
+        stages: layers, one-based, ascending.
+        tokens: patch tokens kept after each stage.
+        options: the method's keyword arguments.
+        knob: the published knob of the uniform plan that this one is, or started from; None where there is none.
+    """
+
+    method: str | type[Reducer] = ""
+    stages: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    knob: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.stages) != len(self.tokens):
+            raise TokredError(
+                f"A plan needs one token count for each stage, got stages {self.stages} and tokens {self.tokens}."
+            )
+
+    @property
+    def reducer(self) -> type[Reducer]:
+        return registry.get(self.method) if isinstance(self.method, str) else self.method
+
+
+def resolve_stages(
+    cls: type[Reducer], depth: int, protocol: Protocol = "native", stages: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """The layers at which a method reduces: `stages` where given, else by protocol.
+
+    "native" takes the method's own published layers, "common" takes 4, 7, 10 for all. Layers beyond the model's depth are an error.
+    """
+    if protocol not in get_args(Protocol):
+        raise UnknownName(did_you_mean("protocol", protocol, list(get_args(Protocol))))
+    chosen = stages or (cls.stages if protocol == "native" else COMMON_STAGES)
+    if isinstance(chosen, str):
+        # The layer before the first has no attention to look at.
+        return tuple(range(1 if cls.site == "mid" else 2, depth + 1))
+    layers = tuple(sorted(set(chosen)))
+    if not layers or layers[0] < 1 or layers[-1] > depth:
+        raise TokredError(
+            f"Stages must be layers from 1 to {depth} of this model, got {' '.join(map(str, layers))}; choose with --stages."
+        )
+    return layers
+
+
+def uniform_counts(cls: type[Reducer], n: int, stages: int, knob: float) -> tuple[int, ...]:
+    """Tokens kept after each stage for one value of the method's published knob, clipped to what the method can reach.
+
+    A "rate" counts from the start, int(n * rate^s), as the TokenReduction benchmark does. "removed" counts from stage to stage; a
+    fraction, which no published schedule has, removes one more token at some stages than at others, evenly spread.
+    """
+    counts, current = [], n
+    for stage in range(1, stages + 1):
+        if cls.knob == "rate":
+            wanted = int(n * knob**stage) + cls.extra
+        else:
+            wanted = current - (math.floor(knob * stage) - math.floor(knob * (stage - 1)))
+        current = min(current, max(wanted, cls.floor(current)))
+        counts.append(current)
+    return tuple(counts)
+
+
+def floor_counts(cls: type[Reducer], n: int, stages: int) -> tuple[int, ...]:
+    """The fewest tokens that the method can leave at each stage."""
+    counts = []
+    for _ in range(stages):
+        n = cls.floor(n)
+        counts.append(n)
+    return tuple(counts)
+
+
+def check_options(cls: type[Reducer], options: dict[str, Any]) -> dict[str, Any]:
+    """Validate options against the method's keyword arguments, converting text to the annotated type.
+
+    Raises:
+        TokredError: an unknown option, or a value that the annotation does not allow.
+    """
+    known = default_options(cls)
+    hints = get_type_hints(cls.__init__)
+    checked = {}
+    for key, value in options.items():
+        if key not in known:
+            raise UnknownName(
+                did_you_mean(f"option of {cls.name}", key, sorted(known))
+                if known
+                else f"{cls.name} has no options, got {key!r}."
+            )
+        checked[key] = _convert(f"{cls.name}.{key}", value, hints.get(key, str))
+    return checked
+
+
+def default_options(cls: type[Reducer]) -> dict[str, Any]:
+    """The method's keyword-only arguments and their defaults."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise TokredError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}.")
+        return value
+    if hint is bool:
+        lowered = str(value).lower()
+        if lowered not in ("true", "false", "1", "0"):
+            raise TokredError(f"{name} must be true or false, got {value!r}.")
+        return lowered in ("true", "1")
+    try:
+        return hint(value)
+    except (TypeError, ValueError):
+        raise TokredError(
+            f"{name} must be of type {getattr(hint, '__name__', hint)}, got {value!r}."
+        ) from None

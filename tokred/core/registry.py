@@ -1,0 +1,237 @@
+"""The registry of reducers: `@register`, discovery of `methods/` and of installed plugins, explicit plugins, "did you mean".
+
+This module imports neither torch nor any method. What `names()` and `catalog()` tell about a method is read from its source, so
+listing is instant; a method's module is imported when `get` is asked for it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tokred.core import plugins
+from tokred.errors import TokredError, UnknownName, did_you_mean
+
+if TYPE_CHECKING:
+    from tokred.core.reducer import Reducer
+
+ENTRY_POINTS = "tokred.methods"
+FOLDER = Path(__file__).parents[1] / "methods"
+
+T = TypeVar("T", bound="type[Reducer]")
+
+_classes: dict[str, type[Reducer]] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known about a method before it is imported."""
+
+    name: str
+    module: str
+    origin: str  # file, or the distribution of a plugin
+    summary: str = ""
+    paper: str = ""
+    facts: dict[str, Any] = field(
+        default_factory=dict
+    )  # literal class attributes: site, stages, knob, control ...
+
+
+def register(name: str, paper: str = "") -> Callable[[T], T]:
+    """Class decorator: make a `Reducer` known under `name`.
+
+    Raises:
+        TokredError: the name is taken by another class, or the class is no Reducer or has no docstring.
+    """
+
+    def decorate(cls: T) -> T:
+        from tokred.core.reducer import Reducer
+
+        if not (inspect.isclass(cls) and issubclass(cls, Reducer)):
+            raise TokredError(f"@register({name!r}) needs a subclass of tokred.Reducer, got {cls!r}.")
+        if not (cls.__doc__ or "").strip():
+            raise TokredError(
+                f"{cls.__qualname__} needs a docstring: its first line is what `tokred methods` prints."
+            )
+        taken = _classes.get(name)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TokredError(_clash(name, file_of(taken), file_of(cls)))
+        cls.name, cls.paper = name, paper
+        _classes[name] = cls
+        return cls
+
+    return decorate
+
+
+def names() -> list[str]:
+    """Names of all registered methods, sorted."""
+    return sorted(set(catalog()) | set(_classes))
+
+
+def get(name: str) -> type[Reducer]:
+    """The reducer class of a name, or of "module:Class" for one that is not registered.
+
+    Raises:
+        UnknownName: no such method; the message suggests near ones.
+        TokredError: the method's module cannot be imported, or two files claim the name.
+    """
+    if ":" in name:
+        return _import_class(name)
+    if name in _classes:
+        return _classes[name]
+    entry = catalog().get(name)
+    if entry is None:
+        raise UnknownName(did_you_mean("method", name, names()))
+    if entry.origin.startswith("plugin "):
+        cls = _import_class(entry.module)
+        return register(name, entry.paper)(cls) if name not in _classes else _classes[name]
+    importlib.import_module(entry.module)
+    return _classes[name]
+
+
+def catalog() -> dict[str, Entry]:
+    """Every discoverable method by name: the files of `methods/`, the entry points, and what is registered already."""
+    found: dict[str, Entry] = {}
+    for entry in (*_folder_entries(), *map(_plugin_entry, entry_points(group=ENTRY_POINTS))):
+        if entry.name in found:
+            raise TokredError(_clash(entry.name, found[entry.name].origin, entry.origin))
+        found[entry.name] = entry
+    for name, cls in _classes.items():
+        if name not in found:
+            facts = {key: getattr(cls, key) for key in ("site", "stages", "knob", "control")}
+            summary = (cls.__doc__ or "").strip().splitlines()[0]
+            found[name] = Entry(name, cls.__module__, file_of(cls), summary, cls.paper, facts)
+        elif cls.__module__ != found[name].module.partition(":")[0]:
+            raise TokredError(_clash(name, found[name].origin, file_of(cls)))
+    return dict(sorted(found.items()))
+
+
+def load_plugin(target: str) -> list[str]:
+    """Import a plugin, the path of a .py file or a module's dotted name, and return the names of the methods in it, sorted.
+
+    This and installed entry points are the only ways in for foreign code; `plugins.load` says what the plugin may import.
+
+    Raises:
+        TokredError: it cannot be imported, registers no method, or takes a name that is taken; nothing of it is registered then.
+    """
+    before, name = dict(_classes), plugins.module_name(target)
+    was_there = name in sys.modules
+    try:
+        plugins.load(target)
+        catalog()  # a name of the package, or of an installed plugin, may be taken by a method that nobody has imported yet
+        own = [method for method, cls in _classes.items() if _brought(cls, name, method not in before)]
+        if not own:
+            raise TokredError(
+                f'The plugin {target} registers no method; decorate a subclass of tokred.Reducer with @register("name").'
+            )
+    except TokredError:
+        for method in [
+            method for method, cls in _classes.items() if _brought(cls, name, method not in before)
+        ]:
+            del _classes[method]
+        _classes.update(before)
+        if not was_there:
+            sys.modules.pop(name, None)
+        raise
+    return sorted(own)
+
+
+def _folder_entries() -> Iterator[Entry]:
+    for path in sorted(FOLDER.glob("*.py")):
+        yield from _read_source(path, f"tokred.methods.{path.stem}")
+
+
+def _plugin_entry(point: EntryPoint) -> Entry:
+    distribution = point.dist.name if point.dist else "unknown distribution"
+    module, _, attribute = point.value.partition(":")
+    origin = f"plugin {distribution} ({point.value})"
+    try:
+        spec = importlib.util.find_spec(module)
+        described = list(_read_source(Path(spec.origin), module)) if spec and spec.origin else []
+    except (ImportError, OSError, SyntaxError, ValueError):
+        described = []  # `get` reports what is wrong with it; listing goes on
+    for entry in described:
+        if entry.facts.get("class") == attribute:
+            return Entry(point.name, point.value, origin, entry.summary, entry.paper, entry.facts)
+    return Entry(point.name, point.value, origin)
+
+
+def _read_source(path: Path, module: str) -> Iterator[Entry]:
+    """The classes of a file that carry `@register("name", paper="...")`, read without importing it."""
+    for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        call = next(
+            (d for d in node.decorator_list if isinstance(d, ast.Call) and _called(d) == "register"), None
+        )
+        if call is None or not call.args or not isinstance(call.args[0], ast.Constant):
+            continue
+        paper = next(
+            (k.value.value for k in call.keywords if k.arg == "paper" and isinstance(k.value, ast.Constant)),
+            "",
+        )
+        summary = (ast.get_docstring(node) or "").partition("\n")[0]
+        yield Entry(
+            str(call.args[0].value),
+            module,
+            str(path),
+            summary,
+            str(paper),
+            _literals(node) | {"class": node.name},
+        )
+
+
+def _brought(cls: type, module: str, new: bool) -> bool:
+    """Whether a class came with a plugin: from its module or below, or from others that it imports, but not tokred's own."""
+    within = f"{cls.__module__}."
+    return within.startswith(f"{module}.") or (new and not within.startswith("tokred."))
+
+
+def _called(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _literals(node: ast.ClassDef) -> dict[str, Any]:
+    facts = {}
+    for statement in node.body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            try:
+                facts[statement.targets[0].id] = ast.literal_eval(statement.value)
+            except ValueError:
+                continue
+    return facts
+
+
+def _import_class(target: str) -> type[Reducer]:
+    from tokred.core.reducer import Reducer
+
+    module, _, attribute = target.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module is somebody else's
+        raise TokredError(
+            f"Cannot load the method {target!r}: {error}; expected an importable module:Class."
+        ) from error
+    if not (inspect.isclass(cls) and issubclass(cls, Reducer)):
+        raise TokredError(f"{target!r} is no subclass of tokred.Reducer; point to the class itself.")
+    return cls
+
+
+def file_of(cls: type) -> str:
+    """The source file that defines a class, or its module where there is none."""
+    try:
+        return inspect.getfile(cls)
+    except (OSError, TypeError):
+        return cls.__module__
+
+
+def _clash(name: str, first: str, second: str) -> str:
+    return f"Two methods are called {name!r}: one in {first}, one in {second}; rename one of them."

@@ -1,0 +1,51 @@
+"""How pixels become the model's input: timm's evaluation transform."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data import create_transform, resolve_data_config
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """timm's evaluation transform and the figures that tables print.
+
+    Attributes:
+        transform: PIL image to [3, H, W].
+        img_size: side of the model's input in pixels.
+        crop_pct: how much of the resized image's side is seen, a fraction.
+        interpolation: of the resizing.
+    """
+
+    transform: Any
+    img_size: int
+    crop_pct: float
+    interpolation: str
+
+    def __str__(self) -> str:
+        return f"{self.img_size} x {self.img_size} pixels, crop {self.crop_pct:g}, {self.interpolation}"
+
+
+def data_config(model: Any) -> dict[str, Any]:
+    """timm's way to prepare images for a model, at the size that the model has, which need not be that of its pretrained weights."""
+    return dict(resolve_data_config({"input_size": (3, *model.patch_embed.img_size)}, model=model))
+
+
+def prepare(
+    model: Any, embedded: bool, crop_pct: float | None = None, interpolation: str | None = None
+) -> Preparation:
+    """timm's evaluation transform of a model, or what is given in its place.
+
+    PhotoDigits images have the model's size, so nothing is cropped away from them unless `crop_pct` says so.
+    """
+    config = data_config(model) | ({"crop_pct": 1.0} if embedded else {})
+    given = {"crop_pct": crop_pct, "interpolation": interpolation}
+    config |= {name: value for name, value in given.items() if value is not None}
+    return Preparation(
+        create_transform(**config),
+        int(config["input_size"][-1]),
+        float(config["crop_pct"]),
+        str(config["interpolation"]),
+    )

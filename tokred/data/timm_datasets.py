@@ -1,0 +1,130 @@
+"""Data sets that have a name in timm: hfds/ (Hugging Face), torch/ (torchvision), wds/ (webdataset shards)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timm.data import create_dataset
+
+from tokred.data import webdataset
+from tokred.data.images import UNLABELLED, StrictImages
+from tokred.data.sources import Source
+from tokred.errors import TokredError
+
+_PREFIXES = ("hfds", "torch", "wds", "tfds", "hfids")
+
+
+def is_name(data: str) -> bool:
+    """Whether this is the name of a data set and no folder."""
+    prefix, slash, _ = data.partition("/")
+    return bool(slash) and prefix.lower() in _PREFIXES and not Path(data).exists()
+
+
+def open_named(data: str, split: str | None, data_dir: str | None, labels: bool = True) -> Source:
+    """A data set by name.
+
+    Args:
+        data: such as "hfds/imagenet-1k", "torch/cifar10" or "wds/shards/val-{000..063}.tar".
+        split: by default "validation".
+        data_dir: where it lies; for Hugging Face the cache.
+        labels: whether labels are asked for.
+
+    Raises:
+        TokredError: it cannot be opened, or has images in no fixed order.
+    """
+    prefix, _, rest = data.partition("/")
+    prefix, chosen = prefix.lower(), split or "validation"
+    if prefix in ("tfds", "hfids"):
+        raise TokredError(
+            f"{prefix}/ streams images, and tokred needs each at a fixed place; take the same data as hfds/ or wds/, or as class folders."
+        )
+    try:
+        if prefix == "wds":
+            return webdataset.open_shards(rest, split, data_dir, labels)
+        source = (
+            _open_torch(rest, chosen, data_dir)
+            if prefix == "torch"
+            else _open_hfds(data, rest, chosen, data_dir)
+        )
+    except TokredError:
+        raise
+    except Exception as error:  # each library fails in its own way
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise TokredError(
+            f"No images can be read from {data!r}, split {chosen!r} ({reason}); see --split and --data-dir."
+        ) from error
+    known = source.labels is not None and len(source) > 0 and bool((source.labels < 0).all())
+    return source.unlabelled() if known and labels else source
+
+
+def _open_torch(name: str, split: str, data_dir: str | None) -> Source:
+    """A data set of torchvision, from files that are already there."""
+    if data_dir is None:
+        raise TokredError(f"torch/{name} needs the folder in which its files lie: --data-dir.")
+    images = create_dataset(f"torch/{name}", root=data_dir, split=split)
+    digest = hashlib.sha256(f"{name} {split} {len(images)}\n".encode())
+    fingerprint = hashlib.sha256()
+    for file in sorted(path for path in Path(data_dir).rglob("*") if path.is_file()):
+        status = file.stat()
+        digest.update(f"{file.relative_to(data_dir)}\0{status.st_size}\n".encode(errors="surrogateescape"))
+        fingerprint.update(f"{status.st_mtime_ns}\n".encode())
+    names = getattr(images, "wnids", None) or getattr(images, "classes", None)
+    targets = getattr(images, "targets", None)
+    return Source(
+        StrictImages(images), f"torch/{name}", split, digest.hexdigest(), np.arange(len(images)), len(names) if names else None,
+        class_names=tuple(map(str, names)) if names else None, fingerprint=fingerprint.hexdigest(),
+        labels=None if targets is None else np.asarray(targets, dtype=np.int64),
+    )  # fmt: skip
+
+
+def _open_hfds(data: str, name: str, split: str, cache: str | None) -> Source:
+    """A data set of Hugging Face, from its cache, a local folder or the hub; timm's reader asks for the names of its columns."""
+    import datasets
+
+    found = datasets.load_dataset(name, split=split, cache_dir=cache)
+    image = _column(found.features, "image", datasets.Image)
+    label = _column(found.features, "label", datasets.ClassLabel)
+    if image is None:
+        raise TokredError(f"{data} has no column of images (there are: {', '.join(found.column_names)}).")
+    reader = create_dataset(data, root=cache, split=split, input_key=image, target_key=label or image).reader
+    labels = (
+        np.full(len(found), UNLABELLED) if label is None else _labels(found.select_columns([label])[:][label])
+    )
+    digest = hashlib.sha256(f"{reader.dataset._fingerprint} {len(reader)}".encode()).hexdigest()
+    names = tuple(getattr(found.features[label], "names", None) or ()) if label else ()
+    return Source(
+        StrictImages(reader if label else _Unlabelled(reader)), data, split, digest, np.arange(len(reader)), len(names) or None,
+        class_names=names or None, labels=labels,
+    )  # fmt: skip
+
+
+def _labels(column: list[Any]) -> np.ndarray:
+    return np.array([UNLABELLED if label is None else int(label) for label in column], dtype=np.int64)
+
+
+def _column(features: Any, name: str, kind: type) -> str | None:
+    """The column of that name, or the only one of its kind."""
+    if name in features:
+        return name
+    fitting = [key for key, feature in features.items() if isinstance(feature, kind)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+class _Unlabelled:
+    """A reader of images alone."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.reader[index][0], UNLABELLED
+
+    def filename(self, index: int, absolute: bool = False) -> str:
+        """As the reader has it."""
+        return str(self.reader.filename(index, absolute=absolute))

@@ -1,0 +1,106 @@
+"""Images that a user names: files or images in memory, or images of a data set by number; and names of classes."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from tokred.data.images import UNLABELLED, StrictImages
+from tokred.data.sources import Source
+from tokred.errors import TokredError
+from tokred.models.zoo import Loaded
+
+Given = str | Path | Image.Image
+
+
+def source(images: Sequence[Given]) -> Source:
+    """Files or Pillow images, without labels.
+
+    Raises:
+        TokredError: there is no such file.
+    """
+    for path in (Path(image) for image in images if not isinstance(image, Image.Image)):
+        if path.is_dir():
+            raise TokredError(
+                f"{path} is a folder; give image files, or the folder of a data set with --data, and --index."
+            )
+        if not path.exists():
+            raise TokredError(
+                f"No image at {path}; give image files, or choose images of a data set with --index."
+            )
+    return Source(
+        StrictImages(_Reader(images)), "images", "", "", np.arange(len(images)), None, labelled=False
+    )
+
+
+def names(images: Sequence[Given]) -> list[str]:
+    """Of each image: its file's, or a number."""
+    return [
+        f"image {i}" if isinstance(image, Image.Image) else Path(image).name for i, image in enumerate(images)
+    ]
+
+
+def check_index(data: Source, index: Sequence[int] | None, default: int = 3) -> list[int]:
+    """Numbers of images of a data set, each once; the first few for None.
+
+    Raises:
+        TokredError: there is no such image, or none is asked for.
+    """
+    if index is None:
+        return list(range(min(default, len(data))))
+    if not len(index):
+        raise TokredError("--index needs the number of at least one image, such as 0 or 3,17,40.")
+    for i in index:
+        if not 0 <= i < len(data):
+            raise TokredError(
+                f"{data.name}, {data.split} split, has images 0 to {len(data) - 1}; got --index {i}."
+            )
+    return list(dict.fromkeys(int(i) for i in index))
+
+
+def class_names(data: Source | None, loaded: Loaded, embedded: bool) -> tuple[str, ...] | None:
+    """Names of a model's classes: those of the data set, or of timm's weights; ImageNet's in words; None if unknown."""
+    classes = loaded.model.num_classes
+    found: tuple[str, ...] | None = None
+    if embedded:
+        found = tuple(map(str, range(10)))
+    elif data is not None and data.class_names:
+        found = data.class_names
+        if all(re.fullmatch(r"n\d{8}", name) for name in found):
+            info = ImageNetInfo("imagenet-21k")
+            known = {info.index_to_label_name(i): i for i in range(info.num_classes())}
+            found = tuple(info.index_to_description(known[name]) if name in known else name for name in found)
+    elif loaded.weights.startswith("timm ") and infer_imagenet_subset(loaded.model):
+        info = ImageNetInfo(infer_imagenet_subset(loaded.model))
+        found = tuple(info.index_to_description(i) for i in range(info.num_classes()))
+    return found if found and len(found) == classes else None
+
+
+class _Reader:
+    """What `StrictImages` reads."""
+
+    def __init__(self, images: Sequence[Given]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image = self.images[index]
+        if isinstance(image, Image.Image):
+            return image, UNLABELLED
+        with (
+            warnings.catch_warnings()
+        ):  # what Pillow takes is not too large for us; what it refuses is an error
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(image), UNLABELLED
+
+    def filename(self, index: int, absolute: bool = False) -> str:
+        image = self.images[index]
+        return names(self.images)[index] if isinstance(image, Image.Image) else str(image)

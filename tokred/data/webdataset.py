@@ -1,0 +1,199 @@
+"""Webdataset shards: local tar files, read by place, so that every image has an index.
+
+timm and webdataset stream shards, and which process sees which image then depends on their number. Here the members of all shards are
+listed once, shard by shard; an image is then read from where it lies. Members that share a name up to its first dot are one sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timm.utils.misc import natural_key
+
+from tokred.data.images import UNLABELLED, StrictImages
+from tokred.data.sources import Source
+from tokred.errors import TokredError
+
+_IMAGES = ("jpg", "jpeg", "png", "webp")
+_SAMPLE = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@dataclass
+class Sample:
+    """Where one sample lies: its parts by extension, each with place and length in bytes."""
+
+    shard: Path
+    key: str
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def read(self, extension: str) -> bytes:
+        """One part."""
+        place, length = self.parts[extension]
+        with self.shard.open("rb") as file:
+            file.seek(place)
+            return file.read(length)
+
+    @property
+    def image(self) -> str | None:
+        """The extension of the image."""
+        return next((extension for extension in self.parts if extension.lower() in _IMAGES), None)
+
+
+class Shards:
+    """A reader, in timm's sense, of samples: index to (open file, label)."""
+
+    def __init__(self, samples: Sequence[Sample], labels: np.ndarray) -> None:
+        self.samples, self.labels = samples, labels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
+        sample = self.samples[index]
+        return io.BytesIO(sample.read(sample.image or "")), int(self.labels[index])
+
+    def filename(self, index: int, absolute: bool = False) -> str:
+        """Shard and key."""
+        sample = self.samples[index]
+        return f"{sample.shard if absolute else sample.shard.name}/{sample.key}"
+
+
+def open_shards(place: str, split: str | None, data_dir: str | None, wanted: bool = True) -> Source:
+    """The images of shards.
+
+    Args:
+        place: a folder of shards, or shards such as "DIR/val-{000..063}.tar"; under `data_dir`, where that is given.
+        split: of the folder, by the names of its shards or by its _info.json, as timm has it; or shards of it, as for `place`.
+        data_dir: folder.
+        wanted: whether labels are read.
+
+    Raises:
+        TokredError: there are no such shards, or they cannot be read by place.
+    """
+    if re.match(r"[a-z0-9]+://|pipe:", place):
+        raise TokredError(f"{place} is not a local file; copy the shards and give their folder.")
+    path = Path(data_dir or "") / place
+    if split is not None and ".tar" in split:  # as timm takes it, with the number of images behind a bar
+        path, split = (path if path.is_dir() else path.parent) / split.partition("|")[0], None
+    files = list(_expand(str(path))) if not path.is_dir() else _of_split(path, split)
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None or not files:
+        raise TokredError(
+            f"No shard at {missing or path}; wds/ takes a folder of local .tar files, or files such as DIR/val-{{000..063}}.tar."
+        )
+    samples = [sample for file in files for sample in _index(file) if sample.image is not None]
+    if not samples:
+        raise TokredError(f"The shards in {path} have no images ({', '.join(_IMAGES)}); see --split.")
+    labels = _labels(samples) if wanted else np.full(len(samples), UNLABELLED)
+    digest, fingerprint = hashlib.sha256(), hashlib.sha256()
+    for sample in samples:
+        digest.update(
+            f"{sample.key}\0{sample.parts[sample.image or ''][1]}\n".encode(errors="surrogateescape")
+        )
+    for file in files:
+        fingerprint.update(f"{file.stat().st_mtime_ns}\n".encode())
+    labelled = bool((labels != UNLABELLED).all())
+    images_hash = digest.hexdigest()
+    full = hashlib.sha256(images_hash.encode() + labels.tobytes()).hexdigest()
+    name = (path if path.is_dir() else path.parent).resolve().name
+    return Source(
+        StrictImages(Shards(samples, labels)), f"wds/{name}", split or "validation", full, np.arange(len(samples)), None,
+        fingerprint=fingerprint.hexdigest(), labels=labels, labelled=labelled, images_hash=images_hash,
+    )  # fmt: skip
+
+
+def _expand(pattern: str) -> Iterator[Path]:
+    """Files of a pattern with ranges such as {000..063}; several patterns are separated by "::"."""
+    for part in pattern.split("::"):
+        found = _RANGE.search(part)
+        if found is None:
+            yield Path(part)
+            continue
+        first, last = found.groups()
+        for number in range(int(first), int(last) + 1):
+            yield from _expand(f"{part[: found.start()]}{number:0{len(first)}d}{part[found.end() :]}")
+
+
+def _of_split(folder: Path, split: str | None) -> list[Path]:
+    """The shards of a split: as _info.json lists them, or those with its name in theirs, or all where no shard names a split."""
+    from tokred.data.folders import _SPLITS, SPLIT_NAMES
+
+    wanted = split or "validation"
+    accepted = next((names for names in _SPLITS if wanted in names), {wanted})
+    for info in (folder / "_info.json", folder / "info.json"):
+        if info.exists():
+            splits: dict[str, Any] = json.loads(info.read_text(encoding="utf-8")).get("splits", {})
+            chosen = next((splits[name] for name in (wanted, *sorted(accepted)) if name in splits), None)
+            if chosen is None:
+                raise TokredError(
+                    f"{info} has no split {wanted!r} (there are: {', '.join(splits) or 'none'}); choose with --split."
+                )
+            return [folder / name for name in chosen["filenames"]]
+    shards = sorted(folder.glob("*.tar"), key=lambda path: natural_key(path.name))
+    told = {path: set(re.split(r"[-_.\d]+", path.name)) & (SPLIT_NAMES | {wanted}) for path in shards}
+    if not any(told.values()) and not split:
+        return shards
+    chosen_shards = [path for path in shards if told[path] & accepted]
+    if shards and not chosen_shards:
+        others = sorted(set().union(*told.values()))
+        raise TokredError(
+            f"The shards in {folder} name no split {wanted!r} (they name: {', '.join(others) or 'none'}); see --split."
+        )
+    return chosen_shards
+
+
+def _index(shard: Path) -> Iterator[Sample]:
+    """The samples of one shard, in its order."""
+    try:
+        with tarfile.open(shard, "r:") as archive:  # a compressed one cannot be read by place
+            sample: Sample | None = None
+            for member in archive:
+                match = _SAMPLE.fullmatch(member.name) if member.isfile() else None
+                if match is None:
+                    continue
+                if sample is None or sample.key != match[1]:
+                    if sample is not None:
+                        yield sample
+                    sample = Sample(shard, match[1])
+                sample.parts[match[2]] = (member.offset_data, member.size)
+            if sample is not None:
+                yield sample
+    except (tarfile.TarError, OSError) as error:
+        raise TokredError(
+            f"The shard {shard} cannot be read ({error}); it must be a whole, uncompressed tar file."
+        ) from error
+
+
+def _labels(samples: Sequence[Sample]) -> np.ndarray:
+    """[n] int64, from .cls, else from "label" in .json; `UNLABELLED` for all if no sample has any.
+
+    Raises:
+        TokredError: only some samples have a label, or one is no number.
+    """
+    labels = np.full(len(samples), UNLABELLED)
+    for index, sample in enumerate(samples):
+        try:
+            if "cls" in sample.parts:
+                labels[index] = int(sample.read("cls"))
+            elif "json" in sample.parts:
+                labels[index] = int(json.loads(sample.read("json")).get("label", UNLABELLED))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise TokredError(f"The label of {sample.shard}/{sample.key} is no number ({error}).") from error
+    without = np.flatnonzero(labels == UNLABELLED)
+    if 0 < len(without) < len(samples):
+        first = samples[without[0]]
+        raise TokredError(
+            f"{len(without)} of the {len(samples)} images have no label, such as {first.shard}/{first.key}; "
+            "add .cls files, or leave the labels out with --no-labels."
+        )
+    return labels

@@ -1,0 +1,1 @@
+"""One comparison, from its configuration to its rows."""

@@ -1,0 +1,305 @@
+"""`compare`: match the budget, evaluate all methods in one pass, leave a leaderboard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tokred.core.fingerprint import software
+from tokred.core.flops import CostTable
+from tokred.data import loading, preflight
+from tokred.errors import TokredError
+from tokred.evaluation import candidates, published_accuracy
+from tokred.evaluation import rows as summary
+from tokred.evaluation.config import Config, method_names
+from tokred.evaluation.engine import Pass, dense_model
+from tokred.evaluation.inputs import open_inputs
+from tokred.evaluation.predictions import Evaluation
+from tokred.evaluation.run_folder import Folder, Record
+from tokred.evaluation.speed import measure
+from tokred.tables import row as results
+from tokred.tables.row import Row
+from tokred.utils.devices import resolve_precision
+from tokred.utils.distributed import Processes
+from tokred.utils.interrupts import Interrupts
+from tokred.utils.provenance import versions
+
+HASHED = ("data", "weights", "class_map", "devkit", "data_dir")  # what these name counts, not where it lies
+_EARLY = 200  # images after which a model at chance is noticed
+
+
+@dataclass
+class Comparison:
+    """A comparison's rows, best first, and where they were written.
+
+    Attributes:
+        seconds: of evaluation, those of earlier, interrupted runs included.
+        waiting: share of this run's time in which nothing could be done but wait for images.
+        swept: whether there are several budgets, so that a method that cannot reach one of them is no failure.
+    """
+
+    rows: list[Row]
+    title: str
+    out: Path | None
+    seconds: float
+    waiting: float = 0.0
+    swept: bool = False
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The leaderboard as a data frame."""
+        return results.frame(self.rows)
+
+    @property
+    def failed(self) -> list[Row]:
+        """Rows of methods that should have run; one that nobody has fitted yet is not among them."""
+        expected = {"ok", "unfitted", "unreachable"} if self.swept else {"ok", "unfitted"}
+        return [row for row in self.rows if row.status not in expected]
+
+
+class Interrupted(Exception):
+    """Ctrl-C. `comparison` has the images that were evaluated until then; the same command goes on from there."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        super().__init__(comparison.title)
+        self.comparison = comparison
+
+
+Outputs = Callable[["Job", Comparison], Mapping[str, str | bytes]]
+
+
+class Job:
+    """A comparison whose input has been checked and whose plans are made: `describe` it, `open` its folder, `run` it.
+
+    Args:
+        config: what to compare.
+        command: the command line that asked for it, for readers of its results; "" where there was none.
+        outputs: renders the files of a finished run, by name; `run.json` is written besides.
+
+    Raises:
+        TokredError: anything wrong with the configuration, before any image is read.
+    """
+
+    def __init__(self, config: Config, command: str = "", outputs: Outputs | None = None) -> None:
+        self.config, self.command, self.outputs = config, command, outputs
+        self.device = Processes.device(config.device)
+        self.dtype = resolve_precision(config.precision, self.device)
+        self.batch_size = config.batch_size or (16 if self.device.type == "cpu" else 256)
+        names = method_names(config)
+        inputs = open_inputs(config)
+        self.source, self.loaded, self.preparation = inputs.source, inputs.loaded, inputs.preparation
+        self.costs = CostTable(self.loaded.model)
+        self.entries = candidates.build(config, self.loaded, self.costs, self.source.embedded)
+        self.models = {entry.name: entry.model for entry in self.entries if entry.model is not None}
+        self.configuration = {
+            **{name: value for name, value in asdict(config).items() if name not in HASHED},
+            "device": self.device.type,
+            "precision": str(self.dtype),
+            "batch_size": self.batch_size,
+            "methods": names,
+            "weights_hash": self.loaded.weights_hash,
+            "data_hash": self.source.hash,
+            "adapters": {entry.name: entry.adapter.hash for entry in self.entries if entry.adapter},
+            "control_options": {entry.name: entry.control.options for entry in self.entries if entry.control},
+        }
+        self.processes = Processes(self.device)
+        self.evaluation = Evaluation.empty(len(self.source), self.models)
+        self.folder: Folder | None = None
+        self.speeds: dict[str, dict[str, Any]] = {}
+
+    @property
+    def key(self) -> str:
+        """A short hash of everything in the configuration that decides the numbers."""
+        return hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def title(self) -> str:
+        images = f"{self.source.name} {self.source.split} ({len(self.source)} images)"
+        saved = ", ".join(f"{100 * budget:g}" for budget in self.config.budgets)
+        return f"{self.config.model} on {images}" + (f", {saved} % fewer FLOPs" if saved else "")
+
+    def describe(self) -> str:
+        """One line: data, weights, precision, device."""
+        what = "the embedded benchmark PhotoDigits" if self.source.embedded else f"{self.source.name}"
+        precision = str(self.dtype).removeprefix("torch.")
+        first = f"the first {len(self.source)}" if self.source.limited else str(len(self.source))
+        data = f"{what}, {self.source.split} split, {first} images{'' if self.source.labelled else ' without labels'}"
+        notes = (self.source.note, published_accuracy.note(self.loaded, self.source, self.preparation))
+        note = "".join(f" {note}" for note in notes if note)
+        where = f"{self.device}" + (
+            f" in {self.processes.world} processes" if self.processes.world > 1 else ""
+        )
+        return f"Data: {data}. Weights: {self.loaded.weights}. Input: {self.preparation}. Precision: {precision} on {where}.{note}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the results needs to know of the images and their labels, one sentence or more each."""
+        return [note for note in (self.source.note, self._at_chance()) if note]
+
+    def _at_chance(self) -> str:
+        """A sentence where the unreduced model is at chance on what it has seen so far."""
+        found = self.evaluation
+        rows = np.flatnonzero(found.readable)
+        if not self.source.labelled or not len(rows):
+            return ""
+        right = int((found.dense.prediction[rows] == found.labels[rows]).sum())
+        return preflight.at_chance(right, len(rows), self.loaded.model.num_classes)
+
+    def open(self, out: Path) -> str:
+        """Take the folder of the results, with what an earlier run of the same comparison left there; a sentence about that, or nothing.
+
+        Raises:
+            TokredError: it is not writable, in use, or holds something that is no run.
+        """
+        first, used = self.processes.rank == 0, software(method_names(self.config))
+        self.processes.alike("comparison", {**self.configuration, **used})
+        about = {**{name: getattr(self.config, name) for name in HASHED}, **versions()}
+        self.folder = Folder(
+            out, self.configuration, {**used, "files": self.source.fingerprint}, about, lock=first
+        )
+        self.evaluation.key = self.processes.share(self.folder.key)
+        if not first:
+            return ""
+        self.folder.read_outcomes(self.evaluation)
+        self.speeds = self.folder.run.get("speeds", {})
+        done = int(self.evaluation.done.sum())
+        if self.folder.finished and done == len(self.source):
+            return (
+                f"This comparison was finished on {self.folder.run['date']}; to run it again, delete {out}."
+            )
+        return self.folder.notice or (
+            f"Going on: {done} of {len(self.source)} images were evaluated before." if done else ""
+        )
+
+    def run(
+        self,
+        workers: int | None = None,
+        progress: Callable[[int], None] = lambda images: None,
+        bench: int = 0,
+        warn: Callable[[str], None] = lambda sentence: None,
+    ) -> Comparison:
+        """Evaluate what is not evaluated yet, and write the folder, if one was opened. In all processes but the first there are no rows.
+
+        Args:
+            workers: processes that load images, by default one beside a CPU and up to eight beside a GPU.
+            progress: hears of each finished batch's images, those of other processes estimated.
+            bench: rounds in which every model is timed alone afterwards, to fill the columns of speed; 0 for none.
+            warn: hears, once the first images are evaluated, if the unreduced model is right on them only by chance.
+
+        Raises:
+            TokredError: an image cannot be read, the dense model fails, or nothing can be written.
+            Interrupted: by Ctrl-C.
+        """
+        try:
+            return self._run(workers, progress, bench, warn)
+        finally:
+            if self.folder:
+                self.folder.release()
+
+    def _run(
+        self, workers: int | None, progress: Callable[[int], None], bench: int, warn: Callable[[str], None]
+    ) -> Comparison:
+        share, record = self.processes, Record(self.evaluation, self.folder, self.processes.world)
+        missing = share.share(record.missing(loading.ranges(len(self.source), self.batch_size)))
+        progress(len(self.source) - sum(map(len, missing)))
+        mine = missing[share.rank :: share.world]
+        run = Pass(
+            dense_model(self.loaded.model, self.models.values()),
+            self.models,
+            self.evaluation,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+        def finished(rows: np.ndarray) -> None:
+            record.finished(rows)
+            interrupts.check()
+            progress(len(rows) * share.world)
+            done = int(self.evaluation.done.sum())
+            if done - len(rows) < min(_EARLY, len(self.source)) <= done and (sentence := self._at_chance()):
+                warn(sentence)
+
+        with Interrupts() as interrupts:
+            try:
+                if mine:
+                    run.run(self._batches(mine, workers), finished)
+                interrupts.check()
+            except KeyboardInterrupt:
+                record.flush()
+                raise Interrupted(self._comparison(run.waiting)) from None
+            except TokredError:
+                record.flush()
+                raise
+        record.flush()
+        self._gather(mine)
+        comparison = self._comparison(run.waiting)
+        if share.rank:
+            return comparison
+        if self.folder and (missing or not self.folder.whole):
+            self._finish(comparison)
+        if bench:
+            self.speeds = self._measure(bench)
+            comparison = self._comparison(run.waiting)
+            if self.folder:
+                self._finish(comparison)
+        return comparison
+
+    def _finish(self, comparison: Comparison) -> None:
+        assert self.folder is not None
+        files = self.outputs(self, comparison) if self.outputs else {}
+        self.folder.finish(summary.about(self, comparison), files)
+
+    def _batches(self, chosen: Sequence[range], workers: int | None) -> Any:
+        on_gpu = self.device.type == "cuda"
+        workers = loading.default_workers(on_gpu) if workers is None else workers
+        return loading.batches(
+            self.source, self.preparation, chosen, workers, self.config.on_error, pin=on_gpu
+        )
+
+    def _gather(self, mine: Sequence[range]) -> None:
+        """Bring the outcomes of all processes together in the first one."""
+        if self.processes.world == 1:
+            return
+        rows = np.concatenate(
+            [np.arange(len(self.source))[batch.start : batch.stop] for batch in mine]
+            or [np.empty(0, dtype=np.int64)]
+        )
+        for rank, packed in enumerate(
+            self.processes.gather(self.evaluation.pack(rows, self.evaluation.seconds))
+        ):
+            if rank != self.processes.rank:
+                self.evaluation.absorb(packed)
+        self.processes.close()
+
+    def _measure(self, rounds: int) -> dict[str, dict[str, Any]]:
+        """Time, memory and speed-up of every model alone, in turns."""
+        saved = {entry.name: entry.reduction(self.costs) for entry in self.entries}
+        reductions = {name: reduction for name, reduction in saved.items() if reduction is not None}
+        models = {name: model for name, model in self.models.items() if name not in self.evaluation.failed}
+        size, failed = self.evaluation.smallest_batch or self.batch_size, dict[str, str]()
+        speeds = measure(
+            models,
+            self.loaded.model,
+            size,
+            rounds=rounds,
+            device=self.device,
+            dtype=self.dtype,
+            reductions=reductions,
+            failed=failed,
+        )
+        return {name: asdict(speed) for name, speed in speeds.items()}
+
+    def _comparison(self, waiting: float) -> Comparison:
+        """The rows about all images that have been evaluated."""
+        done = self.evaluation.done
+        rows = [] if self.processes.rank else results.rank(summary.rows(self))
+        title = self.title if done.all() else f"{self.title}: INTERRUPTED after {int(done.sum())} images"
+        path = self.folder.path if self.folder else None
+        return Comparison(rows, title, path, self.evaluation.seconds, waiting, len(self.config.budgets) > 1)

@@ -1,0 +1,145 @@
+"""Controls: what a method must beat to be worth its trouble. They are dense models, with nothing reduced.
+
+`lowres` runs the same weights on smaller images, whose fewer patches save the budget; `smaller` is the next smaller model of the family,
+where its weights are at hand. The third control, `random`, is a registered method.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokred.core.flops import CostTable
+from tokred.core.vit import ReducedViT, State
+from tokred.data import preprocessing
+from tokred.errors import TokredError, Unreachable
+from tokred.evaluation.config import Config
+from tokred.models import zoo
+
+LOWRES, SMALLER, RANDOM = "lowres", "smaller", "random"
+_SIZES = ("tiny", "small", "base", "large", "huge", "giant", "gigantic")
+
+
+@dataclass(frozen=True)
+class Control:
+    """A dense model and what it costs.
+
+    Attributes:
+        model: with the empty plan, on a backbone of its own.
+        flops: of one image; those of resizing it are not counted.
+        patches: patch tokens.
+        options: what tells it from another control of its name.
+    """
+
+    model: ReducedViT
+    flops: int
+    patches: int
+    options: dict[str, str]
+
+
+class LowRes(ReducedViT):
+    """The dense model on images of fewer patches. They come in the usual size and are made smaller here, bicubic with antialiasing."""
+
+    def embed(self, x: Tensor, images: Tensor | None = None) -> State:
+        smaller = F.interpolate(x, self.backbone.patch_embed.img_size, mode="bicubic", antialias=True)
+        return super().embed(smaller, images)
+
+
+def lowres(costs: CostTable, budget: float) -> Control:
+    """The dense model at the highest resolution that saves the budget. Its grid of patches keeps the images' shape as nearly as can be.
+
+    The positional embedding is resampled, as timm does it for another image size. Whole rows and columns of patches are coarse steps, so
+    that up to 6 % more than the budget are saved at 14 x 14.
+
+    Raises:
+        Unreachable: not even the smallest grid saves as much.
+    """
+    target = (1 - budget) * costs.dense
+    for grid in sorted(_grids(costs), key=math.prod, reverse=True):
+        if _estimate(costs, math.prod(grid)) > 1.01 * target:
+            continue
+        model = LowRes(_resized(costs.backbone, grid))
+        flops = CostTable(model.backbone).dense
+        if flops <= target:
+            height, width = model.backbone.patch_embed.img_size
+            return Control(model, flops, math.prod(grid), {"size": f"{height}x{width}"})
+    raise Unreachable(f"{LOWRES} cannot save {budget:.1%} of this model's FLOPs; lower the budget.")
+
+
+def smaller(config: Config, backbone: Any, embedded: bool) -> Control | None:
+    """The next smaller model of a family, with weights of the same origin, that tells the same classes apart; None where there is none.
+
+    Args:
+        config: of the comparison. Weights from a file have no smaller sister.
+        backbone: the model.
+        embedded: whether the images are PhotoDigits.
+    """
+    if config.weights is not None:
+        return None
+    for sister in _sisters(config.model):
+        try:
+            loaded = zoo.load_for(sister, None, embedded, config.img_size)
+        except TokredError:
+            continue
+        same = preprocessing.data_config(loaded.model) == preprocessing.data_config(backbone)
+        if same and loaded.model.num_classes == backbone.num_classes:
+            costs = CostTable(loaded.model)
+            return Control(
+                ReducedViT(loaded.model),
+                costs.dense,
+                costs.n,
+                {"model": sister, "weights": loaded.weights_hash[:8]},
+            )
+    return None
+
+
+def _grids(costs: CostTable) -> list[tuple[int, int]]:
+    """Grids smaller than the model's that keep its shape to within one row or column."""
+    rows, columns = costs.backbone.patch_embed.grid_size
+    every = ((height, width) for height in range(1, rows + 1) for width in range(1, columns + 1))
+    near = ((h, w) for h, w in every if abs(w * rows - h * columns) <= max(rows, columns))
+    return [grid for grid in near if grid != (rows, columns)]
+
+
+def _estimate(costs: CostTable, patches: int) -> float:
+    parts = [(part, layer) for layer in range(1, costs.model.depth + 1) for part in ("attend", "mlp")] + [
+        ("head", costs.model.depth)
+    ]
+    return costs.embedding * patches / costs.n + sum(
+        costs.part(part, layer, patches) for part, layer in parts
+    )
+
+
+def _resized(backbone: Any, grid: tuple[int, int]) -> Any:
+    """The backbone for images of another size, with all parameters shared but the positional embedding."""
+    position = backbone.pos_embed
+    shared = {
+        id(tensor): tensor
+        for tensor in (*backbone.parameters(), *backbone.buffers())
+        if tensor is not position
+    }
+    twin = copy.deepcopy(backbone, shared)
+    patch = backbone.patch_embed.patch_size
+    twin.set_input_size(img_size=(grid[0] * patch[0], grid[1] * patch[1]))
+    return twin.eval()
+
+
+def _sisters(name: str) -> list[str]:
+    """Smaller models of the family, the next one first, under the names that tokred's users know them by."""
+    resolved, _, tag = zoo.timm_name(name).partition(".")
+    words = resolved.split("_")
+    place = next((i for i, word in enumerate(words) if word in _SIZES), None)
+    if place is None:
+        return []
+    below = reversed(_SIZES[: _SIZES.index(words[place])])
+    names = ["_".join([*words[:place], size, *words[place + 1 :]]) for size in below]
+    aliases = {full: alias for alias, full in zoo.ALIASES.items()}
+    return [
+        f"{sister}.{tag}" if tag else aliases.get(sister, sister) for sister in names if timm.is_model(sister)
+    ]

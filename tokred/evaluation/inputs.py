@@ -1,0 +1,65 @@
+"""What a configuration names: images, weights, and how the images become the model's input; checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokred.data import preflight, preprocessing, sources
+from tokred.data.preprocessing import Preparation
+from tokred.data.sources import Source
+from tokred.evaluation.config import Config
+from tokred.models import zoo
+from tokred.models.zoo import Loaded
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images whose labels are the model's classes, the model, and the way from the ones to the other."""
+
+    source: Source
+    loaded: Loaded
+    preparation: Preparation
+
+
+def open_images(config: Config) -> Source:
+    """All images that a configuration names.
+
+    Raises:
+        TokredError: see `sources.open_source`.
+    """
+    return sources.open_source(
+        config.data,
+        config.split,
+        labels=config.labels,
+        class_map=config.class_map,
+        devkit=config.devkit,
+        data_dir=config.data_dir,
+    )
+
+
+def open_inputs(config: Config) -> Inputs:
+    """Images, as many as the limit says, with weights that fit them.
+
+    Raises:
+        TokredError: something is missing, or one does not fit the other.
+    """
+    source = open_images(config)
+    loaded = load_weights(config, source.embedded)
+    aligned = preflight.align(
+        source, loaded.model.num_classes, loaded.weights, own=config.weights is not None
+    )
+    return Inputs(aligned.limit(config.limit), loaded, prepare(config, loaded, source.embedded))
+
+
+def load_weights(config: Config, embedded: bool) -> Loaded:
+    """The model with its weights; `embedded` says whether the images are PhotoDigits.
+
+    Raises:
+        TokredError: see `zoo.load_for`.
+    """
+    return zoo.load_for(config.model, config.weights, embedded, config.img_size)
+
+
+def prepare(config: Config, loaded: Loaded, embedded: bool) -> Preparation:
+    """How images become the model's input."""
+    return preprocessing.prepare(loaded.model, embedded, config.crop_pct, config.interpolation)

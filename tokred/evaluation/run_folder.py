@@ -1,0 +1,248 @@
+"""The folder of a run: it belongs to one configuration and one process at a time, and survives whatever happens to the run.
+
+Every file is written beside its place and swapped in, so that a reader sees the old one or the new one, never a part. While a run goes on
+its outcomes are in `outcomes/`; at its end they are in `predictions.npz`, and the same command finds them there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from tokred.errors import TokredError
+from tokred.evaluation.predictions import Evaluation
+from tokred.utils.atomic import check_writable, replace_file, sweep
+
+FILES = (
+    "leaderboard.csv",
+    "predictions.npz",
+    "table.md",
+    "table.tex",
+    "pareto.svg",
+    "pareto.png",
+    "report.html",
+    "run.json",
+)
+OPTIONAL = ("maps.npz",)  # of no use where nothing could be drawn
+_OUTCOMES, _PREVIOUS, _LOCK = "outcomes", "previous", ".lock"
+_INTERVAL = 10.0  # seconds of work that a kill may cost
+
+
+class Folder:
+    """The folder of one run.
+
+    Args:
+        path: is made where it does not exist.
+        configuration: everything that the user chose and that decides the run's numbers.
+        software: everything else that does: code and libraries.
+        about: what else run.json says from the start; a run that goes on keeps it.
+        lock: whether to keep other processes out; of several that share a run the first one does.
+
+    Attributes:
+        notice: a sentence about what was there before; empty if nothing was.
+
+    Raises:
+        TokredError: the folder holds files that are no run's, is in use, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        configuration: Mapping[str, Any],
+        software: Mapping[str, Any],
+        about: Mapping[str, Any],
+        lock: bool = True,
+    ) -> None:
+        self.path, self.notice = path, ""
+        identity = {"configuration": dict(configuration), "software": dict(software)}
+        self.run = _plain({**identity, **about, "finished": False})
+        check_writable(path)
+        self._lock = FileLock(path / _LOCK, timeout=0)
+        if lock:
+            self._acquire()
+            try:
+                self._take_over()
+            except BaseException:
+                self.release()
+                raise
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise TokredError(
+                f"Another process is writing to {self.path}; wait for it, or choose another folder with --out."
+            ) from None
+        except (OSError, NotImplementedError):
+            pass  # a file system without locks: files are swapped in whole all the same
+
+    def _take_over(self) -> None:
+        """Continue the run that is there, or put it aside if something that decides its numbers has changed since."""
+        file = self.path / "run.json"
+        for folder in (self.path, self.path / _OUTCOMES):
+            sweep(folder)
+        if file.exists():
+            before = self._read(file)
+            changed = [
+                key
+                for part in ("configuration", "software")
+                for key in _changed(before.get(part, {}), self.run[part])
+            ]
+            if changed:
+                aside = self._move(self.path, self.path / _PREVIOUS / _key(before), (*OPTIONAL, *FILES))
+                self.notice = f"{self.path} holds a run with another {', '.join(changed)}: it is in {aside} now, and this one starts anew."
+        else:
+            foreign = [name for name in (*FILES, _OUTCOMES) if (self.path / name).exists()]
+            if foreign:
+                raise TokredError(
+                    f"{self.path} holds {foreign[0]} but no run of tokred (no run.json); choose another folder with --out."
+                )
+        earlier = self.path / _PREVIOUS / self.key
+        if earlier.exists():  # this very run was put aside once, or is on its way back: run.json comes first
+            self._move(earlier, self.path, (*OPTIONAL, *FILES)[::-1])
+            self.notice = self.notice.replace("starts anew", f"goes on where it was put aside, in {earlier}")
+        if file.exists():
+            self.run = self._read(file)
+        else:
+            self._begin()
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        try:
+            run = json.loads(file.read_text(encoding="utf-8"))
+            dict(run["configuration"]), dict(run.get("software", {}))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TokredError(f"{file} is not a run of tokred; choose another folder with --out.") from error
+        return dict(run)
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that decides the run's numbers."""
+        return _key(self.run)
+
+    def _begin(self) -> None:
+        self.write("run.json", json.dumps(self.run, indent=2) + "\n")
+
+    def _move(self, source: Path, target: Path, names: Sequence[str]) -> Path:
+        """Move a run. Where it is put aside run.json goes last, where it comes back first: a kill on the way leaves a run to go on with."""
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for name in (names[0], _OUTCOMES, *names[1:]):
+                if (source / name).exists():
+                    if (target / name).is_dir():
+                        shutil.rmtree(target / name)
+                    os.replace(source / name, target / name)
+            if source != self.path:
+                shutil.rmtree(source, ignore_errors=True)
+        except OSError as error:
+            raise TokredError(
+                f"The run in {source} cannot be moved to {target} ({error.strerror}); choose another --out."
+            ) from error
+        return target
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run that is there has come to its end."""
+        return bool(self.run.get("finished")) and (self.path / "predictions.npz").exists()
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file and swap it in.
+
+        Raises:
+            TokredError: it cannot be written; what was there before is unchanged.
+        """
+        target = self.path / name
+        try:
+            target.parent.mkdir(exist_ok=True)
+            replace_file(target, content.encode() if isinstance(content, str) else content)
+        except OSError as error:
+            raise TokredError(
+                f"Cannot write {target} ({error.strerror}); what was there before is unchanged."
+            ) from error
+
+    @property
+    def whole(self) -> bool:
+        """Whether the run has come to its end and nothing of what it left has been removed since."""
+        return self.finished and all((self.path / name).exists() for name in FILES)
+
+    def finish(self, run: Mapping[str, Any], files: Mapping[str, str | bytes]) -> None:
+        """Write what the run leaves behind, `run.json` last: from then on it counts as finished."""
+        for name, content in files.items():
+            self.write(name, content)
+        self.run = {**self.run, **_plain(run), "finished": True}
+        self._begin()
+        shutil.rmtree(self.path / _OUTCOMES, ignore_errors=True)
+
+    def release(self) -> None:
+        """Let other processes in."""
+        self._lock.release()
+
+    def read_outcomes(self, evaluation: Evaluation) -> None:
+        """Enter everything of this run that is on disk; a file that cannot be read, or is another run's, counts as not there."""
+        evaluation.key = self.key
+        for file in (self.path / "predictions.npz", *sorted((self.path / _OUTCOMES).glob("*.npz"))):
+            with contextlib.suppress(OSError, ValueError):
+                evaluation.absorb(file.read_bytes())
+
+    def write_outcomes(self, evaluation: Evaluation, rows: np.ndarray, seconds: float) -> None:
+        """Keep some rows; see `Evaluation.pack`."""
+        self.write(f"{_OUTCOMES}/{int(rows[0]):09d}.npz", evaluation.pack(rows, seconds))
+
+
+class Record:
+    """What a pass has found so far, in memory and, every few seconds, in its folder."""
+
+    def __init__(self, evaluation: Evaluation, folder: Folder | None, processes: int = 1) -> None:
+        self.evaluation, self.folder, self.processes = evaluation, folder, processes
+        self._pending: list[np.ndarray] = []
+        self._last = time.monotonic()
+
+    def missing(self, batches: Sequence[range]) -> list[range]:
+        """The batches that are not evaluated yet."""
+        done = self.evaluation.done
+        return [batch for batch in batches if not done[batch.start : batch.stop].all()]
+
+    def finished(self, rows: np.ndarray) -> None:
+        """A batch is done."""
+        self._pending.append(rows)
+        if time.monotonic() - self._last >= _INTERVAL:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on disk yet.
+
+        Raises:
+            TokredError: it cannot be written.
+        """
+        now = time.monotonic()
+        if self._pending:
+            rows, seconds = np.concatenate(self._pending), (now - self._last) / self.processes
+            self.evaluation.seconds += seconds
+            if self.folder:
+                self.folder.write_outcomes(self.evaluation, rows, seconds)
+            self._pending.clear()
+        self._last = now
+
+
+def _key(run: Mapping[str, Any]) -> str:
+    """A hash of what decides a run's numbers."""
+    identity = {part: run.get(part, {}) for part in ("configuration", "software")}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back."""
+    return dict(json.loads(json.dumps(dict(values))))

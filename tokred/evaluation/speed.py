@@ -1,0 +1,158 @@
+"""Speed of reduced models, as ratios to the dense one.
+
+The promise of a model that saves the fraction r of its FLOPs is a speed-up of 1 / (1 - r). What is measured is the ratio to the plain timm
+model, with its fused attention, in the same run: all models take turns, round by round, and every figure is a median over rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tokred.core.flops import count
+from tokred.core.vit import ReducedViT
+from tokred.errors import TokredError
+from tokred.evaluation.timing import (
+    WARM_UP,
+    Run,
+    interleave,
+    median_interval,
+    peak_bytes,
+    sentence,
+    weight_bytes,
+)
+from tokred.tables.row import BASELINE
+
+DENSE = BASELINE
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one model does at one batch size.
+
+    `latency_ms` is a forward pass of the whole batch, with quartiles over the rounds; `images_per_s` follows from it. `speedup` is the
+    median of the ratios dense to reduced time within a round, with a 95 % interval; `promise` is 1 / (1 - reduction) and `promise_share`
+    how much of it is kept, speedup / promise. `peak_mem_mb` are the weights and the most tensors alive at once in a pass, in 10^6 bytes.
+    None is "not measured".
+    """
+
+    images_per_s: float
+    latency_ms: float
+    latency_q1_ms: float
+    latency_q3_ms: float
+    speedup: float
+    speedup_lo: float
+    speedup_hi: float
+    promise: float
+    promise_share: float
+    peak_mem_mb: float | None
+
+
+@torch.inference_mode()
+def measure(
+    models: Mapping[str, ReducedViT],
+    dense: nn.Module,
+    batch_size: int,
+    *,
+    rounds: int = 15,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
+    reductions: Mapping[str, float] | None = None,
+    failed: dict[str, str] | None = None,
+    progress: Callable[[int], None] = lambda rounds: None,
+) -> dict[str, Speed]:
+    """Time reduced models against the dense one, in turns.
+
+    Args:
+        models: by name.
+        dense: the plain backbone.
+        batch_size: images, random ones of the backbone's size, in a forward pass.
+        rounds: how often each model is timed.
+        device: where to run; the models are moved there.
+        dtype: of matrix products, by autocast unless float32, as in a comparison.
+        compiled: run all of them, the dense one too, through `torch.compile`.
+        reductions: fractions of FLOPs saved, where they are known; others are counted.
+        failed: takes one sentence for each model that fails; without it a failure is raised.
+        progress: called with 1 after every round.
+
+    Returns:
+        Figures by name, those of the dense model under "baseline".
+    """
+    device = device or torch.device("cpu")
+    everything: dict[str, nn.Module] = {DENSE: dense, **models}
+    for model in everything.values():
+        model.to(device).eval()
+    images = torch.randn(batch_size, *_image_shape(dense), generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
+    runs, peaks = {}, {}
+    with (
+        torch._dynamo.config.patch(recompile_limit=2 * len(everything) + 8),
+        torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+    ):  # all reduced models share one `forward`, and so its count of compilations
+        for name, model in everything.items():
+            try:
+                runs[name], peaks[name] = _prepared(model, images, device, compiled)
+            except (
+                Exception
+            ) as error:  # a method that fails, or does not fit into memory, must not take the others along
+                if failed is None or name == DENSE:
+                    raise
+                failed[name] = sentence(error)
+        seconds = interleave(runs, rounds, device, progress=progress, failed=failed)
+    if DENSE not in seconds:
+        raise TokredError(f"The unreduced model cannot be timed: {(failed or {}).get(DENSE)}")
+    saved = {
+        name: 1 - count(models[name]).total / _dense_flops(dense)
+        for name in seconds
+        if name not in {DENSE, *(reductions or {})}
+    }
+    saved |= {DENSE: 0.0, **(reductions or {})}
+    return {
+        name: _speed(seconds[name], seconds[DENSE], batch_size, saved[name], peaks[name]) for name in seconds
+    }
+
+
+def _prepared(
+    model: nn.Module, images: torch.Tensor, device: torch.device, compiled: bool
+) -> tuple[Run, float | None]:
+    """A model ready to be timed, and its peak memory in 10^6 bytes."""
+    call: Any = torch.compile(model, dynamic=False) if compiled else model
+    for _ in range(WARM_UP):
+        call(images)
+    peak = peak_bytes(lambda: call(images), device)
+    return lambda: call(images), None if peak is None else (peak + weight_bytes(model)) / 1e6
+
+
+def _speed(
+    seconds: np.ndarray, dense: np.ndarray, batch_size: int, saved: float, peak: float | None
+) -> Speed:
+    q1, middle, q3 = np.percentile(seconds, (25, 50, 75))
+    ratio, promise = median_interval(dense / seconds), 1 / (1 - saved)
+    return Speed(
+        images_per_s=float(batch_size / middle),
+        latency_ms=float(1e3 * middle),
+        latency_q1_ms=float(1e3 * q1),
+        latency_q3_ms=float(1e3 * q3),
+        speedup=ratio.median,
+        speedup_lo=ratio.low,
+        speedup_hi=ratio.high,
+        promise=promise,
+        promise_share=ratio.median / promise,
+        peak_mem_mb=peak,
+    )
+
+
+def _image_shape(model: Any) -> tuple[int, int, int]:
+    height, width = model.patch_embed.img_size
+    return 3, int(height), int(width)
+
+
+def _dense_flops(dense: Any) -> int:
+    return count(ReducedViT(dense)).total

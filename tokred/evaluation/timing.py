@@ -1,0 +1,138 @@
+"""Timing that a busy machine does not mislead: runs take turns, and what is reported are medians of ratios within a turn."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from tokred.errors import TokredError
+
+WARM_UP = 2  # calls before any is timed: caches, allocators, and compilation, which may take place twice
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median and the limits in which it lies with 95 % confidence."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleave(
+    runs: Mapping[str, Run],
+    rounds: int,
+    device: torch.device,
+    *,
+    least: float = 0.0,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda rounds: None,
+    failed: dict[str, str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Seconds that each run takes, [rounds], all of them once in every round, in an order drawn anew for each.
+
+    Args:
+        runs: by name; each has been called before.
+        rounds: how often.
+        device: waited for before a clock is read.
+        least: seconds that a measurement lasts at least; shorter runs are called several times and the mean is taken.
+        seed: of the order.
+        progress: called with 1 after every round.
+        failed: takes one sentence for each run that fails, which is then left out; without it a failure is raised.
+
+    Raises:
+        TokredError: fewer than one round.
+    """
+    if rounds < 1:
+        raise TokredError(f"--rounds is how often each model is timed and must be at least 1, got {rounds}.")
+    calls = {
+        name: max(1, round(least / _seconds(run, 1, device))) if least else 1 for name, run in runs.items()
+    }
+    taken = {name: np.empty(rounds) for name in runs}
+    rng = np.random.default_rng(seed)
+    names = list(runs)
+    for index in range(rounds):
+        for name in rng.permutation(names):
+            try:
+                taken[name][index] = _seconds(runs[name], calls[name], device)
+            except Exception as error:  # a run that fails must not take the others along
+                if failed is None:
+                    raise
+                failed[name] = sentence(error)
+                names.remove(name)
+        progress(1)
+    return {name: taken[name] for name in names}
+
+
+def sentence(error: Exception) -> str:
+    """What to tell of an error of somebody else's code."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _seconds(run: Run, calls: int, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_interval(values: np.ndarray) -> Interval:
+    """The median of independent values with its exact interval from order statistics, which assumes nothing about their distribution.
+
+    The k-th smallest and k-th largest of n values enclose the median with probability 1 - 2 P(Binomial(n, 1/2) < k). The largest k that
+    keeps it at 95 % or more is taken; below six values even the extremes do not, and are given all the same.
+    """
+    from scipy.stats import binom
+
+    ordered = np.sort(np.asarray(values, dtype=float))
+    k = max(1, int(binom.ppf(0.025, len(ordered), 0.5)))
+    return Interval(float(np.median(ordered)), float(ordered[k - 1]), float(ordered[-k]))
+
+
+def peak_bytes(run: Run, device: torch.device) -> int | None:
+    """The most bytes of tensors that a run has alive at once, beyond those that were there before. None where a device does not say.
+
+    On CUDA the allocator counts. On a CPU the profiler records every allocation and release of a tensor, which depends on shapes alone:
+    not on the machine, its load, or what its allocator keeps in reserve.
+    """
+    if device.type == "cuda":
+        synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    if device.type != "cpu":
+        return None
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell of GPUs that it does not find
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    changes = sorted(
+        (event for event in results.events() if event.name() == "[memory]"),
+        key=lambda event: event.start_ns(),
+    )
+    return int(np.cumsum([event.nbytes() for event in changes], dtype=np.int64).max(initial=0))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())

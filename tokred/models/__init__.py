@@ -1,0 +1,1 @@
+"""Which weights: the model zoo, pretrained weights, adapters and other projects' checkpoints."""

@@ -1,0 +1,265 @@
+"""Adapters: fitted parameters of a method in a small safetensors file, with a card of what they were fitted for.
+
+A reducer's adapter holds its parameters alone; one of a full fit holds the whole model. It fits one backbone, by the hash of its weights,
+one method with its options, and its layers. Fitted for any budget it serves all token counts, else only its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tokred.core import registry
+from tokred.core.plan import Plan, default_options
+from tokred.core.vit import ReducedViT
+from tokred.errors import TokredError, Unfitted
+from tokred.models import zoo
+from tokred.models.tensor_files import CHECKPOINTS, hash_file
+from tokred.utils.text import plain_name, spaced
+
+SHIPPED = zoo.SHIPPED / "adapters"
+ANY = "any"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A file of fitted parameters that has been found, not yet read."""
+
+    path: Path
+    card: Mapping[str, Any]
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds the backbone too."""
+        return bool(self.card["training"] == "full")
+
+    def saw(self, data_hash: str) -> bool:
+        """Whether it was fitted on images of this hash, or chosen by them."""
+        return data_hash in (self.card.get("data_hash"), self.card.get("validation_hash"))
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the file."""
+        return hash_file(self.path)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is in the file, float32: "stages.*", and "backbone.*" of a full fit.
+
+        Raises:
+            TokredError: it cannot be read.
+        """
+        return zoo.read_weights(self.path)
+
+    def difference(self, plan: Plan, weights_hash: str) -> str:
+        """What keeps it from serving a plan on a backbone, as the end of a sentence; empty if nothing does."""
+        card, cls = self.card, plan.reducer
+        if card["method"] != cls.name:
+            return f"it was fitted for {card['method']}, not for {cls.name}"
+        defaults = default_options(cls)
+        wanted, fitted = (
+            _plain({**defaults, **plan.options}),
+            _plain({**defaults, **card["options"]}),
+        )  # older than an option: its default
+        for name in sorted({*wanted, *fitted}):
+            if wanted.get(name) != fitted.get(name):
+                return f"it was fitted with {name}={fitted.get(name)}, not with {name}={wanted.get(name)}"
+        if tuple(card["stages"]) != plan.stages:
+            return f"it was fitted at layers {spaced(card['stages'])}, not at {spaced(plan.stages)}"
+        if card["weights_hash"] not in (
+            None,
+            weights_hash,
+        ):  # None: it brings a backbone that was trained apart from any here
+            return f"it was fitted on other backbone weights ({card['model']}, hash {card['weights_hash'][:8]}, not {weights_hash[:8]})"
+        tokens = card["tokens"] or ()
+        if card["budget"] != ANY and tuple(tokens) != plan.tokens:
+            return f"it was fitted for {spaced(tokens)} tokens, not for {spaced(plan.tokens)}; --any-budget fits for all counts"
+        return ""
+
+    def apply(self, backbone: Any, plan: Plan, weights_hash: str, seed: int = 0) -> ReducedViT:
+        """The reduced model with the fitted parameters. The backbone is shared, or, of a full fit, a new one.
+
+        Raises:
+            TokredError: the adapter is for something else, or damaged.
+        """
+        difference = self.difference(plan, weights_hash)
+        if difference:
+            raise TokredError(f"The adapter {self.path} does not fit here: {difference}.")
+        tensors = self.tensors()
+        if self.full:
+            backbone = copy.deepcopy(backbone)
+            self._load(
+                backbone,
+                {
+                    key.removeprefix("backbone."): value
+                    for key, value in tensors.items()
+                    if key.startswith("backbone.")
+                },
+            )
+        model = ReducedViT(backbone, plan, seed=seed)
+        wanted = model.stages.state_dict()
+        fitted = {}
+        for key, value in wanted.items():
+            stored = tensors.get(f"stages.{key}")
+            if stored is None:
+                raise TokredError(f"The adapter {self.path} does not fit here: it lacks stages.{key}.")
+            nested = key.partition("reducer.")[2] in plan.reducer.nested
+            fitted[key] = stored[: len(value)] if nested else stored
+        self._load(model.stages, fitted)
+        return model.eval()
+
+    def _load(self, module: Any, tensors: dict[str, Tensor]) -> None:
+        try:
+            module.load_state_dict(tensors)
+        except RuntimeError as error:
+            detail = str(error).splitlines()[-1].strip()
+            raise TokredError(f"The adapter {self.path} does not fit here: {detail}") from error
+
+
+def find(places: Iterable[str | Path]) -> list[Adapter]:
+    """All adapters in files and folders, in this order.
+
+    A place may also be a published checkpoint, or a folder that holds such and no adapter; "evit=FILE" says what it was trained with.
+
+    Raises:
+        TokredError: no such file or folder, a file without a readable card, or a folder without an adapter.
+    """
+    found: list[Adapter] = []
+    for place in places:
+        here = _at(*_named(place))
+        if not here:
+            raise TokredError(
+                f"No adapter at {place}; give a .safetensors file that `tokred fit` wrote, a published checkpoint, or their folder."
+            )
+        found += here
+    return found
+
+
+def _named(place: str | Path) -> tuple[Path, str | None]:
+    """A place, and the method that was said with it."""
+    method, equals, file = str(place).partition("=")
+    if equals and method in registry.names() and not Path(place).exists():
+        return Path(file), method
+    return Path(place), None
+
+
+def _at(place: Path, method: str | None) -> list[Adapter]:
+    from tokred.models import foreign  # which is built on this module
+
+    if place.is_file() and place.suffix not in CHECKPOINTS:
+        return [Adapter(place, _read_card(place))]
+    files = [place] if place.is_file() else []
+    return _folder(place) or [foreign.read(file, method) for file in files or sorted(place.rglob("*.pth"))]
+
+
+def shipped() -> list[Adapter]:
+    """The adapters that come with tokred."""
+    return _folder(SHIPPED)
+
+
+def choose(given: Iterable[Adapter], plan: Plan, weights_hash: str) -> Adapter | None:
+    """The adapter that serves a plan on a backbone: one that was given, or else a shipped one.
+
+    Raises:
+        TokredError: adapters of the method were given, and none of them serves.
+    """
+    given = [adapter for adapter in given if adapter.card["method"] == plan.reducer.name]
+    for adapter in given or shipped():
+        if not adapter.difference(plan, weights_hash):
+            return adapter
+    if given:
+        raise TokredError(
+            f"The adapter {given[0].path} does not fit here: {given[0].difference(plan, weights_hash)}."
+        )
+    return None
+
+
+def unfitted(plan: Plan, weights_hash: str, command: str) -> Unfitted:
+    """What to tell of a learned method that has no adapter, and why the one that is shipped for these weights is none."""
+    known = [adapter for adapter in shipped() if adapter.card["method"] == plan.reducer.name]
+    near = next((adapter for adapter in known if adapter.card["weights_hash"] == weights_hash), None)
+    why = "" if near is None else f" ({near.path.name} does not serve: {near.difference(plan, weights_hash)})"
+    return Unfitted(f"not fitted: run `{command}`, then give its folder with --adapters{why}")
+
+
+def fit_command(plan: Plan, model: str, **settings: str | None) -> str:
+    """The command that fits a method for any budget. `settings` are further options, by name; None leaves one out."""
+    name = plan.reducer.name
+    words = ["tokred", "fit", name, "--model", model]
+    for key, value in plan.options.items():
+        words += ["--set", f"{name}.{key}={value}"]
+    for key, value in settings.items():
+        words += [] if value is None else [f"--{key}", value]
+    return shlex.join(words)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Write float16 parameters and their card.
+
+    Raises:
+        TokredError: they cannot be written.
+    """
+    zoo.write_tensors(tensors, path, {"kind": "adapter", **card})
+
+
+def plan_card(plan: Plan, any_budget: bool) -> dict[str, Any]:
+    """What a card says about the plan that was fitted."""
+    return {
+        "method": plan.reducer.name,
+        "options": _plain({**default_options(plan.reducer), **plan.options}),
+        "stages": list(plan.stages),
+        "tokens": None if any_budget else list(plan.tokens),
+    }
+
+
+def file_name(model: str, plan: Plan) -> str:
+    """A name that tells the options that are not the default."""
+    defaults = default_options(plan.reducer)
+    changed = [f"{key}={value}" for key, value in sorted(plan.options.items()) if value != defaults[key]]
+    return "-".join([plain_name(model), plan.reducer.name, *changed]) + ".safetensors"
+
+
+def _folder(folder: Path) -> list[Adapter]:
+    """Adapters of a folder; other weight files in it are none of ours."""
+    cards = ((path, _card(path)) for path in sorted(folder.glob("*.safetensors")))
+    return [Adapter(path, card) for path, card in cards if card is not None]
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    card = _card(path)
+    if card is None:
+        raise TokredError(
+            f"{path} is no adapter: beside it, {path.with_suffix('.json').name} must tell what it was fitted for."
+        )
+    return card
+
+
+def _card(path: Path) -> dict[str, Any] | None:
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    needed = {
+        "method",
+        "options",
+        "stages",
+        "tokens",
+        "budget",
+        "training",
+        "weights_hash",
+        "model",
+        "images_seen",
+    }
+    return card if isinstance(card, dict) and card.get("kind") == "adapter" and needed <= set(card) else None
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON has them."""
+    return dict(json.loads(json.dumps(dict(options))))

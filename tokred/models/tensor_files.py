@@ -1,0 +1,179 @@
+"""Weight files: reading them without running code, writing them in one step, hashing what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from tokred.errors import TokredError
+from tokred.utils.atomic import replace_file
+
+CHECKPOINTS = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+_STATES = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model",
+)  # where both are there, the averaged weights, as timm takes them
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a weight file, float32. A checkpoint's state dict may stand under `model`, `state_dict` or their averages (`_ema`).
+
+    Raises:
+        TokredError: missing, corrupt, or no file of tensors.
+    """
+    if path.suffix == ".safetensors":
+        _check_there(path)
+        try:
+            return _float32(safetensors.torch.load_file(path))
+        except (safetensors.SafetensorError, OSError, RuntimeError, ValueError) as error:
+            raise _unreadable(path, error) from error
+    return state_dict(read_checkpoint(path), path)
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a .pth file holds. Of everything that is no tensor or plain Python value only an `argparse.Namespace` is let in: it is how
+    training scripts keep their settings, and making one runs no code.
+
+    Raises:
+        TokredError: missing, corrupt, or something else is in it.
+    """
+    _check_there(path)
+    try:
+        with _namespaces():
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )  # the optimiser stays on disk
+    except (OSError, RuntimeError, ValueError, AttributeError, EOFError) as error:
+        raise _unreadable(path, error) from error
+    except (
+        Exception
+    ) as error:  # torch.load's unpickling error is a class of pickle's, with advice to switch its safety off
+        raise TokredError(
+            f"The weight file {path} is not a plain file of tensors; convert it to .safetensors."
+        ) from error
+
+
+def state_dict(checkpoint: Any, path: Path, part: str | None = None) -> dict[str, Tensor]:
+    """The tensors of what `read_checkpoint` gave, float32, under their plain names.
+
+    Args:
+        checkpoint: a state dict, or a dictionary that holds one.
+        path: of the file, for the message.
+        part: under which key the state dict stands; by default where it usually does.
+
+    Raises:
+        TokredError: there is no state dict in it.
+    """
+    found = checkpoint
+    if isinstance(checkpoint, Mapping):
+        chosen = part or next((key for key in _STATES if isinstance(checkpoint.get(key), Mapping)), None)
+        found = checkpoint.get(chosen) if chosen else checkpoint
+    if not isinstance(found, Mapping):
+        raise TokredError(
+            f"The weight file {path} holds no state dict; expected one, or a dictionary with one under 'model'."
+        )
+    return _float32(clean_state_dict(dict(found)))
+
+
+def _float32(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    kept = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    return {key: value.float() if value.is_floating_point() else value for key, value in kept.items()}
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise TokredError(f"No weight file at {path}; give the path of a .safetensors or .pth file.")
+
+
+def _unreadable(path: Path, error: Exception) -> TokredError:
+    reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+    return TokredError(
+        f"The weight file {path} cannot be read ({reason}); it may be cut off, fetch or write it again."
+    )
+
+
+def _namespaces() -> AbstractContextManager[Any]:
+    """Lets `argparse.Namespace` in, where torch can say so for a while (2.5 and later); an earlier torch refuses it."""
+    allow = getattr(torch.serialization, "safe_globals", None)
+    return nullcontext() if allow is None else allow([argparse.Namespace])
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card beside a weight file; a file of that name which is no card is somebody else's."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def write_weights(model: nn.Module, path: Path, card: dict[str, Any]) -> None:
+    """Write a model's float16 weights and their card beside them, each in one step.
+
+    Raises:
+        TokredError: they cannot be written.
+    """
+    write_tensors(model.state_dict(), path, card)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, card: Mapping[str, Any]) -> None:
+    """Write tensors, floating ones as float16, and their card beside them, each in one step.
+
+    Raises:
+        TokredError: they cannot be written.
+    """
+    halves = {
+        key: value.detach().cpu().half().contiguous() if value.is_floating_point() else value
+        for key, value in tensors.items()
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, safetensors.torch.save(halves))  # save_file would let only the owner read it
+        replace_file(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise TokredError(
+            f"Cannot write the weights {path} ({error}); make room or choose another folder."
+        ) from error
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key}{tuple(value.shape)}".encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if value.ndim
+            else str(value.item()).encode()
+        )
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file of any size.
+
+    Raises:
+        TokredError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise TokredError(f"The file {path} cannot be read ({error.strerror}).") from error
+    return digest.hexdigest()

@@ -1,0 +1,259 @@
+"""Models by name, and which weights they carry and why."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
+from torch import nn
+
+from tokred.core.vit import check_supported
+from tokred.errors import TokredError, UnknownName, did_you_mean
+from tokred.models import pretrained
+from tokred.models.tensor_files import (
+    hash_file,
+    hash_weights,
+    read_card,
+    read_weights,
+    write_tensors,
+    write_weights,
+)
+
+__all__ = [
+    "ALIASES",
+    "SHIPPED",
+    "Loaded",
+    "build",
+    "hash_weights",
+    "load_file",
+    "load_for",
+    "load_pretrained",
+    "load_shipped",
+]
+__all__ += ["read_weights", "timm_name", "write_tensors", "write_weights"]
+
+ALIASES = {
+    "deit_t": "deit_tiny_patch16_224",
+    "deit_s": "deit_small_patch16_224",
+    "deit_b": "deit_base_patch16_224",
+    "deit_t_distilled": "deit_tiny_distilled_patch16_224",
+    "deit_s_distilled": "deit_small_distilled_patch16_224",
+    "deit_b_distilled": "deit_base_distilled_patch16_224",
+}
+SHIPPED = Path(__file__).parents[1] / "weights"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for evaluation and where its weights come from.
+
+    Attributes:
+        model: in eval mode, float32, on the CPU.
+        name: as the user gave it.
+        weights: one phrase about the weights, for tables.
+        weights_hash: SHA-256 over all parameters and buffers.
+        card: of the weights, where they have one.
+        published: timm's tagged name of the weights, where they are known to be those, such as "deit_small_patch16_224.fb_in1k".
+    """
+
+    model: Any
+    name: str
+    weights: str
+    weights_hash: str
+    card: dict[str, Any] = field(default_factory=dict)
+    published: str = ""
+
+
+def timm_name(name: str) -> str:
+    """timm's name of a model: without tag, with the tag of its weights, or a place such as "hf-hub:owner/name".
+
+    Raises:
+        UnknownName: neither an alias of tokred nor a timm model, or an unknown tag; the message suggests near ones.
+    """
+    if pretrained.is_source(name):
+        return name
+    base, dot, tag = name.partition(".")
+    architecture = ALIASES.get(base, base)
+    if not timm.is_model(architecture):
+        if "/" in name:
+            raise UnknownName(
+                f"Unknown model {name!r}. For one of the Hugging Face hub give hf-hub:{name}; for a folder local-dir:{name}."
+            )
+        known = [*ALIASES, *timm.list_models("*vit_*"), *timm.list_models("deit_*")]
+        near = did_you_mean("model", name, known)
+        raise UnknownName(
+            near
+            if "Did you mean" in near
+            else f"Unknown model {name!r}. Known: {', '.join(ALIASES)}, and every ViT of timm."
+        )
+    resolved = architecture + dot + tag
+    tagged = [known.partition(".")[2] for known in get_arch_pretrained_cfgs(architecture)]
+    if dot and tag not in tagged:
+        raise UnknownName(
+            f"{architecture} has no weights tagged {tag!r} in timm; it has: {', '.join(filter(None, tagged)) or 'none'}."
+        )
+    return resolved
+
+
+def build(name: str, num_classes: int | None = None, img_size: int | None = None, **options: Any) -> Any:
+    """An untrained model by name; `num_classes` and `img_size` None keep timm's own.
+
+    Raises:
+        UnknownName: no such model.
+        UnsupportedModel: tokred cannot reduce it.
+        TokredError: a place, such as hf-hub:owner/name, that cannot be looked up, or no whole patches fit into images of that size.
+    """
+    given = {"num_classes": num_classes, "img_size": img_size}
+    model = pretrained.create(
+        timm_name(name), **options, **{key: value for key, value in given.items() if value is not None}
+    )
+    check_supported(model)
+    patch, size = model.patch_embed.patch_size[0], model.patch_embed.img_size[0]
+    if img_size is not None and (size % patch or size // patch < 2):
+        fit = max(2, size // patch) * patch
+        raise TokredError(
+            f"--img-size must be a multiple of the model's patches of {patch} pixels, such as {fit}; got {img_size}."
+        )
+    return model.eval()
+
+
+def load_for(name: str, weights: str | None, embedded: bool, img_size: int | None = None) -> Loaded:
+    """The model with the weights that fit the data: those given, the shipped ones for PhotoDigits, timm's elsewhere.
+
+    Args:
+        name: of the model; one that names a place brings its weights from there.
+        weights: a file, or a place such as "hf-hub:owner/name".
+        embedded: whether the data is PhotoDigits.
+        img_size: side of the input in pixels, for which position embeddings are resampled; None keeps the model's own.
+
+    Raises:
+        TokredError: there are none, they are of another architecture, or have no classes, or the model cannot have that size.
+    """
+    if weights is not None and not pretrained.is_source(weights):
+        loaded = load_file(name, Path(weights), img_size=img_size)
+    elif weights is not None:
+        loaded = _load_place(name, weights, img_size)
+    elif embedded and not pretrained.is_source(name):
+        loaded = load_shipped(name, img_size)
+    else:
+        loaded = load_pretrained(name, img_size=img_size)
+    if loaded.model.num_classes < 1:
+        raise TokredError(
+            f"The weights ({loaded.weights}) have no classifier, so there is no accuracy to compare; choose a tag with one."
+        )
+    return loaded
+
+
+def _load_place(name: str, place: str, img_size: int | None) -> Loaded:
+    """The weights of a place for a model that was named too."""
+    loaded = load_pretrained(place, img_size=img_size)
+    holds = loaded.model.pretrained_cfg.get("architecture", "")
+    if name != place and holds != timm_name(name).partition(".")[0]:
+        raise TokredError(
+            f"{place} holds {holds}, not {name}; give it as the model, --model {place}, which needs no --weights."
+        )
+    return Loaded(loaded.model, name, loaded.weights, loaded.weights_hash, published=loaded.published)
+
+
+def load_shipped(name: str, img_size: int | None = None) -> Loaded:
+    """A model with the weights that tokred ships for PhotoDigits.
+
+    Raises:
+        TokredError: none are shipped for this model.
+    """
+    alias = next((alias for alias, resolved in ALIASES.items() if name == resolved), name)
+    path = SHIPPED / f"{alias}.safetensors"
+    if not path.exists():
+        build(name)  # what tokred cannot reduce needs no weights
+        have = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors"))) or "none"
+        raise TokredError(
+            f"No PhotoDigits weights are shipped for {name} (there are: {have}). "
+            f"Give images with --data, weights with --weights, or train some: tokred train --model {name}."
+        )
+    return load_file(name, path, shipped=True, img_size=img_size)
+
+
+def load_file(name: str, path: Path, shipped: bool = False, img_size: int | None = None) -> Loaded:
+    """A model with weights from a .safetensors file, or from a .pth file read without executing code.
+
+    Raises:
+        TokredError: the file is missing, corrupt or of another architecture.
+    """
+    tensors = _renamed(read_weights(path))
+    head = next((tensors[key] for key in ("head.weight", "fc.weight") if key in tensors), None)
+    model = build(name, num_classes=None if head is None else len(head), img_size=img_size)
+    if img_size is not None:
+        _resample(model, tensors)
+    missing, unexpected = _fit(model, tensors, name, path)
+    if missing or unexpected:
+        what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, which {name} has not"
+        raise TokredError(
+            f"The weights in {path} are not for {name}: the file {what}; choose the --model that they belong to."
+        )
+    about = f"tokred's {path.stem}, trained on PhotoDigits" if shipped else path.name
+    published = "" if shipped else _published_file(name, path)
+    return Loaded(model.eval(), name, about, hash_weights(model), read_card(path), published)
+
+
+def _resample(model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """Bring position embeddings, [1, n, C], to the model's grid, as timm does with its own weights."""
+    embedding, wanted = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
+    if embedding is None or wanted is None or embedding.ndim != 3 or embedding.shape == wanted.shape:
+        return
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    side = math.isqrt(max(0, embedding.shape[1] - prefix))
+    if (
+        side * side + prefix == embedding.shape[1]
+    ):  # else they are another model's, which loading them will tell
+        tensors["pos_embed"] = resample_abs_pos_embed(
+            embedding, list(model.patch_embed.grid_size), num_prefix_tokens=prefix
+        )
+
+
+def _renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """timm's names for what the official DeiT III files call otherwise: their LayerScale."""
+    return {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): value for key, value in tensors.items()}
+
+
+def _published_file(name: str, path: Path) -> str:
+    """timm's tagged name of the weights in a file: by a tag that was given with the model, or by the hash in an official file's name."""
+    resolved = timm_name(name)
+    if pretrained.is_source(resolved):
+        return ""
+    if "." in resolved:
+        return resolved
+    for tagged in get_arch_pretrained_cfgs(resolved):
+        prefix = re.search(r"-([a-f0-9]{8,})\.pth$", get_pretrained_cfg(tagged).url or "")
+        if prefix and path.suffix == ".pth" and hash_file(path).startswith(prefix[1]):
+            return str(tagged)
+    return ""
+
+
+def load_pretrained(name: str, num_classes: int | None = None, img_size: int | None = None) -> Loaded:
+    """A model with timm's pretrained weights, or those of a place, from the local cache or the hub.
+
+    Raises:
+        TokredError: they cannot be had, for instance without a network; the message tells what to fetch from where.
+    """
+    model = build(name, num_classes, img_size, pretrained=True)
+    published = pretrained.published_name(timm_name(name), model)
+    about = name if pretrained.is_source(name) else f"timm {published or timm_name(name)}"
+    return Loaded(model.eval(), name, about, hash_weights(model), published=published)
+
+
+def _fit(
+    model: nn.Module, tensors: dict[str, torch.Tensor], name: str, path: Path
+) -> tuple[list[str], list[str]]:
+    try:
+        result = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise TokredError(f"The weights in {path} are not for {name}: {detail}") from error
+    return list(result.missing_keys), list(result.unexpected_keys)

@@ -1,0 +1,1 @@
+"""Studies that use tokred and that nothing in tokred imports."""

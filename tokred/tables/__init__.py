@@ -1,0 +1,1 @@
+"""The rows of a leaderboard and their printed forms."""

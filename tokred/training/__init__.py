@@ -1,0 +1,1 @@
+"""Fitting reducers on frozen backbones, and training the shipped backbones."""

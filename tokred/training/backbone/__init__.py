@@ -1,0 +1,1 @@
+"""Training the backbones that are shipped for the embedded benchmark."""

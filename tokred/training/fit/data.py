@@ -1,0 +1,241 @@
+"""What a fit looks at: training images in an order that a step determines, and a fixed part of the validation images."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tokred.data import folders, imagenet, loading, photodigits, preflight, preprocessing, sources
+from tokred.errors import TokredError
+from tokred.training.fit.recipe import FitRecipe
+
+VALIDATION = 500  # images at most
+_ENDLESS = 2**31
+
+
+@dataclass(frozen=True)
+class FitImages:
+    """Training and validation images.
+
+    Attributes:
+        train: index to (PIL image, label).
+        n: training images; None where they are endless.
+        validation: a fixed choice from the validation images, spread over all of them.
+        hash: of the training images.
+        labelled: whether their labels are classes of the model.
+        note: a sentence that a reader of the results needs.
+    """
+
+    train: Dataset[tuple[Any, int]]
+    n: int | None
+    validation: sources.Source
+    name: str
+    hash: str
+    labelled: bool
+    note: str = ""
+
+
+def open_images(data: str | None, seed: int, classes: int, labels: bool = True) -> FitImages:
+    """The images to fit on.
+
+    Args:
+        data: as `compare` takes it; None for PhotoDigits.
+        seed: of PhotoDigits' endless training images.
+        classes: that the model tells apart.
+        labels: whether to use the labels, if they are classes of the model.
+
+    Raises:
+        TokredError: no such data, or labels that are not the model's.
+    """
+    if data is None or data == sources.EMBEDDED:
+        endless = photodigits.PhotoDigits("train", length=_ENDLESS, seed=seed)
+        digest = photodigits.PhotoDigits("train", length=photodigits.PROBE_IMAGES, seed=seed).pixel_hash()
+        validation = _spread(sources.open_source(None, "validation"))
+        return FitImages(
+            endless,
+            None,
+            validation,
+            sources.EMBEDDED,
+            digest,
+            _usable(photodigits.NUM_CLASSES, classes, labels),
+        )
+    train, validation, note = _splits(data)
+    labels = (
+        labels and train.labelled and validation.labelled and train.classes != 1
+    )  # one folder for all images is no label
+    if labels and train.classes != classes and not _are_imagenets(train):
+        _usable(train.classes, classes, labels)
+    if labels:
+        train, validation = (preflight.align(source, classes) for source in (train, validation))
+        note = f"{note} {train.note}".strip()
+    return FitImages(
+        train.images, len(train), _spread(validation), train.name, train.images_hash, labels, note
+    )
+
+
+def _are_imagenets(source: sources.Source) -> bool:
+    return bool(source.class_names) and all(map(imagenet.is_wnid, source.class_names or ()))
+
+
+def _usable(found: int | None, classes: int, labels: bool) -> bool:
+    """Whether labels of `found` classes can train a model of `classes`."""
+    if not labels:
+        return False
+    if found is not None and found != classes:
+        raise TokredError(
+            f"The data has {found} classes, but the model tells {classes} apart; fit without labels: --no-labels."
+        )
+    return True
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise unless all labels [B] are classes of the model.
+
+    Raises:
+        TokredError
+    """
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+        wrong = int(labels.max()) if int(labels.max()) >= classes else int(labels.min())
+        raise TokredError(
+            f"The data has a label {wrong}, but the model tells {classes} classes apart, from 0; fit with --no-labels."
+        )
+
+
+def _splits(data: str) -> tuple[sources.Source, sources.Source, str]:
+    """Training images, validation images, and what to say about them where the folder has no validation split."""
+    found = folders.splits_in(folders.split_base(Path(data)))
+    if not Path(data).is_dir() or folders.VALIDATION_NAMES & found:
+        train, validation = sources.open_source(data, "train"), sources.open_source(data, "validation")
+        if train.class_names != validation.class_names:
+            raise TokredError(
+                f"The training and validation images in {data} have different class folders; both need the same ones."
+            )
+        return train, validation, ""
+    if found and not found & folders.TRAINING_NAMES:
+        raise TokredError(f"{data} has splits, but none to train on (there are: {', '.join(sorted(found))}).")
+    whole = sources.open_source(data, "train" if found & folders.TRAINING_NAMES else None)
+    if len(whole) < 2:
+        raise TokredError(
+            f"{data} holds {len(whole)} image; a fit needs some to train on and others to validate on."
+        )
+    held = np.arange(len(whole)) % 10 == 9 if len(whole) >= 10 else np.arange(len(whole)) == len(whole) - 1
+    note = (
+        "There is no validation split, so every tenth image is kept for validation; compare on other images."
+    )
+    return _part(whole, np.flatnonzero(~held)), _part(whole, np.flatnonzero(held)), note
+
+
+def _part(source: sources.Source, indices: np.ndarray) -> sources.Source:
+    return source.take(indices)
+
+
+def _spread(source: sources.Source) -> sources.Source:
+    """At most `VALIDATION` images from all over a source: files are sorted by class, so the first ones would be of a few classes."""
+    count = min(len(source), VALIDATION)
+    return _part(source, np.linspace(0, len(source) - 1, count).round().astype(int))
+
+
+class Shuffled(Dataset[Any]):
+    """Item p is the p-th training image of a run: each epoch is a permutation of its own, and what augments an image depends on p."""
+
+    def __init__(self, images: FitImages, transform: Any, seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+        self._epoch, self._order = -1, np.empty(0, dtype=int)
+
+    def index(self, position: int) -> int:
+        """Which image is shown at a position."""
+        if self.images.n is None:
+            return position
+        epoch, offset = divmod(position, self.images.n)
+        if epoch != self._epoch:
+            self._epoch, self._order = (
+                epoch,
+                np.random.RandomState([self.seed, epoch]).permutation(self.images.n),
+            )
+        return int(self._order[offset])
+
+    def __getitem__(self, position: int) -> Any:
+        try:
+            image, label = self.images.train[self.index(position)]
+        except TokredError as error:
+            return error, position
+        with drawn_from(self.seed, position):
+            return self.transform(image), label, position, ""
+
+
+@contextmanager
+def drawn_from(*key: int) -> Iterator[None]:
+    """Everything that libraries draw inside depends on the key alone; their generators are left as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.RandomState(key).randint(2**31))
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    on_gpu = (
+        torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    )  # a process that loads images has none
+    if on_gpu is not None:
+        torch.cuda.manual_seed(seed)
+    try:
+        yield
+    finally:
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def training_transform(model: Any, recipe: FitRecipe, embedded: bool) -> Any:
+    """timm's training transform as the recipe wants it. PhotoDigits draws its variety itself and is shown as it is."""
+    plain = (
+        not (recipe.flip or recipe.color_jitter or recipe.auto_augment or recipe.erase)
+        and recipe.crop_scale == 1
+    )
+    if embedded or plain:
+        return preprocessing.prepare(model, embedded).transform
+    config = preprocessing.data_config(model)
+    return create_transform(
+        config["input_size"], is_training=True, mean=config["mean"], std=config["std"], interpolation=config["interpolation"],
+        hflip=recipe.flip, scale=(recipe.crop_scale, 1.0), color_jitter=recipe.color_jitter or None,
+        auto_augment=recipe.auto_augment, re_prob=recipe.erase, re_mode="pixel",
+    )  # fmt: skip
+
+
+class _Shares(Sampler[list[int]]):
+    """Positions of one process's images at each step, listed one step at a time: a long run has a thousand million of them."""
+
+    def __init__(self, steps: range, batch_size: int, rank: int, world: int) -> None:
+        self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            yield list(range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world))
+
+
+def training_batches(
+    data: Shuffled, steps: range, batch_size: int, rank: int, world: int, workers: int
+) -> Iterator[loading.Batch]:
+    """This process's share of the batch of each step.
+
+    Raises:
+        TokredError: an image cannot be read.
+    """
+    shares = _Shares(steps, batch_size, rank, world)
+    for batch in DataLoader(data, batch_sampler=shares, num_workers=workers, collate_fn=loading.collate):
+        if isinstance(batch, TokredError):
+            raise batch
+        yield batch

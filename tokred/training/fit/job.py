@@ -1,0 +1,338 @@
+"""`fit`: train the reducers of one method, or all of a reduced model, and leave an adapter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokred.core.flops import CostTable
+from tokred.core.match import Match, match
+from tokred.data import loading, sources
+from tokred.errors import TokredError, Unreachable
+from tokred.models import adapters, zoo
+from tokred.training import checkpoint
+from tokred.training.fit.config import FitConfig
+from tokred.training.fit.data import Shuffled, open_images, training_batches, training_transform
+from tokred.training.fit.learner import Learner
+from tokred.training.fit.student import Student
+from tokred.training.fit.validation import Validator
+from tokred.utils.devices import resolve_precision
+from tokred.utils.distributed import Processes
+from tokred.utils.provenance import versions
+
+VALIDATED_BUDGETS = (
+    0.3,
+    0.2,
+    0.1,
+    0.05,
+)  # a fit for any budget is validated at the first that the method can reach
+_CALIBRATION_IMAGES = 64
+
+
+@dataclass
+class Best:
+    """The parameters with the least validation loss so far."""
+
+    loss: float = float("inf")
+    top1: float = 0.0
+    step: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Fit:
+    """One run: a student, its optimiser and how far it is. `out` holds the checkpoint, then the adapter and its card.
+
+    Args:
+        config: what to fit.
+        out: folder.
+        loaded: the unreduced model, if it is not the one that `config` names.
+
+    Raises:
+        TokredError: anything wrong with the configuration, before any image is read.
+    """
+
+    def __init__(self, config: FitConfig, out: Path, loaded: zoo.Loaded | None = None) -> None:
+        self.config, self.recipe, self.out = config, config.recipe, out
+        self.device = Processes.device(config.device)
+        self.dtype = resolve_precision(config.precision, self.device)
+        if self.dtype == torch.float16:
+            raise TokredError("Gradients underflow in float16; fit with --precision bf16 or fp32.")
+        self.loaded = loaded or zoo.load_for(
+            config.model, config.weights, config.data in (None, sources.EMBEDDED), config.img_size
+        )
+        self.match = self._match()
+        self.student = Student(self.loaded.model, self.match.plan, self.recipe, config.budget is None)
+        self.images = open_images(config.data, self.recipe.seed, self.loaded.model.num_classes, config.labels)
+        self._check()
+        self.steps = self.recipe.steps(self.images.n)
+        chunk = config.chunk or (16 if self.device.type == "cpu" else 256)
+        self.student.model.to(self.device)
+        self.student.teacher.to(self.device)
+        self.processes = Processes(self.device)
+        if self.recipe.batch_size < self.processes.world:
+            raise TokredError(
+                f"A batch of {self.recipe.batch_size} images cannot be shared by {self.processes.world} processes."
+            )
+        self.learner = Learner(
+            self.student, self.recipe, self.images, self.processes, self.device, self.dtype, chunk
+        )
+        self.validate = Validator(
+            self.images,
+            self.student,
+            self.processes,
+            self.device,
+            self.learner.autocast,
+            chunk,
+            config.workers,
+        )
+        self.step, self.seconds, self.running_loss = 0, 0.0, float("nan")
+        self.best, self.history = Best(), list[dict[str, float]]()
+
+    def _match(self) -> Match:
+        """The plan of the budget, or the one at which a fit for any budget is validated."""
+        config, costs = self.config, CostTable(self.loaded.model)
+        budgets = VALIDATED_BUDGETS if config.budget is None else (config.budget,)
+        for budget in budgets:
+            try:
+                return match(
+                    costs,
+                    config.method,
+                    budget,
+                    protocol=config.protocol,
+                    stages=config.stages,
+                    options=dict(config.options),
+                )
+            except Unreachable:
+                if budget == budgets[-1]:
+                    raise
+        raise AssertionError
+
+    def _check(self) -> None:
+        """Raise where the recipe and the images do not go together."""
+        if self.images.n is None and self.recipe.images is None:
+            raise TokredError(
+                "PhotoDigits' training images are endless, so this recipe needs a number of them: --images."
+            )
+        if not (self.images.labelled or self.recipe.logits_weight or self.recipe.tokens_weight):
+            raise TokredError(
+                "Without labels this recipe has nothing to learn from; choose one with logits_weight or tokens_weight."
+            )
+
+    def describe(self) -> str:
+        """One line: what is fitted on what, and for how long."""
+        plan, images = self.student.plan, self.images
+        what = "all weights" if self.recipe.full else "the reducers"
+        count = sum(parameter.numel() for parameter in self.learner.parameters.values())
+        aim = "any budget" if self.config.budget is None else f"{100 * self.config.budget:g} % fewer FLOPs"
+        layers = " ".join(map(str, plan.stages))
+        length = f"{self.steps} steps of {self.recipe.batch_size} images from {images.name}"
+        how = (
+            ""
+            if images.labelled
+            else " Without labels: accuracy below is agreement with the unreduced model."
+        )
+        return (
+            f"Fitting {what} of {plan.reducer.name} at layers {layers} for {aim}: {count:,} parameters, {length}. "
+            f"Weights: {self.loaded.weights}.{how}{' ' if images.note else ''}{images.note}"
+        )
+
+    def status(self) -> str:
+        """Loss and the last validation, for a progress bar."""
+        last = self.history[-1] if self.history else None
+        validated = (
+            f", validation {last['top1']:.1f} % (loss {last['loss']:.3f}), best {self.best.top1:.1f} %"
+            if last
+            else ""
+        )
+        return f"loss {self.running_loss:.3f}{validated}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the result."""
+        config = self.config
+        return {
+            "method": config.method, "recipe": self.recipe.model_dump(mode="json"), "model": config.model,
+            "budget": config.budget, "options": self.student.plan.options, "stages": list(self.student.plan.stages),
+            "labels": self.images.labelled, "weights_hash": self.loaded.weights_hash, "data_hash": self.images.hash,
+            "validation_hash": self.images.validation.hash, "tokens": list(self.student.plan.tokens), "precision": str(self.dtype),
+            "chunk": self.learner.chunk, "processes": self.processes.world,
+        }  # fmt: skip
+
+    def save(self) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            TokredError: it cannot be written.
+        """
+        if self.processes.rank:
+            return
+        state = {
+            "parameters": {name: p.detach() for name, p in self.learner.parameters.items()}, "average": self.learner.average,
+            "optimizer": self.learner.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
+            "running_loss": self.running_loss, "best": asdict(self.best), "history": self.history,
+        }  # fmt: skip
+        checkpoint.save(self.out / "checkpoint.pt", self.identity, state)
+
+    def resume(self) -> bool:
+        """Continue from the checkpoint, if there is one of this configuration; else give the parameters their start.
+
+        Raises:
+            TokredError: the folder cannot be written or holds another fit, or the checkpoint cannot be read.
+        """
+        state = checkpoint.load(self.out / "checkpoint.pt", self.identity, self.device)
+        if state is None:
+            if self.recipe.calibrate:
+                self._calibrate()
+            self.processes.agree(self.step, self.learner.parameters.values())
+            return False
+        self.student.load(state["parameters"])
+        self.learner.optimizer.load_state_dict(state["optimizer"])
+        self.learner.average, self.history, self.best = (
+            state["average"],
+            state["history"],
+            Best(**state["best"]),
+        )
+        self.step, self.seconds, self.running_loss = state["step"], state["seconds"], state["running_loss"]
+        self.processes.agree(self.step, self.learner.parameters.values())
+        return True
+
+    def _calibrate(self) -> None:
+        """On the first training images, which all processes look at alike."""
+        count = -(-_CALIBRATION_IMAGES // self.recipe.batch_size)
+        batches = training_batches(self._data(), range(count), self.recipe.batch_size, 0, 1, 0)
+        self.student.calibrate(
+            torch.cat([batch[0] for batch in batches])[:_CALIBRATION_IMAGES].to(self.device)
+        )
+        for name, value in self.learner.average.items():
+            value.copy_(self.learner.parameters[name].detach())
+
+    def run(self, progress: Callable[[Fit], None] = lambda fit: None, interval: float = 60.0) -> None:
+        """Train to the end, calling `progress` after every step and saving every `interval` seconds and when interrupted."""
+        last_save = start = time.monotonic()
+        before, whole = self.seconds, True
+        try:
+            self._evaluate_if_due()  # a kill may have cut the last one off
+            for batch in self._batches():
+                whole = False  # a step that is cut off is not saved: it would be done again on half-changed parameters
+                loss = self.learner.learn(batch, self.step, self.steps)
+                self.running_loss = (
+                    loss if np.isnan(self.running_loss) else 0.95 * self.running_loss + 0.05 * loss
+                )
+                self.step += 1
+                whole = True
+                self._evaluate_if_due()
+                now = time.monotonic()
+                self.seconds = before + now - start
+                if now - last_save > interval:
+                    self.save()
+                    last_save = now
+                progress(self)
+                if self.stopped:
+                    break
+        except TokredError:  # which leaves the parameters as they were
+            whole = True
+            raise
+        finally:
+            if whole:
+                self.save()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the validation loss has not become better for `patience` validations."""
+        return sum(entry["step"] > self.best.step for entry in self.history) >= self.recipe.patience
+
+    @property
+    def _evaluations(self) -> set[int]:
+        """Steps after which the student is validated; the last one is among them."""
+        count = min(self.recipe.evaluations, self.steps)
+        return {round(self.steps * (i + 1) / count) for i in range(count)}
+
+    def _data(self) -> Shuffled:
+        return Shuffled(
+            self.images,
+            training_transform(self.loaded.model, self.recipe, self.images.n is None),
+            self.recipe.seed,
+        )
+
+    def _batches(self) -> Iterator[loading.Batch]:
+        steps = range(self.step, self.step if self.stopped else self.steps)
+        share = self.processes
+        return training_batches(
+            self._data(), steps, self.recipe.batch_size, share.rank, share.world, self.config.workers
+        )
+
+    def _evaluate_if_due(self) -> None:
+        """Validate the parameters, and their running mean where there is one, and remember the best; at some steps only."""
+        if self.step not in self._evaluations or any(entry["step"] == self.step for entry in self.history):
+            return
+        entry: dict[str, float] = {"step": self.step}
+        for label, tensors in {"": self.learner.parameters, "average_": self.learner.average}.items():
+            if not tensors:
+                continue
+            with self.student.holding(tensors) if label else nullcontext():
+                loss, top1 = self.validate()
+            entry |= {f"{label}loss": round(loss, 4), f"{label}top1": round(top1, 2)}
+            if loss < self.best.loss:
+                self.best = Best(
+                    loss, top1, self.step, {name: value.detach().clone() for name, value in tensors.items()}
+                )
+        self.history.append(entry)
+
+    def finish(self, command: str) -> Path:
+        """Write the best parameters and their card, after validating what the file holds, and return its path."""
+        if not self.best.tensors:
+            raise TokredError(
+                "No validation of this fit gave a number, so there is nothing to keep; fit again with a lower lr."
+            )
+        path = self.out / adapters.file_name(self.config.model, self.student.plan)
+        tensors = {name: value.half() for name, value in self.best.tensors.items()}
+        with self.student.holding(tensors):
+            loss, top1 = self.validate()
+        if not self.processes.rank:
+            adapters.write(
+                path,
+                tensors,
+                {
+                    **self._card(),
+                    "command": command,
+                    "validation_loss": round(loss, 4),
+                    "validation_top1": round(top1, 2),
+                },
+            )
+        self.processes.close()
+        return path
+
+    def _card(self) -> dict[str, Any]:
+        config, any_budget = self.config, self.config.budget is None
+        return {
+            **adapters.plan_card(self.student.plan, any_budget),
+            "training": "full" if self.recipe.full else "reducer",
+            "budget": adapters.ANY if any_budget else config.budget,
+            "model": config.model,
+            "weights": self.loaded.weights,
+            "weights_hash": self.loaded.weights_hash,
+            "data": self.images.name,
+            "data_hash": self.images.hash,
+            "labels": self.images.labelled,
+            "images_seen": self.step * self.recipe.batch_size,
+            "best_step": self.best.step,
+            "validation_images": len(self.images.validation),
+            "validation_hash": self.images.validation.hash,
+            "validation_budget": self.match.budget,
+            "history": self.history,
+            "seconds": round(self.seconds),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "precision": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "processes": self.processes.world,
+            **versions(),
+        }

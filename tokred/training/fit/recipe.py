@@ -1,0 +1,98 @@
+"""How a reduced model is fitted: everything but the data that decides the result."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tokred import configs
+from tokred.errors import TokredError
+
+
+class FitRecipe(BaseModel):
+    """Length, optimiser, loss and images of a fit. Shares are of all steps.
+
+    The loss is `label_weight` cross-entropy with the labels, `logits_weight` KL divergence from the unreduced model, `tokens_weight`
+    squared distance to its final tokens, in units of their variance, and what the method itself asks for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    full: bool = False  # all weights, not only the reducers'
+    images: int | None = Field(None, gt=0)  # seen in all; or
+    epochs: float | None = Field(None, gt=0)  # times through the training images
+    batch_size: int = Field(16, gt=0)
+    lr: float = Field(3e-3, gt=0)
+    backbone_lr: float = Field(
+        1.0, gt=0
+    )  # share of the learning rate that a full fit gives to all but the reducers
+    min_lr: float = Field(0.0, ge=0)
+    warmup: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float | None = Field(1.0, gt=0)  # gradient norm
+    ema: float | None = Field(
+        None, gt=0, lt=1
+    )  # decay of a running mean of the weights, validated beside them
+    label_weight: float = Field(1.0, ge=0)
+    logits_weight: float = Field(1.0, ge=0)
+    tokens_weight: float = Field(1.0, ge=0)
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    calibrate: bool = (
+        True  # start from parameters on the scale of the model's tokens, where the method knows how
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    flip: float = Field(0.0, ge=0, le=1)  # probability; this and the next four never apply to PhotoDigits
+    crop_scale: float = Field(1.0, gt=0, le=1)  # least area of a random crop
+    color_jitter: float = Field(0.0, ge=0)
+    auto_augment: str | None = None
+    erase: float = Field(0.0, ge=0, le=1)
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+    evaluations: int = Field(4, gt=0)  # validations in a fit
+    patience: int = Field(2, gt=0)  # validations without a better loss after which it stops
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> FitRecipe:
+        if (self.images is None) == (self.epochs is None):
+            raise ValueError("give either images or epochs")
+        return self
+
+    def steps(self, n: int | None) -> int:
+        """Optimiser steps over `n` training images; None for endless ones."""
+        if self.images is None:
+            assert n is not None
+            assert self.epochs is not None
+            return max(1, round(self.epochs * n / self.batch_size))
+        return max(1, round(self.images / self.batch_size))
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Learning rate of a step: a linear warm-up, then a half cosine to `min_lr`."""
+        warmup = max(1, round(self.warmup * steps))
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        rest = (step - warmup) / max(1, steps - warmup)
+        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def load_recipe(
+    name: str | None = None, full: bool = False, images: int | None = None, seed: int | None = None
+) -> FitRecipe:
+    """A recipe by name or YAML file, by default the short one of the kind, with another length or seed.
+
+    Raises:
+        TokredError: no such recipe, a wrong value in it, or one that trains the reducers alone for a full fit.
+    """
+    chosen = name or ("full" if full else "reducer")
+    values = configs.load("fit", chosen)
+    if full and not values.get("full"):
+        raise TokredError(
+            f"The recipe {chosen} trains only the reducers; leave out --full, or give a recipe that has full: true."
+        )
+    if images is not None:
+        values = {**{key: value for key, value in values.items() if key != "epochs"}, "images": images}
+    if seed is not None:
+        values["seed"] = seed
+    return configs.parse(FitRecipe, values, chosen)

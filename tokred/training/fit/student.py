@@ -1,0 +1,223 @@
+"""One reduced model in training, and what it learns from: the labels and the unreduced model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers import DropPath
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokred.core.plan import Plan, uniform_counts
+from tokred.core.reducer import seeded
+from tokred.core.reduction import compose_labels, unmerge
+from tokred.core.vit import ReducedViT, State, num_patches
+from tokred.errors import TokredError
+from tokred.training.fit.recipe import FitRecipe
+
+RATES = (
+    0.4,
+    1.0,
+)  # keep rates drawn when fitting for any budget; methods that count removed tokens draw as many in all
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the unreduced model says about a batch.
+
+    Attributes:
+        start: its state where the student begins.
+        tokens: [B, P + N, C] its normalised final tokens.
+        logits: [B, classes].
+    """
+
+    start: State
+    tokens: Tensor
+    logits: Tensor
+
+
+class Student:
+    """A reduced model and the unreduced one that teaches it.
+
+    Args:
+        backbone: the unreduced model. It is frozen here; a full fit trains a copy of it.
+        plan: that is validated and, unless `any_budget`, trained.
+        recipe: decides the loss and whether all weights are trained.
+        any_budget: draw the token counts anew at every step, so that the first rows of nested parameters serve every count.
+
+    Raises:
+        TokredError: nothing to train.
+    """
+
+    def __init__(self, backbone: Any, plan: Plan, recipe: FitRecipe, any_budget: bool) -> None:
+        self.plan, self.recipe, self.any_budget = plan, recipe, any_budget
+        self.capacity = _capacity(num_patches(backbone), len(plan.stages)) if any_budget else plan.tokens
+        own = _trainable_copy(backbone, recipe.drop_path) if recipe.full else backbone
+        backbone.requires_grad_(False)
+        self.model = ReducedViT(own, replace(plan, tokens=self.capacity), seed=recipe.seed)
+        if not (recipe.full or self.model.learned):
+            name = plan.reducer.name
+            raise TokredError(
+                f"{name} has no parameters of its own to fit with these options; fit the whole model with --full."
+            )
+        shared = () if recipe.full else self.model.recorded_before_first
+        self.teacher = ReducedViT(backbone, record=shared)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """What is trained, by name as adapters have it."""
+        return {
+            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over values for all parameters."""
+        with torch.no_grad():
+            for name, parameter in self.parameters().items():
+                parameter.copy_(tensors[name])
+
+    @contextmanager
+    def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Other parameters for a while."""
+        before = {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
+        self.load(tensors)
+        try:
+            yield
+        finally:
+            self.load(before)
+
+    def train(self, step: int) -> None:
+        """Make ready for one step of training."""
+        self.model.train(self.recipe.full)
+        self.model.stages.train()
+        self.model.retarget(self._draw_counts(step))
+
+    @torch.no_grad()
+    def teach(self, images: Tensor, keys: Tensor) -> Lesson:
+        """The unreduced model's view of images [B, 3, H, W]; `keys` [B] are what random numbers depend on."""
+        state = self.teacher.embed(images, keys)
+        start = state if self.recipe.full else self.teacher.advance(state, stop=self.model.first_point)
+        end = self.teacher.advance(start)
+        return Lesson(start, self.teacher.backbone.norm(end.x), self.teacher.head(end))
+
+    def loss(self, images: Tensor, lesson: Lesson, targets: Tensor | None) -> dict[str, Tensor]:
+        """Parts of the loss, each a mean over images, and their weighted sum as "loss".
+
+        Args:
+            images: [B, 3, H, W], which a full fit looks at itself.
+            lesson: of the same images.
+            targets: [B] classes or [B, classes] their probabilities; None without labels.
+        """
+        state = self.model.advance(
+            self.model.embed(images, lesson.start.images) if self.recipe.full else lesson.start
+        )
+        logits = self.model.head(state).float()
+        zero, recipe = logits.new_zeros(()), self.recipe
+        parts = {
+            "label": zero if targets is None else _cross_entropy(logits, targets, recipe.smoothing),
+            "logits": _divergence(logits, lesson.logits) if recipe.logits_weight else zero,
+            "tokens": self._token_distance(state, lesson.tokens) if recipe.tokens_weight else zero,
+            "method": self._penalty(state),
+        }
+        weights = {
+            "label": recipe.label_weight,
+            "logits": recipe.logits_weight,
+            "tokens": recipe.tokens_weight,
+            "method": 1.0,
+        }
+        return {"loss": sum((weights[name] * part for name, part in parts.items()), zero), **parts}
+
+    def _penalty(self, state: State) -> Tensor:
+        """What the method asks for, the mean over stages."""
+        active = [stage for stage in self.model.stage_list() if stage.reducer.keep < stage.reducer.n]
+        pairs = zip(active, state.reductions, strict=True)
+        return torch.stack(
+            [stage.reducer.penalty(reduction).to(state.x.device) for stage, reduction in pairs]
+        ).mean()
+
+    def _token_distance(self, state: State, target: Tensor) -> Tensor:
+        """Mean squared distance of the final tokens to the teacher's, in units of the teacher's variance over each image.
+
+        Patch tokens are first given back to the patches that went into them; patches that were dropped do not count.
+        """
+        prefix = self.model.num_prefix
+        tokens, target = self.model.backbone.norm(state.x).float(), target.float()
+        patches = unmerge(state.reductions, tokens[:, prefix:])
+        held = (compose_labels(state.reductions) >= 0).float()  # [B, N]
+        distance = (patches - target[:, prefix:]).square().mean(-1)
+        distance = (distance * held).sum(1) / held.sum(1).clamp(min=1)
+        if prefix:
+            distance = distance + (tokens[:, :prefix] - target[:, :prefix]).square().mean((1, 2))
+        return (distance / target.var((1, 2))).mean()
+
+    def _draw_counts(self, step: int) -> tuple[int, ...]:
+        """Tokens after each stage at one step."""
+        if not self.any_budget:
+            return self.plan.tokens
+        n, stages, cls = num_patches(self.model.backbone), len(self.capacity), self.plan.reducer
+        rate = np.random.RandomState([self.recipe.seed, step]).uniform(*RATES)
+        knob = rate if cls.knob == "rate" else (1 - rate) * n / stages
+        return tuple(map(min, uniform_counts(cls, n, stages, knob), self.capacity))
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor) -> None:
+        """Let every reducer set its parameters by the tokens that it will see."""
+        self.model.eval()
+        keys = torch.arange(len(images), device=images.device)
+        state = self.model.embed(images, keys)
+        with seeded(self.recipe.seed):
+            for stage in self.model.stage_list():
+                state = self.model.advance(state, stop=(stage.layer, stage.reducer.site))
+                stage.reducer.calibrate(stage.view(state))
+
+    @torch.no_grad()
+    def validate(self, images: Tensor, labels: Tensor | None, logits: Tensor) -> tuple[float, int]:
+        """Sum of losses, weighted as in training, and number of hits on a batch at the plan's counts.
+
+        Without labels the loss is the KL divergence alone, and hits are agreements with the teacher.
+        """
+        self.model.eval()
+        self.model.retarget(self.plan.tokens)
+        own = self.model(images).float()
+        loss = _divergence(own, logits) * len(own)
+        if labels is not None:
+            loss = self.recipe.logits_weight * loss + self.recipe.label_weight * F.cross_entropy(
+                own, labels, reduction="sum"
+            )
+        aim = logits.argmax(1) if labels is None else labels
+        return float(loss), int((own.argmax(1) == aim).sum())
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """The mean over images. Targets that are probabilities come from mixed images and are smoothed already."""
+    return F.cross_entropy(logits, targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
+
+
+def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """KL divergence from the teacher's distribution, the mean over images."""
+    return F.kl_div(
+        logits.float().log_softmax(1), teacher.float().log_softmax(1), log_target=True, reduction="batchmean"
+    )
+
+
+def _capacity(n: int, stages: int) -> tuple[int, ...]:
+    """The most tokens that any plan leaves at each stage: every stage removes one at least."""
+    return tuple(n - 1 - stage for stage in range(stages))
+
+
+def _trainable_copy(backbone: Any, drop_path: float) -> Any:
+    own = copy.deepcopy(backbone)
+    own.requires_grad_(True)
+    last = max(1, len(own.blocks) - 1)
+    for index, block in enumerate(own.blocks):
+        if drop_path:
+            block.drop_path1, block.drop_path2 = (
+                DropPath(drop_path * index / last),
+                DropPath(drop_path * index / last),
+            )
+    return own

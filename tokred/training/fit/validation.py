@@ -1,0 +1,81 @@
+"""Validation of a student: the only thing that stops a fit early and chooses among its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tokred.data import loading, preprocessing
+from tokred.errors import TokredError
+from tokred.training.fit.data import FitImages, check_labels
+from tokred.training.fit.student import Student
+from tokred.utils.distributed import Processes
+
+
+class Validator:
+    """Loss and accuracy of a student on the validation images, of which the unreduced model's view is computed once.
+
+    Args:
+        images: with their validation part.
+        student: to validate.
+        processes: that share the images.
+        device: of the student.
+        autocast: makes the context that models run in.
+        chunk: images that run together.
+        workers: processes that load images.
+    """
+
+    def __init__(
+        self,
+        images: FitImages,
+        student: Student,
+        processes: Processes,
+        device: torch.device,
+        autocast: Callable[[], Any],
+        chunk: int,
+        workers: int,
+    ) -> None:
+        self.student, self.processes, self.device, self.autocast = student, processes, device, autocast
+        self.labelled, source = images.labelled, images.validation
+        data = loading.Indexed(
+            source.images, preprocessing.prepare(student.teacher.backbone, source.embedded).transform
+        )
+        batches = [
+            list(range(start, min(start + chunk, len(source)))) for start in range(0, len(source), chunk)
+        ]
+        share = batches[processes.rank :: processes.world]
+        self.loader: DataLoader[Any] = DataLoader(
+            data, batch_sampler=share, num_workers=workers, collate_fn=loading.collate
+        )
+        self._logits: list[Tensor] = []  # of the unreduced model
+
+    def __call__(self) -> tuple[float, float]:
+        """Loss (cross-entropy and KL divergence) and top-1 in per cent; without labels, agreement with the unreduced model.
+
+        Raises:
+            TokredError: an image cannot be read.
+        """
+        total = torch.zeros(3, dtype=torch.float64)
+        for images, labels, logits in self._batches():
+            with self.autocast():
+                loss, hits = self.student.validate(images, labels if self.labelled else None, logits)
+            total += torch.tensor([loss, hits, len(images)], dtype=torch.float64)
+        loss, hits, count = self.processes.sum(total.to(self.device)).tolist()
+        return loss / count, 100 * hits / count
+
+    @torch.no_grad()
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for index, batch in enumerate(self.loader):
+            if isinstance(batch, TokredError):
+                raise batch
+            if self.labelled:
+                check_labels(batch[1], self.student.teacher.backbone.num_classes)
+            images, labels = batch[0].to(self.device), batch[1].to(self.device)
+            if index == len(self._logits):
+                with self.autocast():
+                    self._logits.append(self.student.teacher(images).float())
+            yield images, labels, self._logits[index]

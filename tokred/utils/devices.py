@@ -1,0 +1,48 @@
+"""Where models run, and in which precision."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from tokred.errors import TokredError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device to run on; "auto" is the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        TokredError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except Exception as error:  # each backend fails in its own way
+        raise TokredError(
+            f"The device {name!r} cannot be used here; try auto, cpu, or cuda where a GPU is."
+        ) from error
+    if device.type == "meta":
+        raise TokredError("The device 'meta' computes nothing; try auto, cpu, or cuda where a GPU is.")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products; "auto" is bfloat16 where the processor has it natively, else float32."""
+    if name != "auto":
+        if name not in _DTYPES:
+            raise TokredError(f"Unknown precision {name!r}; choose auto, {', '.join(_DTYPES)}.")
+        return _DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    native = (
+        getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    )
+    return torch.bfloat16 if native else torch.float32

@@ -1,0 +1,211 @@
+"""`show`: from a user's images, methods and budgets to a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from tokred.core.flops import CostTable
+from tokred.data import preflight, sources, user_images
+from tokred.data.user_images import Given
+from tokred.errors import TokredError
+from tokred.evaluation import candidates
+from tokred.evaluation.config import Config, method_names
+from tokred.evaluation.inputs import load_weights, open_images, prepare
+from tokred.models import zoo
+from tokred.tables.row import Row
+from tokred.utils.devices import resolve_precision
+from tokred.utils.distributed import Processes
+from tokred.utils.text import spaced, visible
+from tokred.visualize import trace
+from tokred.visualize.captions import check_extent
+from tokred.visualize.gallery import Gallery
+from tokred.visualize.trace import Map
+
+Shown = Literal["last", "all"] | tuple[int, ...]
+_FEW = 4  # stages; a method with more adds no rows of its own to a page
+
+
+def show(
+    images: Sequence[Given] = (),
+    methods: Sequence[str] = (),
+    budget: float | Sequence[float] = 0.3,
+    model: str = "deit_s",
+    *,
+    index: Sequence[int] | None = None,
+    disagree: int | None = None,
+    layers: Shown = "last",
+    size: int | None = None,
+    **settings: Any,
+) -> Gallery:
+    """Draw what methods make of images: files, Pillow images, or images of a data set.
+
+    Args:
+        images: to show; by default those of the data set.
+        methods: names; by default all registered.
+        budget: fraction of FLOPs to save, or several.
+        model: a name of tokred or timm.
+        index: of images of the data set; by default the first three.
+        disagree: show so many images on which models disagree most, of the first `limit` of the data set, by default 64.
+        layers: "last" to draw the end, "all" for a row after each stage, or the layers after which to draw.
+        size: of the longer side of each picture in pixels.
+        settings: the other fields of `Config`. With `images`, `data` says which data set's weights and class names to use.
+
+    Raises:
+        TokredError: wrong input, or no method that can run.
+    """
+    budgets = (float(budget),) if isinstance(budget, (int, float)) else tuple(map(float, budget))
+    for name in ("weights", "data"):
+        if settings.get(name) is not None:
+            settings[name] = str(settings[name])
+    if "adapters" in settings:
+        settings["adapters"] = tuple(map(str, settings["adapters"]))
+    return Showing(
+        Config(model=model, budgets=budgets, methods=tuple(methods), **settings),
+        images,
+        index,
+        disagree,
+        layers,
+        size,
+    ).run()
+
+
+class Showing:
+    """A gallery whose input has been checked: `run` makes it.
+
+    Raises:
+        TokredError: anything wrong with the input, before any model runs.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        images: Sequence[Given] = (),
+        index: Sequence[int] | None = None,
+        disagree: int | None = None,
+        layers: Shown = "last",
+        size: int | None = None,
+    ) -> None:
+        method_names(config)
+        if sum((bool(images), index is not None, disagree is not None)) > 1:
+            raise TokredError(
+                "Give image files, or --index, or --disagree; they are three ways to say which images."
+            )
+        if size is not None and not 32 <= size <= 2048:
+            raise TokredError(
+                f"--size is the longer side of each picture, from 32 to 2048 pixels; got {size}."
+            )
+        if disagree is not None and disagree < 1:
+            raise TokredError(
+                f"--disagree is the number of images to show and must be at least 1, got {disagree}."
+            )
+        self.config, self.images, self.wanted, self.size, self.disagree = (
+            config,
+            list(images),
+            layers,
+            size,
+            disagree,
+        )
+        self.embedded = config.data == sources.EMBEDDED or (config.data is None and not images)
+        files = user_images.source(images) if images else None
+        data = None if images and config.data is None else open_images(config)
+        self.loaded = self._load()
+        if data is not None and not images:
+            data = preflight.align(
+                data, self.loaded.model.num_classes, self.loaded.weights, own=config.weights is not None
+            )
+        self.source = files or data or user_images.source(images)
+        self.index = user_images.check_index(self.source, index, default=len(images) or 3)
+        self.names = user_images.class_names(data, self.loaded, self.embedded)
+        self.preparation = prepare(config, self.loaded, self.embedded)
+        self.device = Processes.device(config.device)
+        self.dtype = resolve_precision(config.precision, self.device)
+        self._plan()
+
+    def _load(self) -> zoo.Loaded:
+        try:
+            return load_weights(self.config, self.embedded)
+        except TokredError as error:
+            if (
+                self.images
+                and self.config.data is None
+                and self.config.weights is None
+                and "cannot be loaded" in str(error)
+            ):
+                text = str(error).rstrip(".")
+                raise TokredError(
+                    f"{text}, or use those for PhotoDigits that tokred ships with --data {sources.EMBEDDED}."
+                ) from error
+            raise
+
+    def _plan(self) -> None:
+        costs, model = CostTable(self.loaded.model), self.loaded.model
+        self.entries = candidates.build(
+            replace(self.config, controls=False), self.loaded, costs, self.embedded
+        )
+        self.models = {entry.name: entry.model for entry in self.entries if entry.model is not None}
+        self.rows = {entry.name: Row(entry.method) for entry in self.entries}
+        for entry in self.entries:
+            entry.describe(self.config, costs, self.rows[entry.name])
+        depth = len(model.blocks)
+        if not isinstance(self.wanted, str) and not all(1 <= layer <= depth for layer in self.wanted or (0,)):
+            raise TokredError(
+                f'--show-stages takes last, all, or layers from 1 to {depth}, such as "4 7 10"; got {spaced(self.wanted)!r}.'
+            )
+        rows = 5 if self.wanted == "all" else 1 if self.wanted == "last" else len(self.wanted)
+        check_extent(
+            self.disagree or len(self.index), len(self.models), rows, model.patch_embed.img_size, self.size
+        )
+        self.gflops = costs.dense / 1e9
+
+    def run(self) -> Gallery:
+        """Run all models over the images.
+
+        Raises:
+            TokredError: an image cannot be read, or the unreduced model fails.
+        """
+        index = self.index if self.disagree is None else self._disagreeing(self.disagree)
+        batches = trace.load(self.source, self.preparation, index, self.config.batch_size or 16)
+        traced = trace.trace(self.loaded.model, self.models, batches, device=self.device, dtype=self.dtype)
+        for name, reason in traced.failed.items():
+            self.rows[name].status, self.rows[name].error = "failed", reason
+        captions = (
+            user_images.names(self.images) if self.images else [f"{self.source.split} {i}" for i in index]
+        )
+        saved = ", ".join(f"{100 * budget:g}" for budget in self.config.budgets)
+        what = "" if self.images else f" on {self.source.name}, {self.source.split} split"
+        return Gallery(
+            traced, self.rows, self.gflops, self.names, [visible(caption) for caption in captions],
+            visible(f"{self.config.model}{what}, {saved} % fewer FLOPs"), visible(f"Weights: {self.loaded.weights}."),
+            shown_layers(list(traced.maps.values()), self.wanted), self.size,
+        )  # fmt: skip
+
+    def _disagreeing(self, count: int) -> list[int]:
+        """Images on which models disagree most, among the first."""
+        from tokred.evaluation.engine import dense_model, evaluate
+
+        source = self.source.limit(self.config.limit or 64)
+        batches = trace.load(source, self.preparation, range(len(source)), self.config.batch_size or 16)
+        dense = dense_model(self.loaded.model, self.models.values())
+        found = evaluate(dense, self.models, batches, len(source), device=self.device, dtype=self.dtype)
+        return [int(i) for i in trace.choose(found, count)]
+
+
+def shown_layers(found: Sequence[Map], wanted: Shown) -> tuple[int, ...]:
+    """The layers after which to draw; none for only the end.
+
+    "all" is after each stage of any model. One with more stages than four would make a page of its own: it adds only its last, or, where
+    all are like that, four that are evenly spread.
+    """
+    if wanted == "last":
+        return ()
+    if wanted != "all":
+        return tuple(sorted(set(wanted)))
+    few = [model.layers for model in found if 0 < len(model.layers) <= _FEW]
+    many = [model.layers for model in found if len(model.layers) > _FEW]
+    chosen = {layer for layers in few for layer in layers} | {layers[-1] for layers in many}
+    if many and not few:
+        longest = max(many, key=len)
+        chosen |= {longest[round(len(longest) * part / _FEW) - 1] for part in range(1, _FEW + 1)}
+    return tuple(sorted(chosen))
