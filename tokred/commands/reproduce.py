@@ -93,7 +93,6 @@ def _table(
     form: str,
 ) -> None:
     from tokred.studies.lotm_paper.tables import Study
-    from tokred.tables import render
 
     say = out if form == "table" else err
     study = Study(number, config, models, flops_only)
@@ -108,7 +107,7 @@ def _table(
     ):
         found = study.run(workers, advance)
     study.write(place, found)
-    show(render.drawn(study.table(found), form))
+    show(study.table(found).render(form))
     say.print(
         escape(f"Tables{', and a run for each model' if study.jobs else ''}: {visible(str(place))}"),
         soft_wrap=True,

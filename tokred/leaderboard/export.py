@@ -63,7 +63,7 @@ def latex(settings: Sequence[Setting], title: str) -> str:
 
 def _drawn(rows: Sequence[Standing]) -> Table:
     words = frozenset(range(len(cells.HEADERS))) - frozenset(cells.NUMERIC)
-    return Table("", cells.HEADERS, [cells.cells(row, rows) for row in rows], words)
+    return Table(headers=cells.HEADERS, rows=[cells.cells(row, rows) for row in rows], words=words)
 
 
 def csv_text(settings: Sequence[Setting], title: str) -> str:

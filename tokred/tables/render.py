@@ -1,9 +1,9 @@
-"""Tables of text: for the terminal, in Markdown, and in LaTeX as papers set them. What is in a table is said elsewhere."""
+"""One table class, and its forms: for the terminal, in Markdown, in LaTeX as papers set it, CSV and JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -11,160 +11,212 @@ from tokred.errors import TokredError, did_you_mean
 from tokred.utils.text import for_latex, for_markdown, visible
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import RenderableType
 
 Format = Literal["table", "markdown", "latex", "csv", "json"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells of text under headers.
+    """Cells of text under headers. Commands print it by `console.show(table.render(format))`.
+
+    Cells are plain text, and so are title and notes: escaping, for rich as well, is done here.
 
     Attributes:
-        title: one line.
-        headers: of the columns.
-        rows: of as many cells each.
-        words: columns that hold words and are set flush left; the others hold numbers.
-        bold: cells to stand out, as (row, column).
-        styles: of whole rows in the terminal: "bold", "dim", "red", or nothing.
+        headers: the columns' names; the terminal shows no header line where all are empty.
+        rows: the cells, as many in each row as there are headers.
+        title: one line above the table, which Markdown and LaTeX have only if `titled`.
+        words: columns of words, which are flush left; the others hold numbers and are flush right.
         notes: sentences below the table.
+        row_notes: sentences about single rows, by the row's place. Each stands below the table once, with a number
+            that its rows have as a superscript behind their first cell.
+        bold: cells that stand out in every form but CSV and JSON, as (row, column).
+        styles: rich styles of the rows in the terminal, such as "bold", "dim" or "red"; empty if none has one.
+        cell_styles: rich styles of single cells in the terminal, by (row, column).
+        sections: rows under which the terminal draws a line.
+        compact: whether the terminal shows the table without vertical lines, to fit into 80 columns.
         titled: whether Markdown and LaTeX have the title too.
     """
 
-    title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
+    title: str = ""
     words: frozenset[int] = frozenset((0,))
+    notes: Sequence[str] = ()
+    row_notes: Mapping[int, Sequence[str]] = field(default_factory=dict)
     bold: frozenset[tuple[int, int]] = frozenset()
     styles: Sequence[str] = ()
-    notes: Sequence[str] = field(default_factory=tuple)
+    cell_styles: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    sections: frozenset[int] = frozenset()
+    compact: bool = False
     titled: bool = False
+
+    def render(self, form: str = "table") -> str | RenderableType:
+        """The table in one of `FORMATS`: "table" is what rich prints, the others are text."""
+        return _FORMS[form](self)
+
+    def numbered(self) -> tuple[list[str], list[list[int]]]:
+        """The distinct notes about rows, in order, and the numbers of each row's own, from 1."""
+        sentences = list(
+            dict.fromkeys(note for place in range(len(self.rows)) for note in self.row_notes.get(place, ()))
+        )
+        number = {sentence: place for place, sentence in enumerate(sentences, start=1)}
+        return sentences, [
+            sorted({number[note] for note in self.row_notes.get(place, ())})
+            for place in range(len(self.rows))
+        ]
+
+    def is_word(self, column: int) -> bool:
+        """Whether a column holds words rather than numbers."""
+        return column in self.words
 
 
 def check_format(name: str) -> str:
-    """The name of a format that there is.
+    """The name itself, if it is one of `FORMATS`.
 
     Raises:
-        TokredError: it is none.
+        TokredError: it is not.
     """
     if name not in FORMATS:
         raise TokredError(did_you_mean("--format", name, list(FORMATS)))
     return name
 
 
-def drawn(table: Table, form: str) -> str | RichTable:
-    """The table in one of `FORMATS`."""
-    if form == "table":
-        return terminal(table)
-    return {"markdown": markdown, "latex": latex, "csv": csv, "json": as_json}[form](table)
-
-
-def terminal(table: Table) -> RichTable:
-    """The table for a terminal."""
+def terminal(table: Table) -> RenderableType:
+    """The table for a terminal, as wide as that is."""
+    from rich import box
+    from rich.console import Group
     from rich.table import Table as RichTable
-    from rich.text import Text
+    from rich.text import Text  # unlike a string, a Text has no markup and no emoji codes
 
-    title = Text(
-        visible(table.title), style="table.title"
-    )  # a Text, unlike a string, has no markup and no emoji codes
-    notes = Text("\n".join(map(visible, table.notes))) if table.notes else None
-    drawn = RichTable(
-        title=title, title_justify="left", header_style="bold", caption=notes, caption_justify="left"
+    look = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False, "show_edge": False}
+    rich = RichTable(
+        title=Text(visible(table.title), style="table.title") if table.title else None,
+        title_justify="left",
+        header_style="bold",
+        show_header=any(table.headers),
+        **(look if table.compact else {}),  # type: ignore[arg-type]
     )
     for column, header in enumerate(table.headers):
-        drawn.add_column(header, justify="left" if column in table.words else "right", overflow="fold")
-    styles = table.styles or [""] * len(table.rows)
-    for number, (row, style) in enumerate(zip(table.rows, styles, strict=True)):
-        cells = (
-            Text(visible(text), style="bold" if (number, column) in table.bold else "")
-            for column, text in enumerate(row)
+        rich.add_column(
+            Text(visible(header)),
+            justify="left" if table.is_word(column) else "right",
+            overflow="fold",
+            no_wrap=table.compact and not table.is_word(column),
         )
-        drawn.add_row(*cells, style=style)
-    return drawn
+    sentences, marks = table.numbered()
+    styles = table.styles or [""] * len(table.rows)
+    for place, (row, style) in enumerate(zip(table.rows, styles, strict=True)):
+        cells = [Text(visible(text), style=_style(table, place, column)) for column, text in enumerate(row)]
+        if marks[place]:
+            cells[0].append(f" {_superscript(marks[place])}")
+        rich.add_row(*cells, style=style, end_section=place in table.sections)
+    below = [f"{_superscript([number])} {note}" for number, note in enumerate(sentences, start=1)]
+    notes = [Text(visible(note), style="dim") for note in (*below, *table.notes)]
+    return Group(rich, *notes) if notes else rich
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown, with its title where it is to have one."""
+    """The table in Markdown."""
+    sentences, marks = table.numbered()
     lines = [
         table.headers,
-        ["---" if column in table.words else "---:" for column in range(len(table.headers))],
+        ["---" if table.is_word(column) else "---:" for column in range(len(table.headers))],
     ]
-    for number, row in enumerate(table.rows):
-        cells = map(for_markdown, row)
-        lines.append(
-            [
-                f"**{cell}**" if (number, column) in table.bold and cell else cell
-                for column, cell in enumerate(cells)
-            ]
-        )
-    below = "".join(f"\n{for_markdown(note)}\n" for note in table.notes)
+    for place, row in enumerate(table.rows):
+        cells = [_bold(table, place, column, for_markdown(text), "**{}**") for column, text in enumerate(row)]
+        if marks[place]:
+            cells[0] += f" <sup>{_joined(marks[place])}</sup>"
+        lines.append(cells)
     above = f"**{for_markdown(table.title)}**\n\n" if table.titled else ""
-    return above + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" + below
+    numbered = "".join(
+        f"\n<sup>{number}</sup> {for_markdown(note)}\n" for number, note in enumerate(sentences, start=1)
+    )
+    below = "".join(f"\n{for_markdown(note)}\n" for note in table.notes)
+    return above + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" + numbered + below
 
 
 def latex(table: Table) -> str:
-    """The table as a LaTeX tabular with the rules of the package booktabs."""
+    """The table as a LaTeX tabular with the rules of the package booktabs; notes stand below it."""
 
     def line(cells: Iterable[str]) -> str:
         return " & ".join(cells) + r" \\"
 
-    columns = "".join("l" if column in table.words else "r" for column in range(len(table.headers)))
+    sentences, marks = table.numbered()
+    body = []
+    for place, row in enumerate(table.rows):
+        texts = [for_latex(text) if table.is_word(i) else _number(text) for i, text in enumerate(row)]
+        cells = [_bold(table, place, column, text, r"\textbf{{{}}}") for column, text in enumerate(texts)]
+        if marks[place]:
+            cells[0] += rf"\textsuperscript{{{_joined(marks[place])}}}"
+        body.append(line(cells))
+    columns = "".join("l" if table.is_word(column) else "r" for column in range(len(table.headers)))
+    numbered = [
+        rf"\par\footnotesize\textsuperscript{{{number}}}~{for_latex(note)}"
+        for number, note in enumerate(sentences, start=1)
+    ]
     lines = [
+        *([f"% {visible(table.title)}"] if table.titled else []),
         r"% \usepackage{booktabs}",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         line(map(for_latex, table.headers)),
         r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+        *numbered,
+        *(f"% {visible(note)}" for note in table.notes),
+        "",
     ]
-    for number, row in enumerate(table.rows):
-        cells = [
-            for_latex(text) if column in table.words else _number(text) for column, text in enumerate(row)
-        ]
-        lines.append(
-            line(
-                rf"\textbf{{{cell}}}" if (number, column) in table.bold and cell else cell
-                for column, cell in enumerate(cells)
-            )
-        )
-    above = [f"% {visible(table.title)}"] if table.titled else []
-    return "\n".join(
-        [
-            *above,
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            *(f"% {visible(note)}" for note in table.notes),
-            "",
-        ]
-    )
+    return "\n".join(lines)
 
 
 def csv(table: Table) -> str:
     """The cells as CSV. Raw numbers are in a run's leaderboard, not here."""
     import pandas as pd
 
-    return str(
-        pd.DataFrame(list(map(list, table.rows)), columns=list(table.headers)).to_csv(
-            index=False, lineterminator="\n"
-        )
-    )
+    cells = pd.DataFrame(list(map(list, table.rows)), columns=list(table.headers))
+    return str(cells.to_csv(index=False, lineterminator="\n"))
 
 
 def as_json(table: Table) -> str:
-    """The table as a JSON list of objects."""
-    return (
-        json.dumps(
-            [dict(zip(table.headers, row, strict=True)) for row in table.rows], indent=2, ensure_ascii=False
-        )
-        + "\n"
-    )
+    """The table as a JSON list with an object for each row."""
+    objects = [dict(zip(table.headers, row, strict=True)) for row in table.rows]
+    return json.dumps(objects, indent=2, ensure_ascii=False) + "\n"
+
+
+_FORMS = {"table": terminal, "markdown": markdown, "latex": latex, "csv": csv, "json": as_json}
+
+
+def _superscript(numbers: Iterable[int]) -> str:
+    return " ".join(str(number).translate(_SUPERSCRIPT) for number in numbers)
+
+
+def _joined(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _style(table: Table, row: int, column: int) -> str:
+    return table.cell_styles.get((row, column), "bold" if (row, column) in table.bold else "")
+
+
+def _bold(table: Table, row: int, column: int, text: str, pattern: str) -> str:
+    return pattern.format(text) if (row, column) in table.bold and text else text
 
 
 def _number(text: str) -> str:
     """A number, or an interval of two, with minus signs instead of hyphens."""
-    words = (
-        f"${word}$" if word[:1] == "-" and word[1:2].isdigit() else for_latex(word)
-        for word in text.split(" ")
-    )
-    return " ".join(words)
+
+    def word(text: str) -> str:
+        start = text.lstrip("[(")
+        if not (start[:1] == "-" and start[1:2].isdigit()):
+            return for_latex(text)
+        digits = start.rstrip("]),")
+        before, after = text[: len(text) - len(start)], start[len(digits) :]
+        return f"{for_latex(before)}${digits}${for_latex(after)}"
+
+    return " ".join(map(word, text.split(" ")))

@@ -11,7 +11,7 @@ from tokred.tables.render import Table
 from tokred.tables.row import BASELINE, COLUMNS, PUBLISHED, Row, csv_text
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import RenderableType
 
 TABLE_HEADERS = ("Method", "Top-1 (%)", "Drop", "95 % interval", "FLOPs (G)", "Reduction", "Training", "Note")
 UNLABELLED_HEADERS = ("Method", "Agreement (%)", "95 % interval", "KL", *TABLE_HEADERS[4:])
@@ -94,7 +94,14 @@ def short_table(rows: Sequence[Row], title: str = "") -> Table:
         for row in rows
     ]
     bold = frozenset((number, 1) for number, row in enumerate(rows) if row.best)
-    return Table(title, headers(rows), [display(row) for row in rows], frozenset((0, 6, 7)), bold, styles)
+    return Table(
+        title=title,
+        headers=headers(rows),
+        rows=[display(row) for row in rows],
+        words=frozenset((0, 6, 7)),
+        bold=bold,
+        styles=styles,
+    )
 
 
 def sweep_table(rows: Sequence[Row], title: str = "") -> Table:
@@ -111,7 +118,7 @@ def sweep_table(rows: Sequence[Row], title: str = "") -> Table:
     )
     columns = (f"{headers(rows)[1]} at a reduction of", *(f"{100 * budget:.12g} %" for budget in budgets))
     notes = [f"First {row.n_images} images only." for row in rows if row.limited][:1]
-    return Table(title, columns, cells, bold=bold, styles=styles, notes=notes)
+    return Table(title=title, headers=columns, rows=cells, bold=bold, styles=styles, notes=notes)
 
 
 def by_budget(rows: Iterable[Row]) -> tuple[list[float], dict[str, dict[float, Row]]]:
@@ -140,7 +147,7 @@ def _cell(row: Row | None) -> str:
     return "-" if row is None or not _measured(row)[0] else _measured(row)[0] + aside(row)
 
 
-def terminal_table(rows: Sequence[Row], title: str) -> RichTable:
+def terminal_table(rows: Sequence[Row], title: str) -> RenderableType:
     """The short table for a terminal."""
     return render.terminal(short_table(rows, title))
 
@@ -155,10 +162,10 @@ def latex(rows: Sequence[Row]) -> str:
     return render.latex(short_table(rows))
 
 
-def formatted(rows: Sequence[Row], title: str, form: str, swept: bool = False) -> str | RichTable:
+def formatted(rows: Sequence[Row], title: str, form: str, swept: bool = False) -> str | RenderableType:
     """The rows in one of `tables.FORMATS`: CSV and JSON hold all columns and raw numbers, the others the short table."""
     if form == "csv":
         return csv_text(rows)
     if form == "json":
         return json.dumps([{name: getattr(row, name) for name in COLUMNS} for row in rows], indent=2) + "\n"
-    return render.drawn((sweep_table if swept else short_table)(rows, title), form)
+    return (sweep_table if swept else short_table)(rows, title).render(form)

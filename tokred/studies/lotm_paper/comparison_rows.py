@@ -157,10 +157,10 @@ def table(
     styles = ["bold" if line.method == BASELINE else "dim" if line.control else "" for line in lines]
     errors = [f"{line.method}: {line.error}" for line in lines if line.error]
     return Table(
-        title,
-        [column.header for column in columns],
-        cells,
-        words,
+        title=title,
+        headers=[column.header for column in columns],
+        rows=cells,
+        words=words,
         styles=styles,
         notes=[*notes, *errors],
         titled=True,
