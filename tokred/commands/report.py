@@ -9,7 +9,6 @@ import typer
 from rich.markup import escape
 
 from tokred.commands.console import out
-from tokred.errors import TokredError
 from tokred.utils.text import visible
 
 
@@ -25,10 +24,5 @@ def report(
 
     page = pages.page(pages.of_folder(run))
     file = target or run / "report.html"
-    try:
-        replace_file(file, page.encode())
-    except OSError as error:
-        raise TokredError(
-            f"Cannot write {file} ({error.strerror or error}); choose another file with --out."
-        ) from error
+    replace_file(file, page.encode(), "choose another file with --out")
     out.print(escape(visible(f"Report: {file}")), soft_wrap=True)

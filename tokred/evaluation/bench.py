@@ -169,13 +169,7 @@ def write_csv(path: Path, rows: list[BenchRow]) -> None:
     text = pd.DataFrame([asdict(row) for row in rows], columns=columns, dtype=object).to_csv(
         index=False, lineterminator="\n"
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.encode())
-    except OSError as error:
-        raise TokredError(
-            f"Cannot write {path} ({error.strerror}); choose another file with --out."
-        ) from error
+    replace_file(path, text.encode(), "choose another file with --out")
 
 
 def table(rows: list[BenchRow], title: str) -> Table:

@@ -160,14 +160,7 @@ class Folder:
         Raises:
             TokredError: it cannot be written; what was there before is unchanged.
         """
-        target = self.path / name
-        try:
-            target.parent.mkdir(exist_ok=True)
-            replace_file(target, content.encode() if isinstance(content, str) else content)
-        except OSError as error:
-            raise TokredError(
-                f"Cannot write {target} ({error.strerror}); what was there before is unchanged."
-            ) from error
+        replace_file(self.path / name, content.encode() if isinstance(content, str) else content)
 
     @property
     def whole(self) -> bool:

@@ -22,7 +22,7 @@ from tokred.leaderboard.evidence import PREDICTIONS, Evidence, Line, RunOutcomes
 from tokred.leaderboard.evidence_store import Store
 from tokred.leaderboard.exclusions import all_marks, remark
 from tokred.tables.row import BASELINE, COLUMNS, SCHEMA, Row, csv_cell
-from tokred.utils.atomic import replace_file, sweep
+from tokred.utils.atomic import replace_file, sweep, writing
 
 CSV_NAME = "leaderboard.csv"
 FIRST_SCHEMA = COLUMNS.index("date") + 1  # how many columns the first boards had
@@ -195,13 +195,8 @@ def write(board: Path, lines: Iterable[Line]) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    try:
-        sweep(board.parent, board.name)  # of writers that were killed: under the lock there is no other
-        replace_file(board, text.getvalue().encode("utf-8"))
-    except OSError as error:
-        raise TokredError(
-            f"Cannot write {board} ({error.strerror or error}); what was there before is unchanged."
-        ) from error
+    sweep(board.parent, board.name)  # of writers that were killed: under the lock there is no other
+    replace_file(board, text.getvalue().encode("utf-8"))
 
 
 @contextmanager
@@ -209,17 +204,15 @@ def locked(board: Path, timeout: float) -> Iterator[None]:
     """Only one process at a time, on this board. The lock is the kernel's where it can be, and then dies with its holder."""
     path = board.with_name(f".{board.name}.lock")
     lock = FileLock(path, timeout=timeout)
-    try:
+    with writing(board.parent, "choose another place with --board"):
         board.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise TokredError(
-            f"{board} has been locked by another process for {timeout:g} s; wait for it, or remove {path} if none is running."
-        ) from None
-    except OSError as error:
-        raise TokredError(
-            f"Cannot write into {board.parent} ({error.strerror or error}); choose another place with --board."
-        ) from error
+        try:
+            lock.acquire()
+        except Timeout:
+            raise TokredError(
+                f"{board} has been locked by another process for {timeout:g} s; wait for it, or remove {path} "
+                "if none is running."
+            ) from None
     try:
         yield
     finally:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tokred.errors import TokredError
 from tokred.leaderboard.evidence import Evidence, Line
 from tokred.utils.atomic import replace_file, sweep
 
@@ -36,13 +35,7 @@ class Store:
         if evidence.verified is None and path.exists():
             with contextlib.suppress(ValueError, OSError):
                 evidence = replace(evidence, verified=Evidence.unpack(path.read_bytes()).verified)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(path, evidence.pack())
-        except OSError as error:
-            raise TokredError(
-                f"Cannot write {path} ({error.strerror or error}); the board is unchanged."
-            ) from error
+        replace_file(path, evidence.pack(), "the board is unchanged")
 
     def has(self, key: Key, evidence: Evidence) -> bool:
         """Whether this very evidence is here."""

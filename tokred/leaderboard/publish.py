@@ -91,10 +91,4 @@ _READS = 10  # in which a board that somebody writes to comes to rest, or else t
 
 
 def _write(file: Path, text: str) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, text.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise TokredError(
-            f"Cannot write {file} ({error.strerror or error}); choose another place for it."
-        ) from error
+    replace_file(file, text.encode("utf-8", "backslashreplace"), "choose another place for it")

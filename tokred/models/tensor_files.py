@@ -140,14 +140,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, card: Mapping[str, 
         key: value.detach().cpu().half().contiguous() if value.is_floating_point() else value
         for key, value in tensors.items()
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, safetensors.torch.save(halves))  # save_file would let only the owner read it
-        replace_file(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
-    except (OSError, safetensors.SafetensorError) as error:
-        raise TokredError(
-            f"Cannot write the weights {path} ({error}); make room or choose another folder."
-        ) from error
+    advice = "make room or choose another folder"
+    replace_file(path, safetensors.torch.save(halves), advice)  # save_file would let only the owner read it
+    replace_file(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode(), advice)
 
 
 def hash_weights(model: nn.Module) -> str:

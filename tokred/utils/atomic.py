@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or whoever comes after a kill, finds the old one or the new one, never a part."""
+"""Write files in one step, so that a reader, also after a kill, sees either the old file or the new one."""
 
 from __future__ import annotations
 
@@ -7,37 +7,58 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tokred.errors import TokredError
 
+UNCHANGED = "what was there before is unchanged"
 _TEMPORARY = ".{name}.{token}.tmp"
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write beside the file and swap it in. The rights of one that was there stay.
+@contextlib.contextmanager
+def writing(path: Path, advice: str = UNCHANGED) -> Iterator[None]:
+    """Turn an error of the operating system into a sentence that names `path` and ends with the advice.
 
     Raises:
-        OSError: it cannot be written; what was there before is unchanged.
+        TokredError: the body of the `with` statement raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TokredError(f"Cannot write {path} ({error.strerror or error}); {advice}.") from error
+
+
+def replace_file(path: Path, data: bytes, advice: str = UNCHANGED) -> None:
+    """Write a file in one step and make its folder if needed; an existing file keeps its permissions.
+
+    Raises:
+        TokredError: it cannot be written; an existing file is unchanged. The message ends with the advice.
     """
     temporary = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(4)))
-    try:
-        temporary.write_bytes(data)
-        _sync(temporary)
-        if path.exists():
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with writing(path, advice):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
+            if path.exists():
+                shutil.copymode(path, temporary)
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
-def _sync(path: Path) -> None:
-    """On the disk itself, or a power cut could leave the new name on an empty file."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+def write_all(folder: Path, files: Mapping[str, bytes], advice: str = UNCHANGED) -> None:
+    """Write files into a folder, each in one step.
+
+    Raises:
+        TokredError: one cannot be written. The message ends with the advice.
+    """
+    for name, content in files.items():
+        replace_file(folder / name, content, advice)
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
@@ -49,33 +70,35 @@ def sweep(folder: Path, name: str | None = None) -> None:
             leftover.unlink()
 
 
-def check_writable(path: Path) -> None:
+def check_writable(folder: Path, option: str = "--out") -> None:
     """Make a folder and write into it, before hours of work depend on that.
 
+    Args:
+        folder: The output folder.
+        option: What the user gives to choose another one.
+
     Raises:
-        TokredError: it cannot be made or written.
+        TokredError: it cannot be made or written, or it is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise TokredError(f"{folder} is a file, and the results need a folder; choose one with {option}.")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable-{os.getpid()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise TokredError(
-            f"The output folder {path} cannot be written ({error.strerror}); choose another with --out."
+            f"The output folder {folder} cannot be written ({error.strerror}); choose another with {option}."
         ) from error
 
 
-def write_all(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a folder, each in one step.
+def check_writable_file(path: Path, option: str = "--out") -> None:
+    """Make sure that a file can be written, before work depends on that; its folder is made.
 
     Raises:
-        TokredError: one cannot be written.
+        TokredError: it is a folder, or its folder cannot be made or written.
     """
-    try:
-        for name, content in files.items():
-            replace_file(folder / name, content)
-    except OSError as error:
-        raise TokredError(
-            f"Cannot write into {folder} ({error.strerror}); what was there before is unchanged."
-        ) from error
+    if path.is_dir():
+        raise TokredError(f"{path} is a folder; give the name of a file with {option}.")
+    check_writable(path.parent, option)

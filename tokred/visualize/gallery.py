@@ -151,13 +151,7 @@ class Gallery:
         """
         target = Path(path)
         check_kind(target)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(target, self._file(KINDS[target.suffix.lower()]))
-        except OSError as error:
-            raise TokredError(
-                f"The picture {target} cannot be written ({error.strerror}); choose another file with --out."
-            ) from error
+        replace_file(target, self._file(KINDS[target.suffix.lower()]), "choose another file with --out")
 
     def _file(self, kind: str) -> bytes:
         buffer = io.BytesIO()

@@ -166,10 +166,8 @@ def _note(path: Path, checks: Sequence[Check]) -> list[str]:
             _note_run(path.parent, checks)
         else:
             _note_board(path, checks)
-    except (OSError, TokredError) as error:
-        return [
-            f"The outcome could not be noted beside {path} ({getattr(error, 'strerror', None) or error})."
-        ]
+    except TokredError as error:
+        return [f"The outcome could not be noted beside {path}: {error}"]
     return []
 
 

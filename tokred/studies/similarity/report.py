@@ -19,7 +19,7 @@ from tokred.studies.similarity.accumulator import BINS, EDGES
 from tokred.studies.similarity.pairs import KINDS
 from tokred.studies.similarity.premise import FAILS, HOLDS, Finding, by_distance, chosen, lowest
 from tokred.studies.similarity.study import SENSES, Measured
-from tokred.utils.atomic import check_writable, replace_file
+from tokred.utils.atomic import check_writable, write_all
 from tokred.utils.provenance import code_hash, versions
 from tokred.utils.text import visible
 
@@ -204,10 +204,4 @@ def write(measured: Measured, found: Sequence[Finding], out: Path) -> None:
         "code": code_hash(),
     }
     content = {**files(measured, found), "run.json": (json.dumps(run, indent=2) + "\n").encode()}
-    for name, data in content.items():
-        try:
-            replace_file(out / name, data)
-        except OSError as error:
-            raise TokredError(
-                f"Cannot write {out / name} ({error.strerror}); make room or choose another folder with --out."
-            ) from error
+    write_all(out, content, "make room or choose another folder with --out")
