@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Sequence
 
 
+UNLABELLED = -2  # label of an image whose label is unknown or could not be read
+
+
 class TokredError(Exception):
     """Bad input. The command line prints the sentence and exits with code 2."""
 
@@ -30,10 +33,10 @@ class UnreadableImage(TokredError):
     """An image file that cannot be decoded.
 
     Attributes:
-        label: of the image where the reader knows it, else -2.
+        label: the image's label where the reader knows it, else `UNLABELLED`.
     """
 
-    def __init__(self, message: str, label: int = -2) -> None:
+    def __init__(self, message: str, label: int = UNLABELLED) -> None:
         super().__init__(message)
         self.label = label
 

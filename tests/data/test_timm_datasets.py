@@ -13,7 +13,7 @@ from PIL import Image
 from tokred.data import loading, preflight, preprocessing, sources
 from tokred.errors import TokredError
 from tokred.evaluation.metrics import fidelity
-from tokred.evaluation.predictions import Outcomes
+from tokred.evaluation.predictions import Predictions
 from tokred.models import zoo
 from tokred.tables.results_table import display, headers, latex, markdown
 from tokred.tables.row import Row, rank
@@ -300,7 +300,7 @@ def test_images_without_labels_are_compared_by_agreement(photos, tmp_path):
 
 def test_fidelity_by_hand():
     def made(prediction, kl):
-        return Outcomes(
+        return Predictions(
             np.array(prediction), np.zeros(len(prediction), dtype=bool), np.array(kl, dtype=np.float32)
         )
 

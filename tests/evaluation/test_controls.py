@@ -1,5 +1,7 @@
 """Controls are dense models: of lower resolution, of smaller size; and what a run says of methods that do not beat them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
@@ -13,7 +15,7 @@ from tokred.errors import TokredError, Unreachable
 from tokred.evaluation.comparison import Job
 from tokred.evaluation.config import Config, Fixed
 from tokred.evaluation.controls import lowres, smaller
-from tokred.evaluation.standing import judge
+from tokred.evaluation.significance import judge
 from tokred.models import zoo
 from tokred.tables.row import BASELINE, Row
 from tokred.testing import tiny_vit
@@ -118,28 +120,30 @@ def test_judge_asks_for_significance():
         row("lowres", control=True),
         row("smaller", None, control=True),
     ]
-    judge(rows, {0: strong, 1: strong, 2: near, 3: weak, 4: weak, 5: near}, np.arange(n))
-    assert [r.unbeaten for r in rows] == ["", "smaller", "smaller", "lowres smaller", "", ""]
-    assert not any(r.best for r in rows)  # a and b are not told apart
-    judge(rows, {0: strong, 1: strong, 3: weak, 4: weak, 5: near}, np.arange(n))
-    assert [r.method for r in rows if r.best] == ["a"]
-    rows[1].unfitted = True
-    judge(rows, {0: strong, 1: strong, 2: near, 3: weak, 4: weak}, np.arange(n))
-    assert [r.method for r in rows if r.best] == ["b"]
-    rows[2].reduction = 0.25  # of the budget of 0.3
-    judge(rows, {0: strong, 2: near, 3: weak, 4: weak}, np.arange(n))
-    assert not any(r.best for r in rows)
+    flags = judge(rows, {0: strong, 1: strong, 2: near, 3: weak, 4: weak, 5: near}, np.arange(n))
+    assert [flag.unbeaten for flag in flags] == ["", "smaller", "smaller", "lowres smaller", "", ""]
+    assert not any(flag.best for flag in flags)  # a and b are not told apart
+
+    def best(rows, correct):
+        flags = judge(rows, correct, np.arange(n))
+        return [row.method for row, flag in zip(rows, flags, strict=True) if flag.best]
+
+    assert best(rows, {0: strong, 1: strong, 3: weak, 4: weak, 5: near}) == ["a"]
+    rows[1] = replace(rows[1], unfitted=True)
+    assert best(rows, {0: strong, 1: strong, 2: near, 3: weak, 4: weak}) == ["b"]
+    rows[2] = replace(rows[2], reduction=0.25)  # of the budget of 0.3
+    assert best(rows, {0: strong, 2: near, 3: weak, 4: weak}) == []
 
 
 def test_judge_counts_groups_and_budgets_apart():
     n = 60
     better, worse = np.ones(n, bool), np.arange(n) % 3 > 0
     rows = [row("a", 0.2), row("b", 0.2), row("a", 0.4), row("random", 0.4, control=True)]
-    judge(rows, {0: better, 1: worse, 2: worse, 3: better}, np.arange(n))
-    assert [r.best for r in rows] == [True, False, False, False]
-    assert [r.unbeaten for r in rows] == ["", "", "random", ""]
-    judge(rows, {0: better, 1: worse}, np.zeros(n))  # all images show one digit: a single pair of results
-    assert not any(r.best for r in rows)
+    flags = judge(rows, {0: better, 1: worse, 2: worse, 3: better}, np.arange(n))
+    assert [flag.best for flag in flags] == [True, False, False, False]
+    assert [flag.unbeaten for flag in flags] == ["", "", "random", ""]
+    flags = judge(rows, {0: better, 1: worse}, np.zeros(n))  # one digit: a single pair of results
+    assert not any(flag.best for flag in flags)
 
 
 def test_two_plans_of_one_name_are_refused():
@@ -160,8 +164,8 @@ def test_a_row_that_costs_more_than_its_budget_beats_no_control_of_it():
         row("lowres", reduction=0.33, control=True),
         row("smaller", None, control=True),
     ]
-    judge(rows, {0: better, 1: better, 2: worse, 3: worse}, np.arange(n))
-    assert [r.unbeaten for r in rows] == ["", "lowres", "", ""]
+    flags = judge(rows, {0: better, 1: better, 2: worse, 3: worse}, np.arange(n))
+    assert [flag.unbeaten for flag in flags] == ["", "lowres", "", ""]
 
 
 def test_the_configuration_says_whether_controls_were_asked_for():

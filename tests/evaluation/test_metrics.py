@@ -9,13 +9,13 @@ import torch
 from scipy import stats
 
 from tokred.evaluation.metrics import interval, mcnemar, score
-from tokred.evaluation.predictions import Outcomes, finite
+from tokred.evaluation.predictions import Predictions, finite
 
 
 def test_outcomes_from_logits():
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [9.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
     dense = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 9.0], [9.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
-    outcomes = Outcomes.empty(3)
+    outcomes = Predictions.empty(3)
     outcomes.put(np.array([2, 0]), logits, torch.tensor([0, 0]), dense)
     assert outcomes.prediction.tolist() == [0, -1, 5]
     assert outcomes.top5.tolist() == [True, False, False]
@@ -26,7 +26,7 @@ def test_outcomes_from_logits():
 
 def made(prediction):
     n = len(prediction)
-    return Outcomes(np.asarray(prediction), np.ones(n, dtype=bool), np.zeros(n, dtype=np.float32))
+    return Predictions(np.asarray(prediction), np.ones(n, dtype=bool), np.zeros(n, dtype=np.float32))
 
 
 def test_scores_by_hand():

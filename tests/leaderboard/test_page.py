@@ -326,7 +326,7 @@ def test_damaged_predictions_and_damaged_evidence(tmp_path):
 
 def test_claims_are_those_of_the_scores(tmp_path):
     from tokred.evaluation.metrics import score
-    from tokred.evaluation.predictions import Outcomes
+    from tokred.evaluation.predictions import Predictions
 
     rng = np.random.default_rng(1)
     source = folder(
@@ -336,7 +336,7 @@ def test_claims_are_those_of_the_scores(tmp_path):
     )
     outcomes = RunOutcomes(source)
     parts = {
-        m: Outcomes(*(outcomes.arrays[f"{m}/{part}"] for part in ("prediction", "top5", "kl")))
+        m: Predictions(*(outcomes.arrays[f"{m}/{part}"] for part in ("prediction", "top5", "kl")))
         for m in (BASELINE, "lotm")
     }
     scores = score(parts["lotm"], parts[BASELINE], outcomes.labels, outcomes.groups)

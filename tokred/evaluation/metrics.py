@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
-if TYPE_CHECKING:  # outcomes come from torch; tests and ranks of what is on disk need none
-    from tokred.evaluation.predictions import Outcomes
+if TYPE_CHECKING:
+    from tokred.evaluation.predictions import Predictions
 
 LEVEL = 0.95
 _ENDS = (50 * (1 - LEVEL), 50 * (1 + LEVEL))  # percentiles
@@ -44,7 +44,7 @@ class Scores:
 
 
 def score(
-    outcomes: Outcomes, dense: Outcomes, labels: np.ndarray, groups: np.ndarray, seed: int = 0
+    outcomes: Predictions, dense: Predictions, labels: np.ndarray, groups: np.ndarray, seed: int = 0
 ) -> Scores:
     """Summarise one model. Intervals are 95 % percentile bootstrap intervals over groups.
 
@@ -73,7 +73,7 @@ def score(
     )
 
 
-def fidelity(outcomes: Outcomes, dense: Outcomes, groups: np.ndarray, seed: int = 0) -> Scores:
+def fidelity(outcomes: Predictions, dense: Predictions, groups: np.ndarray, seed: int = 0) -> Scores:
     """Summarise one model where there are no labels: how often it agrees with the dense one. Images without predictions are left out."""
     known = dense.prediction >= 0
     same = (outcomes.prediction == dense.prediction)[known].astype(float)

@@ -1,7 +1,8 @@
-"""What is known of every image of a run: each model's prediction, what failed, and what was odd about the image.
+"""Per-image predictions of a run: each model's, with the images that could not be read and the methods that failed.
 
-An `Evaluation` fills up as batches finish. `pack` turns any of its rows into bytes, for files that a killed run leaves behind and for the
-other processes of a distributed one; `absorb` puts them back.
+An `Evaluation` fills up as batches finish. `Evaluation.pack` turns some of its images into an npz file, for the run's folder and for the
+other processes of a distributed run; `unpack` reads such a file, and `Evaluation.absorb` enters it. No function here needs torch to be
+imported, so that what is on disk can be read without it.
 """
 
 from __future__ import annotations
@@ -11,50 +12,112 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
+from tokred.errors import UNLABELLED
 from tokred.tables.row import BASELINE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
-class Outcomes:
-    """What one model did with every image; arrays of length n."""
+class Predictions:
+    """Per-image predictions of one model, arrays of length n.
 
-    prediction: np.ndarray  # int64, most likely class; -1 where there is none
-    top5: np.ndarray  # bool, whether the label is among the five most likely
-    kl: np.ndarray  # float32, KL divergence from the dense model's distribution to this one's, in nats; NaN where there is none
+    Attributes:
+        prediction: int64, the most likely class; -1 where there is none.
+        top5: bool, whether the label is among the five most likely classes.
+        kl: float32, KL divergence in nats from the dense model's distribution to this model's; NaN where there is none.
+    """
+
+    prediction: np.ndarray
+    top5: np.ndarray
+    kl: np.ndarray
 
     @classmethod
-    def empty(cls, n: int) -> Outcomes:
+    def empty(cls, n: int) -> Predictions:
+        """No prediction of any of n images."""
         return cls(np.full(n, -1), np.zeros(n, dtype=bool), np.full(n, np.nan, dtype=np.float32))
 
-    def put(self, rows: np.ndarray, logits: Tensor, labels: Tensor, dense_logits: Tensor) -> None:
-        """Enter a batch at the given rows."""
+    def put(self, images: np.ndarray, logits: Tensor, labels: Tensor, dense_logits: Tensor) -> None:
+        """Enter a batch at the indices `images`, [b]; logits are [b, classes], labels [b]."""
         logits, dense_logits = logits.float(), dense_logits.float()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        self.prediction[rows] = logits.argmax(1).cpu().numpy()
-        self.top5[rows] = (best == labels[:, None]).any(1).cpu().numpy()
-        divergence = F.kl_div(
-            logits.log_softmax(1), dense_logits.log_softmax(1), reduction="none", log_target=True
-        )
-        self.kl[rows] = divergence.sum(1).clamp(min=0).cpu().numpy()
+        self.prediction[images] = logits.argmax(1).cpu().numpy()
+        self.top5[images] = (best == labels[:, None]).any(1).cpu().numpy()
+        log, dense_log = logits.log_softmax(1), dense_logits.log_softmax(1)
+        divergence = dense_log.exp() * (dense_log - log)
+        self.kl[images] = divergence.sum(1).clamp(min=0).cpu().numpy()
 
-    def forget(self, rows: np.ndarray) -> None:
-        """There is no prediction for these rows: nothing to compare, and never right."""
-        self.prediction[rows], self.top5[rows], self.kl[rows] = -1, False, np.nan
+    def clear(self, images: np.ndarray) -> None:
+        """Mark images as not predicted; they count as wrong."""
+        self.prediction[images], self.top5[images], self.kl[images] = -1, False, np.nan
 
-    def take(self, rows: np.ndarray) -> Outcomes:
-        """Only some rows."""
-        return Outcomes(self.prediction[rows], self.top5[rows], self.kl[rows])
+    def take(self, images: np.ndarray) -> Predictions:
+        """The predictions of some images alone."""
+        return Predictions(self.prediction[images], self.top5[images], self.kl[images])
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Predictions of some images of a run, as an npz file holds them.
+
+    Attributes:
+        images: [n] int64, the images' indices in the data.
+        labels: [n] int64.
+        groups: [n] int64, images that are not independent share a number; where the file has none, every image has its own.
+        models: predictions by name, those of the dense model under "baseline"; methods that failed are missing.
+        about: what else was recorded: the run's key, failed methods, unreadable images and so on.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    models: Mapping[str, Predictions]
+    about: Mapping[str, Any]
+
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """Indices of the images that could not be read, with the reason."""
+        return {int(index): str(text) for index, text in self.about.get("unreadable", {}).items()}
+
+    def counted(self, on_error: str) -> np.ndarray:
+        """Places in these arrays of the images that count: all but unreadable ones where they are skipped."""
+        left_out = sorted(self.unreadable) if on_error == "skip" else []
+        return np.flatnonzero(~np.isin(self.images, left_out))
+
+
+def unpack(data: bytes) -> Packed:
+    """Read what `Evaluation.pack` has written.
+
+    Raises:
+        ValueError: this is something else, or damaged.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = dict(file)
+        images, labels, about = arrays["rows"], arrays["labels"], json.loads(str(arrays["about"]))
+        groups = arrays.get("groups", images)
+        names = [key.removesuffix("/prediction") for key in arrays if key.endswith("/prediction")]
+        models = {
+            name: Predictions(**{part.name: arrays[f"{name}/{part.name}"] for part in fields(Predictions)})
+            for name in names
+        }
+        parts = [getattr(model, part.name) for model in models.values() for part in fields(Predictions)]
+        if BASELINE not in models or {len(array) for array in (labels, groups, *parts)} != {len(images)}:
+            raise ValueError("arrays of different lengths, or none of the dense model")
+        packed = Packed(images=images, labels=labels, groups=groups, models=models, about=dict(about))
+        packed.unreadable  # noqa: B018  (raises where they are no numbers)
+    except Exception as error:  # a damaged file can fail in any way
+        raise ValueError("no predictions of tokred") from error
+    return packed
 
 
 class Failure(NamedTuple):
-    """Why a method has no row; the image is the first one of the batch where it failed."""
+    """Why a method has no row; the image is the first one of the batch in which it failed."""
 
     image: int
     reason: str
@@ -62,25 +125,25 @@ class Failure(NamedTuple):
 
 @dataclass
 class Evaluation:
-    """Per-image outcomes of one pass.
+    """Per-image predictions of all models in one pass over n images.
 
     Attributes:
-        labels: [n] int64; -2 where an image could not be read and its label with it.
+        labels: [n] int64; -2 where an image and its label could not be read.
         done: [n] bool, whether the image's batch has been evaluated.
-        dense: outcomes of the unreduced model.
-        methods: of every method.
-        failed: methods that have no outcomes, with the earliest reason.
-        unreadable: images that could not be read, with the reason.
-        kinds: images whose file is not plain 8-bit colour, by what it is.
-        smallest_batch: images that ran together where memory did not suffice for more.
-        seconds: that all this took.
-        key: of the run. What another run has packed is none of its own.
+        dense: predictions of the dense model.
+        methods: predictions of each method, by its name.
+        failed: methods without predictions, with the earliest reason.
+        unreadable: indices of images that could not be read, with the reason.
+        kinds: indices of images whose file is not plain 8-bit colour, with the kind of file.
+        smallest_batch: images in the smallest batch that memory forced; None where it had room for all.
+        seconds: duration of the evaluation.
+        key: the run's key; packed predictions with another key are refused.
     """
 
     labels: np.ndarray
     done: np.ndarray
-    dense: Outcomes
-    methods: dict[str, Outcomes]
+    dense: Predictions
+    methods: dict[str, Predictions]
     failed: dict[str, Failure] = field(default_factory=dict)
     unreadable: dict[int, str] = field(default_factory=dict)
     kinds: dict[int, str] = field(default_factory=dict)
@@ -91,12 +154,18 @@ class Evaluation:
 
     @classmethod
     def empty(cls, n: int, methods: Iterable[str]) -> Evaluation:
+        """Nothing evaluated yet of n images."""
         return cls(
-            np.full(n, -2),
-            np.zeros(n, dtype=bool),
-            Outcomes.empty(n),
-            {name: Outcomes.empty(n) for name in methods},
+            labels=np.full(n, UNLABELLED),
+            done=np.zeros(n, dtype=bool),
+            dense=Predictions.empty(n),
+            methods={name: Predictions.empty(n) for name in methods},
         )
+
+    @property
+    def models(self) -> dict[str, Predictions]:
+        """Predictions by name, those of the dense model under "baseline"."""
+        return {BASELINE: self.dense, **self.methods}
 
     @property
     def readable(self) -> np.ndarray:
@@ -106,27 +175,33 @@ class Evaluation:
         return mask
 
     def fail(self, name: str, failure: Failure) -> None:
-        """A method failed; of several failures the one at the earliest image counts, whichever batch ended first."""
+        """Record that a method failed; of several failures the one at the earliest image counts."""
         with self._lock:
             self.failed[name] = min(self.failed.get(name, failure), failure)
 
     def shrink(self, size: int) -> None:
-        """Only `size` images fitted into memory together."""
+        """Record that memory had room for only `size` images together."""
         with self._lock:
             self.smallest_batch = min(self.smallest_batch or size, size)
 
     def remark(self, unreadable: Mapping[int, str], kinds: Mapping[int, str]) -> None:
-        """Enter what is odd about some images; those that could not be read have no prediction."""
+        """Record unreadable images, which then have no predictions, and images of unusual kinds."""
         with self._lock:
             self.unreadable |= unreadable
             self.kinds |= kinds
-        rows = np.array(sorted(unreadable), dtype=np.int64)
-        for outcomes in self._outcomes().values():
-            outcomes.forget(rows)
+        images = np.array(sorted(unreadable), dtype=np.int64)
+        for predictions in self.models.values():
+            predictions.clear(images)
 
-    def pack(self, rows: np.ndarray, seconds: float = 0.0, **more: np.ndarray) -> bytes:
-        """Some rows, `seconds` of work, as an npz file; methods that failed are not in it. `more` arrays are for other readers."""
-        chosen = set(rows.tolist())
+    def pack(self, images: np.ndarray, seconds: float = 0.0, **more: np.ndarray) -> bytes:
+        """Some images' predictions as an npz file; methods that failed are left out.
+
+        Args:
+            images: indices of the images.
+            seconds: duration of their evaluation.
+            more: further arrays, such as `groups`.
+        """
+        chosen = set(images.tolist())
         with self._lock:  # other threads go on entering
             failed = dict(self.failed)
             about = {
@@ -137,52 +212,47 @@ class Evaluation:
                 "smallest_batch": self.smallest_batch,
                 "seconds": seconds,
             }
-        arrays = {"rows": rows, "labels": self.labels[rows], "about": np.array(json.dumps(about)), **more}
-        for name, outcomes in self._outcomes().items():
+        arrays = {"rows": images, "labels": self.labels[images], "about": np.array(json.dumps(about)), **more}
+        for name, predictions in self.models.items():
             if name not in failed:
                 arrays |= {
-                    f"{name}/{part.name}": getattr(outcomes, part.name)[rows] for part in fields(Outcomes)
+                    f"{name}/{part.name}": getattr(predictions, part.name)[images]
+                    for part in fields(Predictions)
                 }
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
 
     def absorb(self, data: bytes) -> None:
-        """Enter packed rows, and what else was known where they were packed.
+        """Enter packed predictions, and what else was recorded with them.
 
         Raises:
-            ValueError: these are no packed rows, or those of another run.
+            ValueError: these are no packed predictions, or those of another run.
         """
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                arrays = dict(file)
-            rows, about = arrays["rows"], json.loads(str(arrays["about"]))
-            missing = {name for name in self._outcomes() if f"{name}/prediction" not in arrays} - set(
-                about["failed"]
-            )
+            packed = unpack(data)
+            images, about = packed.images, packed.about
+            missing = self.models.keys() - packed.models.keys() - about["failed"].keys()
             if about["key"] != self.key or missing:
-                raise ValueError("rows of another run")
-            for name, outcomes in self._outcomes().items():
-                for part in fields(Outcomes):
-                    if f"{name}/{part.name}" in arrays:
-                        getattr(outcomes, part.name)[rows] = arrays[f"{name}/{part.name}"]
-            self.labels[rows] = arrays["labels"]
+                raise ValueError("predictions of another run")
+            for name, predictions in self.models.items():
+                if name in packed.models:
+                    for part in fields(Predictions):
+                        getattr(predictions, part.name)[images] = getattr(packed.models[name], part.name)
+            self.labels[images] = packed.labels
             for name, (image, reason) in about["failed"].items():
                 self.fail(name, Failure(image, reason))
-            self.unreadable |= {int(index): text for index, text in about["unreadable"].items()}
+            self.unreadable |= packed.unreadable
             self.kinds |= {int(index): text for index, text in about["kinds"].items()}
             if about["smallest_batch"]:
                 self.shrink(about["smallest_batch"])
-            if not self.done[rows].all():
+            if not self.done[images].all():
                 self.seconds += about["seconds"]
-            self.done[rows] = True
-        except Exception as error:  # whatever a damaged file makes of itself
-            raise ValueError("no packed rows") from error
-
-    def _outcomes(self) -> dict[str, Outcomes]:
-        return {BASELINE: self.dense, **self.methods}
+            self.done[images] = True
+        except Exception as error:  # a damaged file can fail in any way
+            raise ValueError("no packed predictions") from error
 
 
 def finite(logits: Tensor) -> bool:
-    """Whether all logits are numbers."""
-    return bool(torch.isfinite(logits).all())
+    """Whether all logits are finite numbers."""
+    return bool(logits.isfinite().all())

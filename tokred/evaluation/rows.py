@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +12,8 @@ from tokred.core.vit import num_patches
 from tokred.errors import TokredError
 from tokred.evaluation import candidates, published_accuracy
 from tokred.evaluation.metrics import fidelity, score
-from tokred.evaluation.predictions import Outcomes
-from tokred.evaluation.standing import judge
+from tokred.evaluation.predictions import Predictions
+from tokred.evaluation.significance import judge
 from tokred.tables import row as results
 from tokred.tables.row import Row
 from tokred.utils.provenance import versions
@@ -51,12 +51,13 @@ def rows(job: Job) -> list[Row]:
             right[place] = (found.methods[entry.name].prediction == truth)[chosen]
         rows.append(row)
     if len(chosen):
-        judge(rows, right, job.source.groups[chosen])
+        flags = judge(rows, right, job.source.groups[chosen])
+        rows = [replace(row, **vars(flag)) for row, flag in zip(rows, flags, strict=True)]
     published_accuracy.mark(rows, published_accuracy.published(job.loaded, job.source, job.preparation))
     return rows
 
 
-def _score(job: Job, row: Row, outcomes: Outcomes, chosen: np.ndarray) -> None:
+def _score(job: Job, row: Row, outcomes: Predictions, chosen: np.ndarray) -> None:
     """Enter accuracy, and for a method what it lost."""
     if not len(chosen):
         return

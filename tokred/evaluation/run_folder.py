@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tokred.errors import TokredError
-from tokred.evaluation.predictions import Evaluation
+from tokred.evaluation.predictions import Evaluation, Packed, Predictions, unpack
+from tokred.tables import row as results
+from tokred.tables.row import Row, outcome_name
 from tokred.utils.atomic import check_writable, replace_file, sweep
 
 FILES = (
@@ -36,6 +41,41 @@ FILES = (
 OPTIONAL = ("maps.npz",)  # of no use where nothing could be drawn
 _OUTCOMES, _PREVIOUS, _LOCK = "outcomes", "previous", ".lock"
 _INTERVAL = 10.0  # seconds of work that a kill may cost
+
+
+class Record:
+    """What a pass has found so far, in memory and, every few seconds, in its folder."""
+
+    def __init__(self, evaluation: Evaluation, folder: Folder | None, processes: int = 1) -> None:
+        self.evaluation, self.folder, self.processes = evaluation, folder, processes
+        self._pending: list[np.ndarray] = []
+        self._last = time.monotonic()
+
+    def missing(self, batches: Sequence[range]) -> list[range]:
+        """The batches that are not evaluated yet."""
+        done = self.evaluation.done
+        return [batch for batch in batches if not done[batch.start : batch.stop].all()]
+
+    def finished(self, rows: np.ndarray) -> None:
+        """A batch is done."""
+        self._pending.append(rows)
+        if time.monotonic() - self._last >= _INTERVAL:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on disk yet.
+
+        Raises:
+            TokredError: it cannot be written.
+        """
+        now = time.monotonic()
+        if self._pending:
+            rows, seconds = np.concatenate(self._pending), (now - self._last) / self.processes
+            self.evaluation.seconds += seconds
+            if self.folder:
+                self.folder.write_outcomes(self.evaluation, rows, seconds)
+            self._pending.clear()
+        self._last = now
 
 
 class Folder:
@@ -92,7 +132,7 @@ class Folder:
         for folder in (self.path, self.path / _OUTCOMES):
             sweep(folder)
         if file.exists():
-            before = self._read(file)
+            before = _read_about(file, "choose another folder with --out")
             changed = [
                 key
                 for part in ("configuration", "software")
@@ -112,17 +152,9 @@ class Folder:
             self._move(earlier, self.path, (*OPTIONAL, *FILES)[::-1])
             self.notice = self.notice.replace("starts anew", f"goes on where it was put aside, in {earlier}")
         if file.exists():
-            self.run = self._read(file)
+            self.run = _read_about(file, "choose another folder with --out")
         else:
             self._begin()
-
-    def _read(self, file: Path) -> dict[str, Any]:
-        try:
-            run = json.loads(file.read_text(encoding="utf-8"))
-            dict(run["configuration"]), dict(run.get("software", {}))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TokredError(f"{file} is not a run of tokred; choose another folder with --out.") from error
-        return dict(run)
 
     @property
     def key(self) -> str:
@@ -191,39 +223,97 @@ class Folder:
         self.write(f"{_OUTCOMES}/{int(rows[0]):09d}.npz", evaluation.pack(rows, seconds))
 
 
-class Record:
-    """What a pass has found so far, in memory and, every few seconds, in its folder."""
+@dataclass(frozen=True)
+class Run:
+    """A finished run as its folder has it.
 
-    def __init__(self, evaluation: Evaluation, folder: Folder | None, processes: int = 1) -> None:
-        self.evaluation, self.folder, self.processes = evaluation, folder, processes
-        self._pending: list[np.ndarray] = []
-        self._last = time.monotonic()
+    Attributes:
+        path: the folder.
+        about: contents of run.json: configuration, software, versions, errors and so on.
+        rows: rows of leaderboard.csv, in its order.
+        packed: contents of predictions.npz; None where the file is missing.
+    """
 
-    def missing(self, batches: Sequence[range]) -> list[range]:
-        """The batches that are not evaluated yet."""
-        done = self.evaluation.done
-        return [batch for batch in batches if not done[batch.start : batch.stop].all()]
+    path: Path
+    about: Mapping[str, Any]
+    rows: list[Row]
+    packed: Packed | None
 
-    def finished(self, rows: np.ndarray) -> None:
-        """A batch is done."""
-        self._pending.append(rows)
-        if time.monotonic() - self._last >= _INTERVAL:
-            self.flush()
+    def name(self, row: Row) -> str | None:
+        """The name under which a row's predictions are stored; None where they are not."""
+        arrays = [f"{name}/prediction" for name in self.packed.models] if self.packed else []
+        return outcome_name(arrays, row.method, row.budget, row.knob, row.stages)
 
-    def flush(self) -> None:
-        """Write what is not on disk yet.
+    def predictions(self, row: Row) -> Predictions | None:
+        """A row's predictions; None where they are not stored."""
+        name = self.name(row)
+        return self.packed.models[name] if self.packed and name is not None else None
+
+    @cached_property
+    def maps(self) -> dict[str, np.ndarray]:
+        """The arrays of maps.npz; none where the file is missing.
 
         Raises:
-            TokredError: it cannot be written.
+            TokredError: the file is damaged.
         """
-        now = time.monotonic()
-        if self._pending:
-            rows, seconds = np.concatenate(self._pending), (now - self._last) / self.processes
-            self.evaluation.seconds += seconds
-            if self.folder:
-                self.folder.write_outcomes(self.evaluation, rows, seconds)
-            self._pending.clear()
-        self._last = now
+        data = _bytes(self.path / "maps.npz")
+        try:
+            with np.load(io.BytesIO(data or b""), allow_pickle=False) as file:
+                return dict(file)
+        except Exception as error:  # a damaged file can fail in any way
+            if data is None:
+                return {}
+            raise TokredError(
+                f"{self.path / 'maps.npz'} is damaged; remove it to go on without, or run the comparison again."
+            ) from error
+
+
+def read_run(path: Path) -> Run:
+    """Read a finished run from its folder, checking every file; predictions.npz may be missing.
+
+    Raises:
+        TokredError: the folder is none of a finished run, or one of its files is damaged.
+    """
+    if not path.is_dir():
+        raise TokredError(f"There is no folder {path}; give the folder of a run, such as one under runs/.")
+    if not (path / "run.json").is_file():
+        raise TokredError(f"{path} holds no run.json: give the folder of a finished run.")
+    about = _read_about(path / "run.json", "give the folder of a finished run")
+    leaderboard, predictions = _bytes(path / "leaderboard.csv"), _bytes(path / "predictions.npz")
+    if leaderboard is None:
+        raise TokredError(
+            f"{path} holds no leaderboard.csv: its run has not come to its end; go on with its command first."
+        )
+    try:
+        rows = results.read(leaderboard.decode("utf-8-sig"))  # spreadsheets write the mark
+    except (ValueError, TokredError) as error:
+        why = error if isinstance(error, TokredError) else "It is no text."
+        raise TokredError(f"{path / 'leaderboard.csv'} cannot be read: {why}") from error
+    try:
+        packed = None if predictions is None else unpack(predictions)
+    except ValueError as error:
+        raise TokredError(
+            f"{path / 'predictions.npz'} is damaged; remove it to go on without, or run the comparison again."
+        ) from error
+    return Run(path, about, rows, packed)
+
+
+def _read_about(file: Path, advice: str) -> dict[str, Any]:
+    """The contents of a run.json."""
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+        dict(run["configuration"]), dict(run.get("software", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TokredError(f"{file} is not a run of tokred; {advice}.") from error
+    return dict(run)
+
+
+def _bytes(path: Path) -> bytes | None:
+    """A file's contents; None where there is no such file."""
+    try:
+        return path.read_bytes() if path.exists() else None
+    except OSError as error:
+        raise TokredError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
 def _key(run: Mapping[str, Any]) -> str:

@@ -1,43 +1,124 @@
-"""Ranks with ties: a row is placed behind another one only where a paired test tells the two apart.
+"""Which models are shown to differ: ranks with ties, controls that a method does not beat, and the best method of a budget.
 
-The rule. Rows go by top-1, best first. The first is the leader and has rank 1. It is tested against every row after it (`separated`), and
-the p-values are corrected for their number by Holm's method. Rows share the leader's rank down to the first that is shown to be worse;
-that one is the next leader, its rank is its place, and so on. So ranks never contradict top-1, equal top-1 is equal rank, and neither the
-order of the rows nor chance has a say. A shared rank means "not told apart", not "equal".
+Rows are ranked by top-1, best first. The first is the leader and has rank 1. It is tested against every row after it by a paired test
+(`separated`), and the p-values are corrected for their number by Holm's method. Rows share the leader's rank down to the first that is
+significantly worse; that one is the next leader, its rank is its place, and so on. So ranks never contradict top-1, equal top-1 is equal
+rank, and neither the order of the rows nor chance has a say. A shared rank means "no difference was shown", not "equal".
 
 NumPy and SciPy only: ranking what is on disk needs no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Protocol
 
 import numpy as np
 
 from tokred.evaluation.metrics import LEVEL, mcnemar
+from tokred.tables.row import BASELINE
 
 ALPHA = 0.05
 Test = Callable[[int, int], float]
-"""The p-value that a row is better than another one, by their places; 1 where what the test found contradicts top-1."""
+"""The p-value that one row is better than another, both by their places; 1 where the test contradicts top-1."""
 
 Beats = Callable[[int, Sequence[int]], Sequence[bool]]
 """Which of some rows, by their places, a row is shown to beat."""
 
 
-def separated(correct_a: np.ndarray, correct_b: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """Two-sided p-value that neither of two models is better on the same images; small where they are told apart.
+class Contender(Protocol):
+    """The fields of a row, or of a candidate before it has a row, that decide whom it competes with."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def control(self) -> bool: ...
+    @property
+    def budget(self) -> float | None: ...
+    @property
+    def gap(self) -> float: ...
+    @property
+    def unfitted(self) -> bool: ...
+    @property
+    def fitted_here(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Significance flags of one row, named as its columns.
+
+    Attributes:
+        unbeaten: controls, space-separated, that the method is not shown to beat.
+        best: whether the method is shown to beat every other method of its budget.
+    """
+
+    unbeaten: str = ""
+    best: bool = False
+
+
+def judge(
+    contenders: Sequence[Contender], correct: Mapping[int, np.ndarray], groups: np.ndarray
+) -> list[Flags]:
+    """The significance flags of all rows of one run.
+
+    A method beats a control where it is right more often and the paired test separates them at 5 %. It is held against the controls of
+    its own budget, which a method that costs more than the budget cannot beat, and against those without a budget. The best method of a
+    budget is shown to beat every other method there, whatever was trained for it; `competes` says which rows take part.
 
     Args:
-        correct_a: [n] bool, whether each image is right.
-        correct_b: the same of the other model, in the same order.
+        contenders: the rows, baseline and controls included.
+        correct: [n] bool by place in `contenders`: whether each image is right, or, without labels, whether the dense model predicts the
+            same. Rows that failed are missing.
+        groups: [n], images that are not independent share a number.
+    """
+    places, arrays = list(correct), list(correct.values())
+    members, shares = [contenders[place] for place in places], [float(array.mean()) for array in arrays]
+    test, best = paired(shares, arrays, groups), set[int]()
+    for budget in {row.budget for row in members} - {None}:
+        rivals = [i for i, row in enumerate(members) if row.budget == budget and competes(row)]
+        first = leaders([shares[i] for i in rivals], [arrays[i] for i in rivals], groups)
+        if len(rivals) > 1 and len(first) == 1:
+            best.add(rivals[first[0]])
+    flags = [Flags() for _ in contenders]
+    for i, row in enumerate(members):
+        if row.method != BASELINE and not row.control:
+            controls = [
+                k for k, other in enumerate(members) if other.control and other.budget in (row.budget, None)
+            ]
+            dearer = {k for k in controls if row.gap < 0 and members[k].budget is not None}
+            names = [members[k].method for k in controls if k in dearer.union(unbeaten(test, i, controls))]
+            flags[places[i]] = Flags(unbeaten=" ".join(names), best=i in best)
+    return flags
+
+
+def competes(row: Contender) -> bool:
+    """Whether a row may be called the best of its budget.
+
+    Controls, the baseline, unfitted methods, methods that these images fitted, and those that cost more than the budget do not take part.
+    """
+    return not (row.control or row.unfitted or row.fitted_here or row.gap < 0 or row.method == BASELINE)
+
+
+def unbeaten(test: Test, row: int, controls: Iterable[int]) -> list[int]:
+    """The controls, by their places, that a row is not shown to beat; each is tested alone."""
+    return [control for control in controls if test(row, control) > ALPHA]
+
+
+def separated(correct_a: np.ndarray, correct_b: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """Two-sided p-value of the hypothesis that neither of two models is better on the same images.
+
+    Args:
+        correct_a: [n] bool, whether the first model is right on each image.
+        correct_b: [n] bool, the same for the second model.
         groups: [n], images that are not independent share a number; None where all are.
     """
     return mcnemar(_net(correct_a, correct_b, groups))
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down correction: p-values, [k], that keep the chance of any false finding among k tests at the level they are held to."""
+    """Holm's step-down correction: adjusted p-values, [k], which bound the chance of any false finding among k tests."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
     stepped = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
@@ -55,10 +136,10 @@ def ranks(
     """The rank of each row, 1 for the best, by the rule above.
 
     Args:
-        top1s: of m rows, in any unit.
+        top1s: [m] accuracies, in any unit.
         correct: [m, n] bool, whether each row has each image right.
         groups: [n], images that are not independent share a number; None where all are.
-        alpha: level of the tests.
+        alpha: significance level of the tests.
     """
     return ladder(
         top1s,
@@ -73,7 +154,7 @@ def leaders(
     groups: np.ndarray | None = None,
     alpha: float = ALPHA,
 ) -> list[int]:
-    """The rows that share rank 1; a single one is shown to beat all others. Arguments as for `ranks`."""
+    """The places of the rows with rank 1; a single one is shown to beat all others. Arguments as for `ranks`."""
     return [index for index, rank in enumerate(ranks(top1s, correct, groups, alpha)) if rank == 1]
 
 
@@ -91,7 +172,7 @@ def paired(
 
 
 def shown(test: Test, alpha: float = ALPHA) -> Beats:
-    """Which of some rows a row is shown to beat, by a test that is corrected for their number."""
+    """The relation "is shown to beat" of a test whose p-values are corrected for the number of rows tested."""
     return lambda row, others: (holm([test(row, other) for other in others]) <= alpha).tolist()
 
 
@@ -99,12 +180,12 @@ def ladder(top1s: Sequence[float], beats: Beats, tiebreak: Sequence[bytes | str]
     """Ranks by the rule above from any notion of "shown to beat".
 
     Args:
-        top1s: of m rows.
-        beats: of a row and others, none of which has a higher top-1, which of them it is shown to beat.
-        tiebreak: which of rows with equal top-1 leads; by default the first given.
+        top1s: [m] accuracies, in any unit.
+        beats: function of a row and of rows with no higher top-1; which of these it is shown to beat.
+        tiebreak: [m] sort keys that decide which of several rows with equal top-1 leads; by default the first.
     """
     order = sorted(range(len(top1s)), key=lambda i: (-top1s[i], tiebreak[i] if tiebreak else b"", i))
-    found, start = [0] * len(order), 0
+    places, start = [0] * len(order), 0
     while start < len(order):
         rest = order[start + 1 :]
         beaten = beats(order[start], rest) if rest else []
@@ -114,18 +195,19 @@ def ladder(top1s: Sequence[float], beats: Beats, tiebreak: Sequence[bytes | str]
             len(order),
         )
         for row in order[start:stop]:
-            found[row] = start + 1
+            places[row] = start + 1
         start = stop
-    return found
+    return places
 
 
 def unpaired(
     top1_a: float, interval_a: tuple[float, float], top1_b: float, interval_b: tuple[float, float]
 ) -> float:
-    """Two-sided p-value that two accuracies are equal, from their 95 % intervals alone, as if each had images of its own.
+    """Two-sided p-value of the hypothesis that two accuracies are equal, from their 95 % intervals alone.
 
-    For rows whose per-image outcomes are not at hand. On shared images it finds less than `separated`, since it cannot know that both
-    models miss the same hard ones. 1 where an interval is not finite or has no width and there is nothing to go by.
+    For rows without per-image predictions; the two models are treated as if each had images of its own. On shared images the test has
+    less power than `separated`, since it cannot know that both models miss the same hard ones. 1 where an interval is not finite or
+    has no width.
     """
     width = np.hypot(interval_a[1] - interval_a[0], interval_b[1] - interval_b[0])
     if not (np.isfinite(width) and width > 0):
@@ -136,7 +218,7 @@ def unpaired(
 
 
 def _net(correct_a: np.ndarray, correct_b: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """By how many images the second model is ahead in each group, [g]."""
+    """The number of images by which the second model is ahead in each group, [g]."""
     ahead = np.asarray(correct_b, dtype=np.int64) - np.asarray(correct_a, dtype=np.int64)
     if groups is None:
         return ahead

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokred.evaluation.standing import competes
+from tokred.evaluation.significance import competes
 from tokred.report.main_table import signed
 from tokred.report.run_data import Material, setting
 from tokred.tables.row import BASELINE, Row

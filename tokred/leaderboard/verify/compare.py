@@ -13,7 +13,7 @@ from tokred.tables.row import BASELINE, Row, csv_cell
 
 if TYPE_CHECKING:
     from tokred.evaluation.comparison import Job
-    from tokred.evaluation.predictions import Evaluation, Outcomes
+    from tokred.evaluation.predictions import Evaluation, Predictions
 
 
 class Limits(NamedTuple):
@@ -113,7 +113,7 @@ def compare(
 
 
 def _compare_kl(
-    check: Check, now: Outcomes, images: np.ndarray, outcomes: RunOutcomes | None, limits: Limits
+    check: Check, now: Predictions, images: np.ndarray, outcomes: RunOutcomes | None, limits: Limits
 ) -> bool:
     """Whether KL is the same to the last bit; where a board has only predictions there is none to compare."""
     assert check.row.evidence is not None

@@ -16,7 +16,7 @@ from tokred.errors import TokredError, UnknownName
 from tokred.evaluation.comparison import Job
 from tokred.evaluation.config import Config, Fixed
 from tokred.evaluation.engine import Pass, dense_model
-from tokred.evaluation.predictions import Evaluation, Outcomes
+from tokred.evaluation.predictions import Evaluation, Predictions
 from tokred.tables.row import BASELINE
 from tokred.utils.devices import resolve_device
 
@@ -34,8 +34,8 @@ class Places:
 
 
 @dataclass
-class Again(Outcomes):
-    """Outcomes that remember how far the class of before is from winning now.
+class Again(Predictions):
+    """Predictions that remember how far the class of before is from winning now.
 
     Attributes:
         before: [n] int64, the stored predictions; -1 where there are none.
@@ -48,7 +48,7 @@ class Again(Outcomes):
 
     @classmethod
     def of(cls, before: np.ndarray) -> Again:
-        empty = Outcomes.empty(len(before))
+        empty = Predictions.empty(len(before))
         return cls(
             empty.prediction, empty.top5, empty.kl, before, np.full(len(before), np.inf, dtype=np.float32)
         )
@@ -156,14 +156,14 @@ def batches(n: int, size: int, sample: int, seed: int) -> list[range]:
 def run(
     job: Job, before: Mapping[str, np.ndarray], chosen: Sequence[range], progress: Callable[[int], None]
 ) -> Evaluation:
-    """Outcomes of some batches for the rows named; `before` has their stored predictions, [n] each.
+    """Predictions of some batches for the rows named; `before` has their stored predictions, [n] each.
 
     The unreduced model records what all methods of the run look at, asked for or not: recording selects the kernel, and with it the last
     bits.
     """
     n = len(job.source)
     models = {name: model for name, model in job.models.items() if name in before}
-    dense = Again.of(before[BASELINE]) if BASELINE in before else Outcomes.empty(n)
+    dense = Again.of(before[BASELINE]) if BASELINE in before else Predictions.empty(n)
     evaluation = Evaluation(
         np.full(n, -2), np.zeros(n, dtype=bool), dense, {name: Again.of(before[name]) for name in models}
     )
