@@ -7,7 +7,9 @@ import torch
 from tokred import configs
 from tokred.errors import TokredError
 from tokred.training.backbone import train
-from tokred.training.backbone.recipe import Recipe, TrainingImages, sincos_position
+from tokred.training.backbone.images import TrainingImages
+from tokred.training.backbone.init import sincos_position
+from tokred.training.backbone.recipe import Recipe
 from tokred.training.backbone.train import Normalize, Trainer, features
 
 

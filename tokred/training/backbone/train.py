@@ -18,8 +18,10 @@ from tokred.data import photodigits
 from tokred.errors import TokredError
 from tokred.models import zoo
 from tokred.training import checkpoint
+from tokred.training.backbone.images import TrainingImages
+from tokred.training.backbone.init import initialize
 from tokred.training.backbone.net2net import widen
-from tokred.training.backbone.recipe import Recipe, TrainingImages, initialize
+from tokred.training.backbone.recipe import Recipe
 from tokred.utils.provenance import versions
 
 
