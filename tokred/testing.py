@@ -18,7 +18,8 @@ import timm
 import torch
 from torch import Tensor
 
-from tokred.core.plan import Plan, default_options, uniform_counts
+from tokred.core.options import default_options
+from tokred.core.plan import Plan, uniform_counts
 from tokred.core.reducer import Attention, Reducer, Rng, View
 from tokred.core.reduction import Keep, Merge, Mix, Reduction, compose, unmerge
 from tokred.core.vit import ReducedViT, num_heads, num_patches

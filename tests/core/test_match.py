@@ -12,7 +12,7 @@ import tokred
 from tokred.core import registry
 from tokred.core.flops import CostTable, count
 from tokred.core.match import TOLERANCE, match
-from tokred.core.plan import Plan, check_options, resolve_stages, uniform_counts
+from tokred.core.plan import Plan, resolve_stages, uniform_counts
 from tokred.core.reducer import Reducer
 from tokred.core.reduction import Keep
 from tokred.core.vit import ReducedViT
@@ -186,23 +186,3 @@ def test_stages_by_protocol():
         resolve_stages(registry.get("lotm"), 4)
     with pytest.raises(TokredError, match="Did you mean: native"):
         resolve_stages(registry.get("lotm"), 12, "nativ")
-
-
-def test_options_are_checked_against_the_signature():
-    lotm = registry.get("lotm")
-    assert check_options(lotm, {"weighted": "true", "order": "append"}) == {
-        "weighted": True,
-        "order": "append",
-    }
-    assert check_options(registry.get("dpcknn"), {"neighbors": "7"}) == {"neighbors": 7}
-    for options, words in [
-        ({"weigthed": True}, "Did you mean: weighted"),
-        ({"order": "sideways"}, "one of inplace, append"),
-        ({"weighted": "perhaps"}, "true or false"),
-    ]:
-        with pytest.raises(TokredError, match=words):
-            check_options(lotm, options)
-    with pytest.raises(TokredError, match="type int"):
-        check_options(registry.get("dpcknn"), {"neighbors": "many"})
-    with pytest.raises(TokredError, match="has no options"):
-        check_options(registry.get("random"), {"seed": 1})

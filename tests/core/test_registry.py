@@ -68,6 +68,60 @@ def test_a_method_is_one_file_in_a_package(package):
     assert "checks passed" in checked.stdout
 
 
+@pytest.mark.parametrize(
+    "stages",
+    [
+        "stages: ClassVar = (3, 6)",
+        "stages: ClassVar[tuple[int, ...]] = (3, 6)",
+        "layers = stages = (3, 6)",
+        "stages = LAYERS",
+        "stages = tuple(range(3, 7, 3))",
+        "_, stages = None, (3, 6)",
+        "if True:\n        stages = (3, 6)",
+    ],
+)
+def test_the_layers_that_a_class_states_are_listed(package, stages):
+    text = "from typing import ClassVar\n\nLAYERS = (3, 6)\n" + METHOD.replace("stages = (3, 6)", stages)
+    (package / "centremethod.py").write_text(text)
+    assert listed(package) == ["nobody, never", "(3, 6)"]
+
+
+def test_layers_of_a_base_class_and_a_name_that_is_no_literal_are_listed(package):
+    text = (
+        METHOD.replace("(Reducer):", "(Base):", 1)
+        .replace(
+            '@register("centre", paper="nobody, never")',
+            'class Base(Reducer):\n    stages = (3, 6)\n\n@register("cen" + "tre", paper="nobody, " + "never")',
+        )
+        .replace("    stages = (3, 6)\n\n    def", "    def")
+    )
+    (package / "centremethod.py").write_text(text)
+    assert listed(package) == ["nobody, never", "(3, 6)"]
+
+
+def listed(package):
+    """What a fresh interpreter that has imported no method says of the paper and the layers of centre."""
+    code = "from tokred.core import registry; e = registry.catalog()['centre']; print(e.paper, e.facts['stages'], sep='|')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{package}{os.pathsep}{Path(package_of_tokred.__file__).parents[1]}",
+        },
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().split("|")
+
+
+def test_listing_shipped_methods_imports_none_of_them():
+    code = "import sys; from tokred.core import registry; registry.catalog(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_check_on_a_class_that_is_not_registered(tmp_path):
     (tmp_path / "mine.py").write_text(METHOD.replace('@register("centre", paper="nobody, never")', ""))
     checked = tokred("check", "mine:Centre", path=tmp_path)

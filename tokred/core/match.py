@@ -14,7 +14,8 @@ from typing import Any
 
 from tokred.core import registry
 from tokred.core.flops import CostTable
-from tokred.core.plan import Plan, Protocol, check_options, floor_counts, resolve_stages, uniform_counts
+from tokred.core.options import complete_options
+from tokred.core.plan import Plan, Protocol, floor_counts, resolve_stages, uniform_counts
 from tokred.core.vit import num_heads
 from tokred.errors import TokredError, UnknownName, Unreachable, UnsupportedModel
 from tokred.tables.row import TOLERANCE
@@ -69,7 +70,7 @@ def match(
     *,
     protocol: Protocol = "native",
     stages: tuple[int, ...] | None = None,
-    options: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Match:
     """Find the plan of `method` that saves the fraction `budget` of the dense model's FLOPs.
 
@@ -92,8 +93,7 @@ def match(
         )
     cls = registry.get(method)
     layers = resolve_stages(cls, costs.model.depth, protocol, stages)
-    chosen = check_options(cls, options or {})
-    search = _Search(costs, Plan(method, layers, (costs.n,) * len(layers), chosen), budget)
+    search = _Search(costs, Plan(method, layers, (costs.n,) * len(layers), options or {}), budget)
     search.check_reachable()
     plan = search.adjusted(search.uniform())
     return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, budget, costs.n)
@@ -124,7 +124,7 @@ def at_knob(
         )
         raise TokredError(f"The knob of {method} is {what}; got {knob:g}.")
     tokens = uniform_counts(cls, costs.n, len(layers), knob)
-    plan = Plan(method, layers, tokens, check_options(cls, dict(options or {})), knob)
+    plan = Plan(method, layers, tokens, options or {}, knob)
     return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, None, costs.n)
 
 
@@ -146,12 +146,12 @@ def match_each(
     """
     options = options or {}
     for name, chosen in options.items():
-        check_options(registry.get(name), dict(chosen))
+        complete_options(registry.get(name), chosen)
     matches, refused = {}, {}
     for name in methods:
         try:
             matches[name] = match(
-                costs, name, budget, protocol=protocol, stages=stages, options=dict(options.get(name, {}))
+                costs, name, budget, protocol=protocol, stages=stages, options=options.get(name)
             )
         except UnknownName:
             raise

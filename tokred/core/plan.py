@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
 from tokred.core import registry
+from tokred.core.options import complete_options
 from tokred.core.reducer import Reducer
 from tokred.errors import TokredError, UnknownName, did_you_mean
 
@@ -24,14 +25,14 @@ class Plan:
         method: a registered name, or a class; "" for the empty plan, which is the dense model.
         stages: layers, one-based, ascending.
         tokens: patch tokens kept after each stage.
-        options: the method's keyword arguments.
+        options: the method's keyword arguments. The plan holds all of them, typed, with the defaults filled in.
         knob: the published knob of the uniform plan that this one is, or started from; None where there is none.
     """
 
     method: str | type[Reducer] = ""
     stages: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     knob: float | None = None
 
     def __post_init__(self) -> None:
@@ -39,6 +40,8 @@ class Plan:
             raise TokredError(
                 f"A plan needs one token count for each stage, got stages {self.stages} and tokens {self.tokens}."
             )
+        if self.method:
+            object.__setattr__(self, "options", complete_options(self.reducer, self.options))
 
     @property
     def reducer(self) -> type[Reducer]:
@@ -90,47 +93,3 @@ def floor_counts(cls: type[Reducer], n: int, stages: int) -> tuple[int, ...]:
         n = cls.floor(n)
         counts.append(n)
     return tuple(counts)
-
-
-def check_options(cls: type[Reducer], options: dict[str, Any]) -> dict[str, Any]:
-    """Validate options against the method's keyword arguments, converting text to the annotated type.
-
-    Raises:
-        TokredError: an unknown option, or a value that the annotation does not allow.
-    """
-    known = default_options(cls)
-    hints = get_type_hints(cls.__init__)
-    checked = {}
-    for key, value in options.items():
-        if key not in known:
-            raise UnknownName(
-                did_you_mean(f"option of {cls.name}", key, sorted(known))
-                if known
-                else f"{cls.name} has no options, got {key!r}."
-            )
-        checked[key] = _convert(f"{cls.name}.{key}", value, hints.get(key, str))
-    return checked
-
-
-def default_options(cls: type[Reducer]) -> dict[str, Any]:
-    """The method's keyword-only arguments and their defaults."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise TokredError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}.")
-        return value
-    if hint is bool:
-        lowered = str(value).lower()
-        if lowered not in ("true", "false", "1", "0"):
-            raise TokredError(f"{name} must be true or false, got {value!r}.")
-        return lowered in ("true", "1")
-    try:
-        return hint(value)
-    except (TypeError, ValueError):
-        raise TokredError(
-            f"{name} must be of type {getattr(hint, '__name__', hint)}, got {value!r}."
-        ) from None

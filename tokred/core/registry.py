@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "tokred.methods"
 FOLDER = Path(__file__).parents[1] / "methods"
+FACTS = frozenset({"site", "stages", "knob", "control"})  # what a listing shows of a class
 
 T = TypeVar("T", bound="type[Reducer]")
 
@@ -33,16 +34,23 @@ _classes: dict[str, type[Reducer]] = {}
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known about a method before it is imported."""
+    """What is known about a method before it is imported.
+
+    Attributes:
+        name: the name under which it is registered.
+        module: its module, or "module:Class" of an entry point.
+        origin: its file, or the distribution of a plugin.
+        summary: the first line of its docstring.
+        paper: where it was published.
+        facts: those of `FACTS` that its class states, and "class", the name of the class.
+    """
 
     name: str
     module: str
-    origin: str  # file, or the distribution of a plugin
+    origin: str
     summary: str = ""
     paper: str = ""
-    facts: dict[str, Any] = field(
-        default_factory=dict
-    )  # literal class attributes: site, stages, knob, control ...
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def register(name: str, paper: str = "") -> Callable[[T], T]:
@@ -106,9 +114,7 @@ def catalog() -> dict[str, Entry]:
         found[entry.name] = entry
     for name, cls in _classes.items():
         if name not in found:
-            facts = {key: getattr(cls, key) for key in ("site", "stages", "knob", "control")}
-            summary = (cls.__doc__ or "").strip().splitlines()[0]
-            found[name] = Entry(name, cls.__module__, file_of(cls), summary, cls.paper, facts)
+            found[name] = _class_entry(cls)
         elif cls.__module__ != found[name].module.partition(":")[0]:
             raise TokredError(_clash(name, found[name].origin, file_of(cls)))
     return dict(sorted(found.items()))
@@ -155,59 +161,98 @@ def _plugin_entry(point: EntryPoint) -> Entry:
     origin = f"plugin {distribution} ({point.value})"
     try:
         spec = importlib.util.find_spec(module)
-        described = list(_read_source(Path(spec.origin), module)) if spec and spec.origin else []
-    except (ImportError, OSError, SyntaxError, ValueError):
-        described = []  # `get` reports what is wrong with it; listing goes on
-    for entry in described:
+        entries = list(_read_source(Path(spec.origin), module)) if spec and spec.origin else []
+    except (Exception, SystemExit):
+        entries = []  # `get` reports what is wrong with it; listing goes on
+    for entry in entries:
         if entry.facts.get("class") == attribute:
-            return Entry(point.name, point.value, origin, entry.summary, entry.paper, entry.facts)
+            return replace(entry, name=point.name, module=point.value, origin=origin)
     return Entry(point.name, point.value, origin)
 
 
 def _read_source(path: Path, module: str) -> Iterator[Entry]:
-    """The classes of a file that carry `@register("name", paper="...")`, read without importing it."""
+    """The classes of a file that carry `@register(...)`, read without importing it as far as the source tells."""
     for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
-        if not isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef) and any(map(_is_register, node.decorator_list)):
+            try:
+                yield _described(node, module, str(path))
+            except (ValueError, TypeError):  # a value that is no literal: only Python knows it
+                yield _class_entry(getattr(importlib.import_module(module), node.name))
+
+
+def _described(node: ast.ClassDef, module: str, origin: str) -> Entry:
+    """What the source of a class tells.
+
+    Raises:
+        ValueError: an argument of `register` or a fact that is no literal, or a base class that may hold facts of its own.
+    """
+    (decorator,), (base,) = node.decorator_list, node.bases
+    assert isinstance(decorator, ast.Call)
+    if _last_name(base) != "Reducer":
+        raise ValueError("a base class with facts of its own")
+    arguments = inspect.signature(register).bind(
+        *map(ast.literal_eval, decorator.args),
+        **{str(keyword.arg): ast.literal_eval(keyword.value) for keyword in decorator.keywords},
+    )
+    arguments.apply_defaults()
+    return Entry(
+        name=arguments.arguments["name"],
+        module=module,
+        origin=origin,
+        summary=(ast.get_docstring(node) or "").partition("\n")[0],
+        paper=arguments.arguments["paper"],
+        facts=_literals(node) | {"class": node.name},
+    )
+
+
+def _literals(node: ast.ClassDef) -> dict[str, Any]:
+    """The facts that a class body states, annotated or not.
+
+    Raises:
+        ValueError: one of them is no literal, or is set within another statement.
+    """
+    facts: dict[str, Any] = {}
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign):
+            targets = [statement.target]
+        elif isinstance(statement, ast.Assign):
+            targets = statement.targets
+        elif isinstance(statement, ast.FunctionDef | ast.Expr | ast.Pass):
             continue
-        call = next(
-            (d for d in node.decorator_list if isinstance(d, ast.Call) and _called(d) == "register"), None
-        )
-        if call is None or not call.args or not isinstance(call.args[0], ast.Constant):
-            continue
-        paper = next(
-            (k.value.value for k in call.keywords if k.arg == "paper" and isinstance(k.value, ast.Constant)),
-            "",
-        )
-        summary = (ast.get_docstring(node) or "").partition("\n")[0]
-        yield Entry(
-            str(call.args[0].value),
-            module,
-            str(path),
-            summary,
-            str(paper),
-            _literals(node) | {"class": node.name},
-        )
+        else:
+            raise ValueError("a fact may be set in there")
+        names = {target.id if isinstance(target, ast.Name) else "" for target in targets}
+        if "" in names:
+            raise ValueError("a fact may be unpacked there")
+        if names & FACTS and statement.value:
+            facts.update(dict.fromkeys(names & FACTS, ast.literal_eval(statement.value)))
+    return facts
+
+
+def _is_register(decorator: ast.expr) -> bool:
+    return isinstance(decorator, ast.Call) and _last_name(decorator.func) == "register"
+
+
+def _last_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _class_entry(cls: type[Reducer]) -> Entry:
+    """What an imported class says of itself."""
+    return Entry(
+        name=cls.name,
+        module=cls.__module__,
+        origin=file_of(cls),
+        summary=(cls.__doc__ or "").strip().partition("\n")[0],
+        paper=cls.paper,
+        facts={fact: getattr(cls, fact) for fact in FACTS} | {"class": cls.__name__},
+    )
 
 
 def _brought(cls: type, module: str, new: bool) -> bool:
     """Whether a class came with a plugin: from its module or below, or from others that it imports, but not tokred's own."""
     within = f"{cls.__module__}."
     return within.startswith(f"{module}.") or (new and not within.startswith("tokred."))
-
-
-def _called(call: ast.Call) -> str:
-    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-
-
-def _literals(node: ast.ClassDef) -> dict[str, Any]:
-    facts = {}
-    for statement in node.body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            try:
-                facts[statement.targets[0].id] = ast.literal_eval(statement.value)
-            except ValueError:
-                continue
-    return facts
 
 
 def _import_class(target: str) -> type[Reducer]:

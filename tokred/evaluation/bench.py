@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokred.core.flops import CostTable
+from tokred.core.options import changed_options, options_text
 from tokred.errors import TokredError
 from tokred.evaluation import candidates
 from tokred.evaluation.config import Config
@@ -134,12 +135,12 @@ class Bench:
                 entry.reduction(self.costs),
                 entry.control.flops / 1e9,
             )
-            row.options = candidates.written(entry.control.options)
+            row.options = options_text(entry.control.options)
         elif entry is not None and entry.match is not None:
             found = entry.match
             row.budget, row.reduction, row.gflops = entry.budget, found.reduction, found.flops / 1e9
             row.stages, row.tokens = spaced(found.plan.stages), spaced(found.plan.tokens)
-            row.options = candidates.written(found.plan.options)
+            row.options = options_text(changed_options(found.plan.reducer, found.plan.options))
             row.unfitted = entry.model is not None and entry.model.learned and entry.adapter is None
         return row
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from tokred.core import registry
 from tokred.core.flops import CostTable
 from tokred.core.match import Match, at_knob, match_each
-from tokred.core.plan import Plan, default_options
+from tokred.core.options import complete_options, options_text
+from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unfitted, Unreachable
 from tokred.evaluation.config import Config, Fixed, method_names
@@ -56,13 +56,13 @@ class Entry:
                     1 - self.control.flops / costs.dense,
                     0.0,
                 )
-                row.options, row.tokens = written(self.control.options), str(self.control.patches)
+                row.options, row.tokens = options_text(self.control.options), str(self.control.patches)
             return
         cls = registry.get(self.method)
         custom = config.stages is not None or (self.match is not None and self.match.budget is None)
         row.protocol, row.control = "custom" if custom else config.protocol, cls.control
         chosen = self.match.plan.options if self.match else config.options.get(self.method, {})
-        row.options = written({**default_options(cls), **chosen})
+        row.options = options_text(complete_options(cls, chosen))
         if self.match:
             found = self.match
             row.reduction, row.gflops, row.reducer_gflops = (
@@ -167,11 +167,6 @@ def _controls(config: Config, loaded: Loaded, costs: CostTable, embedded: bool) 
     for entry in found:
         entry.model = entry.control.model if entry.control else None
     return found
-
-
-def written(options: Mapping[str, Any]) -> str:
-    """Options as tables show them."""
-    return " ".join(f"{key}={value}" for key, value in options.items())
 
 
 def describe_baseline(row: Row, costs: CostTable) -> None:

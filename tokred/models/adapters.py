@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from tokred.core import registry
-from tokred.core.plan import Plan, default_options
+from tokred.core.options import changed_options, default_options, options_arguments
+from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unfitted
 from tokred.models import zoo
@@ -63,11 +64,8 @@ class Adapter:
         card, cls = self.card, plan.reducer
         if card["method"] != cls.name:
             return f"it was fitted for {card['method']}, not for {cls.name}"
-        defaults = default_options(cls)
-        wanted, fitted = (
-            _plain({**defaults, **plan.options}),
-            _plain({**defaults, **card["options"]}),
-        )  # older than an option: its default
+        wanted = plan.options
+        fitted = {**default_options(cls), **card["options"]}  # a card older than an option means its default
         for name in sorted({*wanted, *fitted}):
             if wanted.get(name) != fitted.get(name):
                 return f"it was fitted with {name}={fitted.get(name)}, not with {name}={wanted.get(name)}"
@@ -191,10 +189,8 @@ def unfitted(plan: Plan, weights_hash: str, command: str) -> Unfitted:
 
 def fit_command(plan: Plan, model: str, **settings: str | None) -> str:
     """The command that fits a method for any budget. `settings` are further options, by name; None leaves one out."""
-    name = plan.reducer.name
-    words = ["tokred", "fit", name, "--model", model]
-    for key, value in plan.options.items():
-        words += ["--set", f"{name}.{key}={value}"]
+    set_options = options_arguments(plan.reducer, plan.options)
+    words = ["tokred", "fit", plan.reducer.name, "--model", model, *set_options]
     for key, value in settings.items():
         words += [] if value is None else [f"--{key}", value]
     return shlex.join(words)
@@ -213,7 +209,7 @@ def plan_card(plan: Plan, any_budget: bool) -> dict[str, Any]:
     """What a card says about the plan that was fitted."""
     return {
         "method": plan.reducer.name,
-        "options": _plain({**default_options(plan.reducer), **plan.options}),
+        "options": plan.options,
         "stages": list(plan.stages),
         "tokens": None if any_budget else list(plan.tokens),
     }
@@ -221,8 +217,7 @@ def plan_card(plan: Plan, any_budget: bool) -> dict[str, Any]:
 
 def file_name(model: str, plan: Plan) -> str:
     """A name that tells the options that are not the default."""
-    defaults = default_options(plan.reducer)
-    changed = [f"{key}={value}" for key, value in sorted(plan.options.items()) if value != defaults[key]]
+    changed = [f"{name}={value}" for name, value in changed_options(plan.reducer, plan.options).items()]
     return "-".join([plain_name(model), plan.reducer.name, *changed]) + ".safetensors"
 
 
@@ -258,8 +253,3 @@ def _card(path: Path) -> dict[str, Any] | None:
         "images_seen",
     }
     return card if isinstance(card, dict) and card.get("kind") == "adapter" and needed <= set(card) else None
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as JSON has them."""
-    return dict(json.loads(json.dumps(dict(options))))

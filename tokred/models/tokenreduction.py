@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from tokred.core import registry
-from tokred.core.plan import default_options
+from tokred.core.options import complete_options
 from tokred.errors import TokredError
 from tokred.models.tensor_files import read_checkpoint, state_dict
 from tokred.tables.row import PUBLISHED
@@ -263,7 +263,7 @@ def _options(
     }
     # All others run with tokred's defaults, which are the benchmark's forms: PatchMerger without scale on normalised tokens, SiT with its
     # learned temperature, DynamicViT's 1e-6 on the quotient, EViT's fused token as a plain sum, ToMe on keys with proportional attention.
-    return {**default_options(registry.get(method)), **said.get(method, {})}
+    return complete_options(registry.get(method), said.get(method, {}))
 
 
 def _rates(settings: Mapping[str, Any]) -> list[float]:
