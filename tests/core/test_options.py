@@ -5,7 +5,13 @@ from typing import Literal
 import pytest
 
 from tokred.core import registry
-from tokred.core.options import changed_options, complete_options, options_arguments, options_text
+from tokred.core.options import (
+    changed_options,
+    complete_options,
+    options_arguments,
+    options_text,
+    typed_options,
+)
 from tokred.core.plan import Plan
 from tokred.core.reducer import Reducer
 from tokred.errors import TokredError, UnknownName
@@ -65,6 +71,7 @@ def test_one_value_however_it_is_written(options, change):
     ]
     assert complete_options(Every, complete) == complete
     assert changed_options(Every, complete) == change
+    assert typed_options(Every, options) == {name: complete[name] for name in options}
     words = options_arguments(Every, complete)
     assert words[::2] == ["--set"] * len(change)
     written = dict(word.removeprefix("every.").split("=") for word in words[1::2])

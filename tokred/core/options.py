@@ -61,6 +61,22 @@ def complete_options(cls: type[Reducer], options: Mapping[str, Any]) -> dict[str
     return complete
 
 
+def typed_options(cls: type[Reducer], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given, as values, in the order of the signature.
+
+    A configuration holds these, because what is asked for may contradict a checkpoint where a default would not; what decides
+    the numbers of a run are the complete options.
+
+    >>> from tokred.core import registry
+    >>> typed_options(registry.get("tome"), {"proportional": "1"})
+    {'proportional': True}
+
+    Raises:
+        TokredError: as `complete_options`.
+    """
+    return {name: value for name, value in complete_options(cls, options).items() if name in options}
+
+
 def changed_options(cls: type[Reducer], options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a method's complete options that are not the default, sorted by name.
 

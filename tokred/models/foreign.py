@@ -16,7 +16,6 @@ from torch import Tensor
 from tokred.core import registry
 from tokred.core.flops import CostTable
 from tokred.core.match import Match, match
-from tokred.core.options import changed_options, complete_options
 from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT, num_patches
 from tokred.errors import TokredError
@@ -99,8 +98,7 @@ class Checkpoint(Adapter):
             raise TokredError(
                 f"{self.path} was trained at layers {spaced(own)}, not at {spaced(stages)}; leave --stages out."
             )
-        cls = registry.get(method)
-        chosen = {**self.card["options"], **changed_options(cls, complete_options(cls, options))}
+        chosen = {**self.card["options"], **options}
         if not self.fixed:
             return match(costs, method, budget, stages=own, options=chosen)
         rates = self.card["rates"]
