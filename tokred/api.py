@@ -11,7 +11,8 @@ from tokred.core.match import match
 from tokred.core.plan import Protocol
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError
-from tokred.models import adapters, foreign, zoo
+from tokred.evaluation import foreign_plans
+from tokred.models import adapters, foreign, tensor_files
 
 if TYPE_CHECKING:
     from tokred.evaluation.comparison import Comparison
@@ -49,17 +50,19 @@ def reduce(
         TokredError: unknown names, an unsupported model, a budget that the method cannot reach, a learned method without an adapter, or
             an adapter that is for something else.
     """
-    given, costs = [] if adapter is None else adapters.find([adapter]), CostTable(model)
-    given, own, unfit = foreign.nearest(given, costs, budget, {method: options}, stages)
-    if method in unfit:
-        raise unfit[method]
-    found = own.get(method) or match(costs, method, budget, protocol=protocol, stages=stages, options=options)
+    given, costs = [] if adapter is None else foreign.find([adapter]), CostTable(model)
+    near = foreign_plans.nearest(given, costs, budget, {method: options}, stages)
+    if method in near.refused:
+        raise near.refused[method]
+    found = near.matches.get(method) or match(
+        costs, method, budget, protocol=protocol, stages=stages, options=options
+    )
     plan = found.plan
     reduced = ReducedViT(model, plan, seed=seed)
     if adapter is None and not reduced.learned:
         return reduced
-    weights_hash = zoo.hash_weights(model)
-    chosen = adapters.choose(given, plan, weights_hash)
+    weights_hash = tensor_files.hash_weights(model)
+    chosen = adapters.choose(near.adapters, plan, weights_hash)
     if chosen is not None:
         return chosen.apply(model, plan, weights_hash, seed)
     if adapter is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-
 UNLABELLED = -2  # label of an image whose label is unknown or could not be read
 
 

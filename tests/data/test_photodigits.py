@@ -133,7 +133,7 @@ def test_limit(folder):
 def test_batches_are_fixed_by_index_whatever_the_workers(folder):
     source = sources.open_source(str(folder))
     preparation = preprocessing.prepare(
-        timm.create_model("vit_tiny_patch16_224", embed_dim=48, depth=1, num_heads=3), source.name
+        timm.create_model("vit_tiny_patch16_224", embed_dim=48, depth=1, num_heads=3), source.crop_pct
     )
     digests = []
     for workers in (0, 2):
@@ -146,11 +146,9 @@ def test_batches_are_fixed_by_index_whatever_the_workers(folder):
 
 def test_preparation_is_timms():
     deit = timm.create_model("deit_tiny_patch16_224")
-    assert (
-        preprocessing.prepare(deit, embedded=False).crop_pct,
-        preprocessing.prepare(deit, embedded=True).crop_pct,
-    ) == (0.9, 1.0)
-    assert preprocessing.prepare(deit, "imagenet").interpolation == "bicubic"
+    whole = sources.open_source().crop_pct
+    assert (preprocessing.prepare(deit).crop_pct, preprocessing.prepare(deit, whole).crop_pct) == (0.9, 1.0)
+    assert preprocessing.prepare(deit).interpolation == "bicubic"
 
 
 def test_libraries_that_draw_other_pixels_are_noticed(monkeypatch):

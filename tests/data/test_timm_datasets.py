@@ -100,7 +100,7 @@ def test_shards_by_pattern_by_folder_and_by_timms_index_are_the_same(shards):
 
 def test_batches_of_shards_do_not_depend_on_the_workers(shards):
     source = sources.open_source(f"wds/{shards}")
-    preparation = preprocessing.prepare(zoo.build("deit_t", 10, img_size=32), embedded=False)
+    preparation = preprocessing.prepare(zoo.build("deit_t", 10, img_size=32))
 
     def found(workers):
         batches = loading.batches(source, preparation, loading.ranges(7, 3), workers)

@@ -68,18 +68,13 @@ def test_lowres_that_no_grid_reaches():
 
 def test_smaller_is_the_next_model_of_the_family_with_weights_at_hand():
     loaded = zoo.load_shipped("deit_s")
-    sister = smaller(Config("deit_s"), loaded.model, embedded=True)
-    assert sister.options["model"] == "deit_t"
-    assert sister.flops == CostTable(zoo.build("deit_t", num_classes=10)).dense
-    assert (
-        smaller(Config("deit_t"), zoo.load_shipped("deit_t").model, embedded=True) is None
-    )  # there is none below
-    assert (
-        smaller(Config("deit_s", weights="weights.pth"), loaded.model, embedded=False) is None
-    )  # nobody knows this file's sisters
-    assert (
-        smaller(Config("deit_s"), zoo.build("deit_s", num_classes=7), embedded=True) is None
-    )  # other classes
+    control = smaller(loaded)
+    assert control.options["model"] == "deit_t"
+    assert control.flops == CostTable(zoo.build("deit_t", num_classes=10)).dense
+    assert smaller(zoo.load_shipped("deit_t")) is None  # there is none below
+    file = zoo.load_file("deit_s", zoo.SHIPPED / "deit_s.safetensors")
+    assert smaller(file) is None  # a file's smaller counterparts are unknown
+    assert smaller(replace(loaded, model=zoo.build("deit_s", num_classes=7))) is None  # other classes
 
 
 def test_controls_are_in_every_table_and_marked():

@@ -97,7 +97,7 @@ def test_another_batch_size_agrees():
     """To 1e-5 in logits, on weights and images that are no noise; a near-tie between tokens may still be decided otherwise."""
     model = zoo.load_shipped("deit_t").model.eval()
     source = sources.open_source().limit(12)
-    prepared = preprocessing.prepare(model, embedded=True)
+    prepared = preprocessing.prepare(model, crop_pct=1.0)
     images = next(loading.batches(source, prepared, [range(12)], 0)).images
     costs = CostTable(model)
     for name in ("lotm", "tome", "kmedoids", "topk", "sit"):

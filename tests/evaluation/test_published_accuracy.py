@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from timm.data import ImageNetInfo
 
+from tokred.data import sources
 from tokred.data.preprocessing import Preparation
-from tokred.data.sources import Source
+from tokred.data.source import Source
 from tokred.evaluation import published_accuracy
 from tokred.models.zoo import Loaded
 from tokred.tables.results_table import display
@@ -54,7 +55,7 @@ def test_the_published_evaluation_is_known():
         source(class_names=WNIDS[::-1]),  # labels of another order
         source(class_names=tuple(map(str, range(1000)))),
         source(name="mine", class_names=None),
-        source(embedded=True),
+        sources.open_source(),
     ],
 )
 def test_other_images_are_not_checked(other):

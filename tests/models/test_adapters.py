@@ -10,7 +10,7 @@ import tokred
 from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unfitted
-from tokred.models import adapters, zoo
+from tokred.models import adapters, foreign, tensor_files, zoo
 from tokred.testing import tiny_vit
 
 WIDE = Plan("sinkhorn", (2, 3), (35, 34), {"epsilon": 0.5})
@@ -36,15 +36,15 @@ def written(folder, backbone, plan=WIDE, name="a.safetensors", **changes):
         "model": "tiny",
         "images_seen": 7,
     }
-    card["weights_hash"] = zoo.hash_weights(backbone)
+    card["weights_hash"] = tensor_files.hash_weights(backbone)
     adapters.write(folder / name, tensors, {**card, **changes})
-    return adapters.find([folder / name])[0]
+    return foreign.find([folder / name])[0]
 
 
 def test_any_counts_use_the_first_rows(tmp_path, backbone):
     adapter = written(tmp_path, backbone)
-    model = adapter.apply(backbone, PLAN, zoo.hash_weights(backbone))
-    stored = zoo.read_weights(adapter.path)
+    model = adapter.apply(backbone, PLAN, tensor_files.hash_weights(backbone))
+    stored = tensor_files.read_weights(adapter.path)
     for layer, keep in zip((2, 3), PLAN.tokens, strict=True):
         assert torch.equal(
             model.stages[f"pre{layer}"].reducer.centers, stored[f"stages.pre{layer}.reducer.centers"][:keep]
@@ -56,7 +56,7 @@ def test_parameters_survive_the_file_as_float16(tmp_path, backbone):
     adapter = written(tmp_path, backbone, PLAN, budget=0.3, tokens=list(PLAN.tokens))
     want = ReducedViT(backbone, PLAN, seed=5).stages.pre2.reducer.centers.half().float()
     assert torch.equal(
-        adapter.apply(backbone, PLAN, zoo.hash_weights(backbone)).stages.pre2.reducer.centers, want
+        adapter.apply(backbone, PLAN, tensor_files.hash_weights(backbone)).stages.pre2.reducer.centers, want
     )
 
 
@@ -70,7 +70,7 @@ def test_parameters_survive_the_file_as_float16(tmp_path, backbone):
 )
 def test_what_differs_is_said(tmp_path, backbone, plan, sentence):
     with pytest.raises(TokredError, match=f"does not fit here: {sentence}"):
-        written(tmp_path, backbone).apply(backbone, plan, zoo.hash_weights(backbone))
+        written(tmp_path, backbone).apply(backbone, plan, tensor_files.hash_weights(backbone))
 
 
 def test_other_weights_are_refused(tmp_path, backbone):
@@ -78,7 +78,7 @@ def test_other_weights_are_refused(tmp_path, backbone):
     with torch.no_grad():
         backbone.head.bias.add_(1)
     with pytest.raises(TokredError, match=r"it was fitted on other backbone weights \(tiny, hash"):
-        adapter.apply(backbone, PLAN, zoo.hash_weights(backbone))
+        adapter.apply(backbone, PLAN, tensor_files.hash_weights(backbone))
 
 
 def test_an_adapter_for_one_budget_serves_only_its_counts(tmp_path, backbone):
@@ -86,12 +86,12 @@ def test_an_adapter_for_one_budget_serves_only_its_counts(tmp_path, backbone):
     with pytest.raises(
         TokredError, match="for 35 34 tokens, not for 24 15; --any-budget fits for all counts"
     ):
-        adapter.apply(backbone, PLAN, zoo.hash_weights(backbone))
+        adapter.apply(backbone, PLAN, tensor_files.hash_weights(backbone))
 
 
 def test_a_damaged_adapter_is_refused(tmp_path, backbone):
-    adapter, digest = written(tmp_path, backbone), zoo.hash_weights(backbone)
-    tensors = zoo.read_weights(adapter.path)
+    adapter, digest = written(tmp_path, backbone), tensor_files.hash_weights(backbone)
+    tensors = tensor_files.read_weights(adapter.path)
     adapters.write(
         adapter.path, {key: value for key, value in tensors.items() if "pre3" not in key}, adapter.card
     )
@@ -109,28 +109,28 @@ def test_an_adapter_from_before_an_option_has_its_default(tmp_path, backbone):
     card = adapters.plan_card(Plan("sinkhorn", (2, 3), (35, 34)), True)
     del card["options"]["output"]
     adapter = written(tmp_path, backbone, Plan("sinkhorn", (2, 3), (35, 34)), options=card["options"])
-    assert adapter.difference(Plan("sinkhorn", (2, 3), (24, 15)), zoo.hash_weights(backbone)) == ""
+    assert adapter.difference(Plan("sinkhorn", (2, 3), (24, 15)), tensor_files.hash_weights(backbone)) == ""
 
 
 def test_a_full_adapter_brings_its_own_backbone(tmp_path, backbone):
     adapter = written(tmp_path, backbone, training="full")
-    digest = zoo.hash_weights(backbone)
+    digest = tensor_files.hash_weights(backbone)
     model = adapter.apply(backbone, PLAN, digest)
     assert torch.equal(model.backbone.head.weight, (2 * backbone.head.weight).half().float())
-    assert zoo.hash_weights(backbone) == digest
+    assert tensor_files.hash_weights(backbone) == digest
 
 
 def test_folders_are_looked_through_and_other_files_passed_over(tmp_path, backbone):
     written(tmp_path, backbone, name="b.safetensors")
     written(tmp_path, backbone, name="a.safetensors")
-    zoo.write_weights(backbone, tmp_path / "tiny.safetensors", {"model": "tiny"})
-    assert [adapter.path.name for adapter in adapters.find([tmp_path])] == ["a.safetensors", "b.safetensors"]
+    tensor_files.write_weights(backbone, tmp_path / "tiny.safetensors", {"model": "tiny"})
+    assert [adapter.path.name for adapter in foreign.find([tmp_path])] == ["a.safetensors", "b.safetensors"]
     (tmp_path / "empty").mkdir()
     for place in ("none", "empty"):
         with pytest.raises(TokredError, match="No adapter at"):
-            adapters.find([tmp_path / place])
+            foreign.find([tmp_path / place])
     with pytest.raises(TokredError, match=r"is no adapter: beside it, tiny.json must tell"):
-        adapters.find([tmp_path / "tiny.safetensors"])
+        foreign.find([tmp_path / "tiny.safetensors"])
 
 
 def test_reduce_takes_an_adapter_and_refuses_random_parameters(tmp_path, backbone):
@@ -141,7 +141,7 @@ def test_reduce_takes_an_adapter_and_refuses_random_parameters(tmp_path, backbon
     fitted = tokred.reduce(backbone, "sinkhorn", 0.2, adapter=adapter.path, **settings)
     assert torch.equal(
         fitted.stages.pre2.reducer.centers[0],
-        zoo.read_weights(adapter.path)["stages.pre2.reducer.centers"][0],
+        tensor_files.read_weights(adapter.path)["stages.pre2.reducer.centers"][0],
     )
     from_folder = tokred.reduce(backbone, "sinkhorn", 0.2, adapter=tmp_path, **settings)
     assert torch.equal(from_folder.stages.pre2.reducer.centers, fitted.stages.pre2.reducer.centers)

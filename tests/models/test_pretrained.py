@@ -51,11 +51,11 @@ def test_timm_weights_come_from_the_cache(home):
     model = zoo.build("deit_t")
     in_cache(home, "timm/deit_tiny_patch16_224.fb_in1k", model)
     for name in ("deit_t", "deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k"):
-        loaded = zoo.load_for(name, None, embedded=False)
+        loaded = zoo.load_for(name, None)
         assert same(loaded.model, model)
         assert loaded.weights == "timm deit_tiny_patch16_224.fb_in1k"
         assert loaded.published == "deit_tiny_patch16_224.fb_in1k"
-        assert loaded.weights_hash == zoo.hash_weights(model)
+        assert loaded.weights_hash == tensor_files.hash_weights(model)
 
 
 def test_hf_home_is_where_the_cache_is(tmp_path):
@@ -67,14 +67,14 @@ def test_hf_home_is_where_the_cache_is(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.stdout.strip() == zoo.hash_weights(small()), done.stderr
+    assert done.stdout.strip() == tensor_files.hash_weights(small()), done.stderr
 
 
 def test_a_hub_model_is_prepared_for_as_its_own_configuration_says(home):
     in_cache(home, "org/small", small(1), config())
     for loaded in (
-        zoo.load_for("hf-hub:org/small", None, embedded=True),
-        zoo.load_for(TINY, "hf-hub:org/small", embedded=False),
+        zoo.load_for("hf-hub:org/small", None, "shipped"),
+        zoo.load_for(TINY, "hf-hub:org/small"),
     ):
         assert same(loaded.model, small(1))
         assert (loaded.weights, loaded.published) == ("hf-hub:org/small", "")
@@ -87,7 +87,7 @@ def test_a_hub_model_is_prepared_for_as_its_own_configuration_says(home):
         TokredError,
         match="hf-hub:org/small holds vit_tiny_patch16_224, not deit_s; give it as the model, --model hf-hub",
     ):
-        zoo.load_for("deit_s", "hf-hub:org/small", embedded=False)
+        zoo.load_for("deit_s", "hf-hub:org/small")
 
 
 def test_only_timms_own_repositories_are_timms_weights(home):
@@ -102,7 +102,7 @@ def test_only_timms_own_repositories_are_timms_weights(home):
 def test_a_folder_of_the_hubs_layout(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config()))
     safetensors.torch.save_file(small(2).state_dict(), tmp_path / "model.safetensors")
-    loaded = zoo.load_for(f"local-dir:{tmp_path}", None, embedded=True)
+    loaded = zoo.load_for(f"local-dir:{tmp_path}", None, "shipped")
     assert same(loaded.model, small(2))
     assert loaded.published == ""
     (tmp_path / "config.json").unlink()
@@ -115,7 +115,7 @@ def test_a_folder_of_the_hubs_layout(tmp_path):
 def test_without_a_network_the_message_says_what_to_fetch(home):
     url = "https://huggingface.co/timm/deit_small_patch16_224.fb_in1k"
     with pytest.raises(TokredError) as caught:
-        zoo.load_for("deit_s", None, embedded=False)
+        zoo.load_for("deit_s", None)
     text = str(caught.value)
     assert (
         f"download model.safetensors from {url} and give it with --model deit_small_patch16_224.fb_in1k --weights FILE"
@@ -166,7 +166,7 @@ def test_weights_without_a_classifier_are_refused(tmp_path, monkeypatch):
     name = "vit_small_patch16_224.dino"
     torch.save(zoo.build(name).state_dict(), tmp_path / "dino.pth")
     with pytest.raises(TokredError, match=r"The weights \(dino.pth\) have no classifier"):
-        zoo.load_for(name, str(tmp_path / "dino.pth"), embedded=False)
+        zoo.load_for(name, str(tmp_path / "dino.pth"))
 
 
 def test_a_tag_decides_how_images_are_prepared_for_a_file(tmp_path):
@@ -254,4 +254,4 @@ def test_what_is_no_state_dict(tmp_path):
     with pytest.raises(TokredError, match="holds no state dict"):
         tensor_files.read_weights(tmp_path / "list.pth")
     with pytest.raises(TokredError, match="No weight file at"):
-        zoo.load_for("deit_t", str(tmp_path / "none.pth"), embedded=False)
+        zoo.load_for("deit_t", str(tmp_path / "none.pth"))

@@ -12,7 +12,7 @@ import torch
 import tokred
 from tokred import configs
 from tokred.errors import TokredError
-from tokred.models import zoo
+from tokred.models import tensor_files
 from tokred.training import checkpoint
 
 PACKAGE = Path(tokred.__file__).parent
@@ -170,7 +170,7 @@ def test_code_in_files_does_not_run(tmp_path):
     (tmp_path / "evil.yaml").write_text(f"a: !!python/object/apply:os.mkdir ['{trap}']\n")
     for name in ("evil.pth", "raw.pth"):
         with pytest.raises(TokredError, match="not a plain file of tensors"):
-            zoo.read_weights(tmp_path / name)
+            tensor_files.read_weights(tmp_path / name)
         with pytest.raises(TokredError, match="is no run of this command"):
             checkpoint.load(tmp_path / name, {})
     with pytest.raises(TokredError, match="cannot be read"):

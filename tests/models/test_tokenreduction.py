@@ -10,9 +10,10 @@ from torch.nn import functional as F
 import tokred
 from tokred.core.flops import CostTable
 from tokred.errors import TokredError
+from tokred.evaluation import foreign_plans
 from tokred.evaluation.candidates import build
 from tokred.evaluation.config import Config
-from tokred.models import adapters, foreign, zoo
+from tokred.models import foreign, tensor_files, zoo
 from tokred.tables.results_table import display, sweep_table
 from tokred.tables.row import BASELINE, Row
 from tokred.testing import tiny_vit
@@ -208,9 +209,9 @@ def entry(path, method, images, budget=0.15, **options):
     """What a comparison makes of a checkpoint, and its logits."""
     settings = {"adapters": (str(path),), "options": {method: options} if options else {}, "controls": False}
     backbone = tiny_vit()
-    loaded = zoo.Loaded(backbone, "tiny", "random weights", zoo.hash_weights(backbone))
+    loaded = zoo.Loaded(backbone, "tiny", "random weights", tensor_files.hash_weights(backbone))
     made = build(
-        Config("tiny", (budget,), (method,), **settings), loaded, CostTable(backbone), embedded=False
+        Config("tiny", (budget,), (method,), **settings), loaded, CostTable(backbone)
     )[0]
     if made.refused:
         raise made.refused
@@ -349,31 +350,31 @@ def test_a_method_that_cannot_be_told_is_asked_for(tmp_path, images):
     with pytest.raises(
         TokredError, match=f"cannot be told from what is in it; say it, such as --adapters evit={path}"
     ):
-        adapters.find([path])
-    (found,) = adapters.find([f"evit={path}"])
+        foreign.find([path])
+    (found,) = foreign.find([f"evit={path}"])
     assert found.card["method"] == "evit"
     assert entry(f"tome={path}", "tome", images)[1].isfinite().all()
     named = tmp_path / "evit_tiny_0.7.pth"
     path.rename(named)
-    assert adapters.find([named])[0].card["method"] == "evit"
+    assert foreign.find([named])[0].card["method"] == "evit"
 
 
 def test_what_contradicts_itself_is_refused(tmp_path):
     written(tmp_path / "x.pth", "evit")
     with pytest.raises(TokredError, match="holds evit, not topk"):
-        adapters.find([f"topk={tmp_path / 'x.pth'}"])
+        foreign.find([f"topk={tmp_path / 'x.pth'}"])
     written(tmp_path / "x.pth", "sit", args=settings("patchmerger"))
     with pytest.raises(TokredError, match="holds sit, not patchmerger"):
-        adapters.find([tmp_path / "x.pth"])
+        foreign.find([tmp_path / "x.pth"])
     torch.save({"model": state("none"), "args": settings("sit")}, tmp_path / "x.pth")
     with pytest.raises(TokredError, match="lacks the parameters of sit"):
-        adapters.find([tmp_path / "x.pth"])
+        foreign.find([tmp_path / "x.pth"])
 
 
 @pytest.mark.parametrize("method", ["ats", "heuristic"])
 def test_methods_that_tokred_does_not_have_are_refused_by_name(tmp_path, method):
     with pytest.raises(TokredError, match=f"was trained with {method}, which tokred does not have"):
-        adapters.find([written(tmp_path / "x.pth", method)])
+        foreign.find([written(tmp_path / "x.pth", method)])
 
 
 @pytest.mark.parametrize(
@@ -395,7 +396,7 @@ def test_methods_that_tokred_does_not_have_are_refused_by_name(tmp_path, method)
 def test_other_files_are_one_sentence(tmp_path, content, sentence):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(TokredError, match=sentence):
-        adapters.find([tmp_path / "x.pth"])
+        foreign.find([tmp_path / "x.pth"])
 
 
 class Evil:
@@ -415,7 +416,7 @@ def test_a_malicious_file_is_refused_unread(tmp_path):
         {"model_ema": trap},
     ):
         with pytest.raises(TokredError, match="is not a plain file of tensors"):
-            adapters.find([written(tmp_path / "x.pth", "sit", **changes)])
+            foreign.find([written(tmp_path / "x.pth", "sit", **changes)])
     assert not (tmp_path / "ran").exists()
 
 
@@ -446,15 +447,15 @@ def test_of_several_rates_the_nearest_to_the_budget_runs(tmp_path, monkeypatch):
             path = tmp_path / f"{method}-{rate}"
             path.mkdir()
             written(path / "best_checkpoint.pth", method, args=settings(method, keep_rate=[rate]))
-        (found,) = foreign.nearest(adapters.find([tmp_path / f"sit-{rate}"]), costs, 0.1, {})[0]
-        saved[rate] = found.match(costs, 0.1, {}).reduction
-    given = adapters.find([tmp_path])  # a folder of folders, as it is downloaded
+        (checkpoint,) = foreign.find([tmp_path / f"sit-{rate}"])
+        saved[rate] = foreign_plans.plan_of(checkpoint, costs, 0.1, {}).reduction
+    given = foreign.find([tmp_path])  # a folder of folders, as it is downloaded
     assert len(given) == 6
     for rate, reduction in saved.items():
-        kept, matches, refused = foreign.nearest(given, costs, reduction, {})
-        assert not refused
-        assert [adapter.path.parent.name for adapter in kept] == [f"evit-{rate}", f"sit-{rate}"]
-        assert matches["sit"].reduction == reduction
+        near = foreign_plans.nearest(given, costs, reduction, {})
+        assert not near.refused
+        assert [adapter.path.parent.name for adapter in near.adapters] == [f"evit-{rate}", f"sit-{rate}"]
+        assert near.matches["sit"].reduction == reduction
 
 
 def test_a_sweep_says_where_a_checkpoint_really_runs():

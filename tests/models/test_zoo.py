@@ -10,7 +10,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from tokred import configs
 from tokred.errors import TokredError, UnknownName, UnsupportedModel
-from tokred.models import pretrained, zoo
+from tokred.models import pretrained, tensor_files, zoo
 from tokred.testing import tiny_vit
 from tokred.training.backbone.net2net import widen
 from tokred.training.backbone.recipe import Recipe
@@ -31,20 +31,20 @@ def test_names():
 def test_weights_round_trip_in_half_precision(tmp_path):
     model = zoo.build("deit_t", 10)
     path = tmp_path / "w.safetensors"
-    zoo.write_weights(model, path, {"seed": 3})
+    tensor_files.write_weights(model, path, {"seed": 3})
     loaded = zoo.load_file("deit_t", path)
     assert loaded.card == {"seed": 3}
     assert loaded.model.num_classes == 10
     for a, b in zip(model.parameters(), loaded.model.parameters(), strict=True):
         assert torch.equal(a.half().float(), b)
     again = zoo.load_file("deit_t", path)
-    assert loaded.weights_hash == again.weights_hash != zoo.hash_weights(model)
+    assert loaded.weights_hash == again.weights_hash != tensor_files.hash_weights(model)
     assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_cut_off_file(tmp_path):
     path = tmp_path / "w.safetensors"
-    zoo.write_weights(zoo.build("deit_t", 10), path, {})
+    tensor_files.write_weights(zoo.build("deit_t", 10), path, {})
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TokredError, match="cannot be read"):
         zoo.load_file("deit_t", path)
@@ -54,7 +54,7 @@ def test_a_cut_off_file(tmp_path):
 
 def test_weights_of_another_model(tmp_path):
     path = tmp_path / "w.safetensors"
-    zoo.write_weights(zoo.build("deit_t", 10), path, {})
+    tensor_files.write_weights(zoo.build("deit_t", 10), path, {})
     with pytest.raises(TokredError, match="not for deit_s"):
         zoo.load_file("deit_s", path)
     torch.save({"model": {"unrelated": torch.zeros(3)}}, tmp_path / "w.pth")
@@ -148,13 +148,13 @@ def test_another_image_size_resamples_positions_as_timm_does(tmp_path):
     torch.save(small.state_dict(), file)
     large = timm.create_model("vit_tiny_patch16_224", img_size=96, **options)
     theirs = checkpoint_filter_fn(small.state_dict(), large)
-    tensors = zoo.read_weights(file)
+    tensors = tensor_files.read_weights(file)
     zoo._resample(large, tensors)
     assert tensors["pos_embed"].shape == (1, 37, 48)
     assert torch.equal(tensors["pos_embed"], theirs["pos_embed"])
-    deit = zoo.load_for("deit_t", None, embedded=True, img_size=96).model
+    deit = zoo.load_for("deit_t", None, "shipped", img_size=96).model
     assert (deit.patch_embed.grid_size, deit.pos_embed.shape) == ((6, 6), (1, 37, 192))
-    same = zoo.load_for("deit_t", None, embedded=True, img_size=224)
+    same = zoo.load_for("deit_t", None, "shipped", img_size=224)
     assert same.weights_hash == zoo.load_shipped("deit_t").weights_hash
     for size in (8, 100):
         with pytest.raises(TokredError, match="multiple of the model's patches of 16 pixels"):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tokred.core.plan import Plan
 from tokred.core.reduction import Merge
 from tokred.errors import TokredError
-from tokred.models import adapters, zoo
+from tokred.models import foreign, tensor_files, zoo
 from tokred.testing import tiny_vit
 from tokred.training.fit.config import FitConfig
 from tokred.training.fit.data import Shuffled, check_labels, open_images, training_transform
@@ -45,7 +45,7 @@ def pictures(tmp_path_factory):
 
 def loaded(classes=10):
     model = copy.deepcopy(tiny_vit(num_classes=classes))
-    return zoo.Loaded(model, "tiny", "random weights", zoo.hash_weights(model))
+    return zoo.Loaded(model, "tiny", "random weights", tensor_files.hash_weights(model))
 
 
 def fit(out, data, method="patchmerger", recipe=SHORT, model=None, **changes):
@@ -191,7 +191,7 @@ def test_a_folder_of_another_fit_is_refused(tmp_path, pictures):
 def test_the_backbone_stays_as_it_is_and_only_reducers_learn(tmp_path, pictures):
     model = loaded()
     run = finished(tmp_path, pictures, model=model)
-    assert zoo.hash_weights(model.model) == model.weights_hash
+    assert tensor_files.hash_weights(model.model) == model.weights_hash
     assert all(name.startswith("stages.") for name in run.learner.parameters)
     assert run.student.model.backbone is model.model
 
@@ -207,10 +207,10 @@ def test_a_full_fit_trains_a_copy_of_the_backbone(tmp_path, pictures, method):
         model=model,
         budget=0.2,
     )
-    assert zoo.hash_weights(model.model) == model.weights_hash
-    assert zoo.hash_weights(run.student.model.backbone) != model.weights_hash
+    assert tensor_files.hash_weights(model.model) == model.weights_hash
+    assert tensor_files.hash_weights(run.student.model.backbone) != model.weights_hash
     path = run.finish("tokred fit")
-    applied = adapters.find([path])[0].apply(model.model, run.student.plan, model.weights_hash)
+    applied = foreign.find([path])[0].apply(model.model, run.student.plan, model.weights_hash)
     assert applied.backbone is not model.model
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     with (

@@ -233,7 +233,7 @@ def test_choice_against_a_sort_in_python(n, k, seed):
 
 
 def test_images_are_loaded_by_index_as_a_comparison_loads_them():
-    source, preparation = sources.open_source(), preprocessing.prepare(tiny_vit(), embedded=True)
+    source, preparation = sources.open_source(), preprocessing.prepare(tiny_vit(), crop_pct=1.0)
     (whole,) = loading.batches(source.limit(6), preparation, [range(6)], 0)
     first, second = trace.load(source, preparation, np.array([5, 0, 3]), batch_size=2)
     assert [first.indices.tolist(), second.indices.tolist()] == [[5, 0], [3]]

@@ -39,7 +39,7 @@ def data(
     if weights is None:
         classes, about = zoo.build(model).num_classes, f"timm's {zoo.timm_name(model)}"
     else:
-        loaded = zoo.load_for(model, weights, source.embedded)
+        loaded = zoo.load_for(model, weights)
         classes, about = loaded.model.num_classes, loaded.weights
     source = preflight.align(source, classes, about, own=weights is not None)
     table = Table(

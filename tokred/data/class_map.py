@@ -12,7 +12,7 @@ import numpy as np
 from timm.data.readers.class_map import load_class_map
 
 from tokred.data import imagenet
-from tokred.data.sources import Source
+from tokred.data.source import Source
 from tokred.errors import TokredError
 from tokred.utils.text import some
 

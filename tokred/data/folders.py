@@ -13,7 +13,7 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from tokred.data import imagenet
 from tokred.data.images import UNLABELLED, Files, StrictImages
-from tokred.data.sources import Source
+from tokred.data.source import Source
 from tokred.errors import TokredError
 
 _SPLITS = (

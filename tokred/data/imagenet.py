@@ -16,7 +16,7 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from tokred.data.sources import Origin
+from tokred.data.source import Origin
 from tokred.errors import TokredError
 
 VALIDATION_IMAGES, PER_CLASS = 50_000, 50

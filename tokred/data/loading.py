@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from tokred.data.preprocessing import Preparation
+from tokred.data.source import Source
 from tokred.errors import TokredError, UnreadableImage
-
-if TYPE_CHECKING:
-    from tokred.data.sources import Source
 
 OnError = Literal["fail", "skip", "count-wrong"]
 

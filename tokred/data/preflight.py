@@ -14,7 +14,7 @@ from scipy import stats
 from timm.utils.misc import natural_key
 
 from tokred.data import imagenet
-from tokred.data.sources import Source
+from tokred.data.source import Source
 from tokred.errors import TokredError
 from tokred.utils.text import some
 

@@ -33,19 +33,13 @@ def data_config(model: Any) -> dict[str, Any]:
     return dict(resolve_data_config({"input_size": (3, *model.patch_embed.img_size)}, model=model))
 
 
-def prepare(
-    model: Any, embedded: bool, crop_pct: float | None = None, interpolation: str | None = None
-) -> Preparation:
-    """timm's evaluation transform of a model, or what is given in its place.
-
-    PhotoDigits images have the model's size, so nothing is cropped away from them unless `crop_pct` says so.
-    """
-    config = data_config(model) | ({"crop_pct": 1.0} if embedded else {})
-    given = {"crop_pct": crop_pct, "interpolation": interpolation}
-    config |= {name: value for name, value in given.items() if value is not None}
+def prepare(model: Any, crop_pct: float | None = None, interpolation: str | None = None) -> Preparation:
+    """timm's evaluation transform of a model; `crop_pct` and `interpolation` replace the model's own."""
+    chosen = {"crop_pct": crop_pct, "interpolation": interpolation}
+    config = data_config(model) | {name: value for name, value in chosen.items() if value is not None}
     return Preparation(
-        create_transform(**config),
-        int(config["input_size"][-1]),
-        float(config["crop_pct"]),
-        str(config["interpolation"]),
+        transform=create_transform(**config),
+        img_size=int(config["input_size"][-1]),
+        crop_pct=float(config["crop_pct"]),
+        interpolation=str(config["interpolation"]),
     )

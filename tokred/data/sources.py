@@ -1,125 +1,20 @@
-"""Where images come from: the embedded benchmark, a folder, or a data set that timm reads."""
+"""Open a source of images: the embedded benchmark, a folder, or a data set that timm reads."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-from PIL import Image
-from torch.utils.data import Dataset, Subset
-
-from tokred.data import photodigits
-from tokred.data.images import UNLABELLED, Relabelled
+from tokred.data import class_map as class_maps
+from tokred.data import folders, photodigits, timm_datasets
+from tokred.data.source import Source
 from tokred.errors import TokredError
 
-EMBEDDED = "photodigits"
-
-Origin = Literal["", "validation", "training"]  # of ImageNet's files, which their names tell
+PHOTODIGITS = "photodigits"
 
 
-@dataclass(frozen=True)
-class Source:
-    """Images in a fixed order, their labels, and what a table must say about them.
-
-    Attributes:
-        images: index to (PIL image in RGB, label).
-        name: of the data set.
-        split: of it.
-        hash: SHA-256 that changes when the images or their labels do: over pixels for PhotoDigits, over names and sizes for files.
-        groups: [n], images that are not independent share a number.
-        classes: number of classes; None where the reader does not know.
-        limited: whether this is only the beginning of the split.
-        embedded: whether this is PhotoDigits.
-        note: sentences that a reader of the results needs.
-        class_names: of the classes, in the order of the labels, where the reader knows.
-        fingerprint: changes when a file is written to, even if its size stays; empty where there are no files.
-        labels: [n] int64, where they are known before any image is read.
-        labelled: whether the images have labels; else they are `UNLABELLED`, and models can only be compared with each other.
-        sorted: whether the labels are nothing but the order of the folders' names, in which the weights may have been trained or not.
-        origin: which of ImageNet's files these are, by their names.
-        images_hash: as `hash`, of the images alone.
-    """
-
-    images: Dataset[tuple[Image.Image, int]]
-    name: str
-    split: str
-    hash: str
-    groups: np.ndarray
-    classes: int | None
-    limited: bool = False
-    embedded: bool = False
-    note: str = ""
-    class_names: tuple[str, ...] | None = None
-    fingerprint: str = ""
-    labels: np.ndarray | None = None
-    labelled: bool = True
-    sorted: bool = False
-    origin: Origin = ""
-    images_hash: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.images_hash:
-            object.__setattr__(self, "images_hash", self.hash)
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def limit(self, count: int | None) -> Source:
-        """The first `count` images; all of them for None.
-
-        Raises:
-            TokredError: the count is not positive.
-        """
-        if count is None or count >= len(self):
-            return self
-        if count < 1:
-            raise TokredError(
-                f"--limit is the number of images to evaluate and must be at least 1, got {count}."
-            )
-        return replace(self.take(range(count)), limited=True)
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> Source:
-        """Only some images, in this order."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        labels = None if self.labels is None else self.labels[chosen]
-        return replace(
-            self, images=Subset(self.images, chosen.tolist()), groups=self.groups[chosen], labels=labels
-        )
-
-    def relabel(self, mapping: np.ndarray, classes: int | None, note: str = "") -> Source:
-        """Label l becomes mapping[l]; `note` says so."""
-        assert self.labels is not None
-        labels = np.asarray(mapping, dtype=np.int64)[self.labels]
-        digest = hashlib.sha256(self.hash.encode() + labels.tobytes()).hexdigest()
-        images = Relabelled(self.images, labels)
-        return replace(self, images=images, labels=labels, hash=digest, classes=classes, sorted=False).noted(
-            note
-        )
-
-    def unlabelled(self) -> Source:
-        """The same images without labels."""
-        labels = np.full(len(self), UNLABELLED)
-        digest = hashlib.sha256(f"{self.images_hash} without labels".encode()).hexdigest()
-        images = Relabelled(self.images, labels)
-        return replace(
-            self,
-            images=images,
-            labels=labels,
-            hash=digest,
-            classes=None,
-            class_names=None,
-            labelled=False,
-            sorted=False,
-            origin="",
-        )
-
-    def noted(self, note: str) -> Source:
-        """With one more sentence in its note."""
-        return replace(self, note=f"{self.note} {note}".strip())
+def is_photodigits(data: str | None) -> bool:
+    """Whether the value of --data names the embedded benchmark, as none at all does."""
+    return data is None or data == PHOTODIGITS
 
 
 def open_source(
@@ -145,10 +40,7 @@ def open_source(
     Raises:
         TokredError: no such folder, split or data set, or no labels where there should be some.
     """
-    from tokred.data import class_map as maps
-    from tokred.data import folders, timm_datasets
-
-    if data is None or data == EMBEDDED:
+    if data is None or is_photodigits(data):
         _refuse(
             {"--no-labels": not labels, "--class-map": class_map, "--devkit": devkit, "--data-dir": data_dir},
             "PhotoDigits",
@@ -166,7 +58,7 @@ def open_source(
         _refuse({"--data-dir": data_dir}, "a folder")
         source = folders.open_folder(data, split, labels, devkit)
     if class_map is not None:
-        source = maps.apply(source, Path(class_map))
+        source = class_maps.apply(source, Path(class_map))
     return source if labels or not source.labelled else source.unlabelled()
 
 
@@ -187,5 +79,16 @@ def _open_embedded(split: str) -> Source:
         digest = images.pixel_hash()
         note = "The libraries here draw other pixels than the published benchmark has, so do not compare with published tables."
     return Source(
-        images, EMBEDDED, split, digest, images.groups(), photodigits.NUM_CLASSES, embedded=True, note=note
+        images=images,
+        name=PHOTODIGITS,
+        split=split,
+        hash=digest,
+        groups=images.groups(),
+        classes=photodigits.NUM_CLASSES,
+        title="PhotoDigits",
+        about="the embedded benchmark",
+        weights="shipped",
+        crop_pct=1.0,  # images have the model's size
+        note=note,
+        class_names=tuple(map(str, range(photodigits.NUM_CLASSES))),
     )

@@ -11,7 +11,7 @@ from timm.data import create_dataset
 
 from tokred.data import webdataset
 from tokred.data.images import UNLABELLED, StrictImages
-from tokred.data.sources import Source
+from tokred.data.source import Source
 from tokred.errors import TokredError
 
 _PREFIXES = ("hfds", "torch", "wds", "tfds", "hfids")

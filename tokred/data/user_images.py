@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from tokred.data.images import UNLABELLED, StrictImages
-from tokred.data.sources import Source
+from tokred.data.source import Source
 from tokred.errors import TokredError
 from tokred.models.zoo import Loaded
 
@@ -64,13 +64,11 @@ def check_index(data: Source, index: Sequence[int] | None, default: int = 3) -> 
     return list(dict.fromkeys(int(i) for i in index))
 
 
-def class_names(data: Source | None, loaded: Loaded, embedded: bool) -> tuple[str, ...] | None:
+def class_names(data: Source | None, loaded: Loaded) -> tuple[str, ...] | None:
     """Names of a model's classes: those of the data set, or of timm's weights; ImageNet's in words; None if unknown."""
     classes = loaded.model.num_classes
     found: tuple[str, ...] | None = None
-    if embedded:
-        found = tuple(map(str, range(10)))
-    elif data is not None and data.class_names:
+    if data is not None and data.class_names:
         found = data.class_names
         if all(re.fullmatch(r"n\d{8}", name) for name in found):
             info = ImageNetInfo("imagenet-21k")

@@ -20,7 +20,7 @@ import numpy as np
 from timm.utils.misc import natural_key
 
 from tokred.data.images import UNLABELLED, StrictImages
-from tokred.data.sources import Source
+from tokred.data.source import Source
 from tokred.errors import TokredError
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")

@@ -15,7 +15,7 @@ from tokred.errors import TokredError
 from tokred.evaluation import candidates
 from tokred.evaluation.config import Config
 from tokred.evaluation.speed import DENSE, Speed, measure
-from tokred.models import zoo
+from tokred.models import tensor_files, zoo
 from tokred.utils.atomic import replace_file
 from tokred.utils.devices import resolve_device, resolve_precision
 from tokred.utils.provenance import versions
@@ -96,7 +96,7 @@ class Bench:
         self.dense, self.costs = loaded.model, CostTable(loaded.model)
         config = replace(config, allow_unfitted=True)  # time does not depend on the parameters
         self.entries = {
-            entry.name: entry for entry in candidates.build(config, loaded, self.costs, embedded=True)
+            entry.name: entry for entry in candidates.build(config, loaded, self.costs)
         }
         self.models = {name: entry.model for name, entry in self.entries.items() if entry.model is not None}
 
@@ -151,7 +151,7 @@ def _loaded(name: str, img_size: int | None = None) -> zoo.Loaded:
         return zoo.load_shipped(name, img_size)
     except TokredError:
         model = zoo.build(name, img_size=img_size)
-        return zoo.Loaded(model, name, "random", zoo.hash_weights(model))
+        return zoo.Loaded(model, name, "random", tensor_files.hash_weights(model))
 
 
 def _device_name(device: torch.device) -> str:

@@ -13,6 +13,7 @@ from tokred.core.options import complete_options, options_text
 from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unfitted, Unreachable
+from tokred.evaluation import foreign_plans
 from tokred.evaluation.config import Config, Fixed, method_names
 from tokred.evaluation.controls import LOWRES, RANDOM, SMALLER, Control, lowres, smaller
 from tokred.models import adapters, foreign
@@ -96,7 +97,7 @@ class Entry:
         return self.match.reduction if self.match else None
 
 
-def build(config: Config, loaded: Loaded, costs: CostTable, embedded: bool) -> list[Entry]:
+def build(config: Config, loaded: Loaded, costs: CostTable) -> list[Entry]:
     """All entries of a comparison: methods at the budgets, then those at a knob, then controls.
 
     Raises:
@@ -107,12 +108,12 @@ def build(config: Config, loaded: Loaded, costs: CostTable, embedded: bool) -> l
     given = _find_adapters(config, names)
     entries: dict[tuple[str, float], Entry] = {}
     for budget in config.budgets:
-        here, own, unfit = foreign.nearest(given, costs, budget, config.options, config.stages)
-        others = [name for name in asked if name not in own and name not in unfit]
+        near = foreign_plans.nearest(given, costs, budget, config.options, config.stages)
+        others = [name for name in asked if name not in near.matches and name not in near.refused]
         matches, refused = match_each(
             costs, others, budget, protocol=config.protocol, stages=config.stages, options=config.options
         )
-        matches, refused = {**matches, **own}, {**refused, **unfit}
+        matches, refused = {**matches, **near.matches}, {**refused, **near.refused}
         for method in asked:
             entry = Entry(
                 method,
@@ -122,7 +123,7 @@ def build(config: Config, loaded: Loaded, costs: CostTable, embedded: bool) -> l
                 refused=refused.get(method),
             )
             entries[method, budget] = entry
-            _build_model(entry, config, loaded, here)
+            _build_model(entry, config, loaded, near.adapters)
     ordered = [entries[method, budget] for method in asked for budget in config.budgets]
     for one in config.fixed:
         ordered.append(_fixed(config, costs, one))
@@ -137,7 +138,7 @@ def build(config: Config, loaded: Loaded, costs: CostTable, embedded: bool) -> l
     wanted = [entry for entry in ordered if entry.method in names]
     if all(entry.model is None for entry in wanted) and wanted[0].refused:
         raise wanted[0].refused
-    return ordered + (_controls(config, loaded, costs, embedded) if config.controls else [])
+    return ordered + (_controls(config, loaded, costs) if config.controls else [])
 
 
 def _name(config: Config, method: str, budget: float) -> str:
@@ -151,7 +152,7 @@ def _fixed(config: Config, costs: CostTable, fixed: Fixed) -> Entry:
     return Entry(fixed.method, None, fixed.name, found)
 
 
-def _controls(config: Config, loaded: Loaded, costs: CostTable, embedded: bool) -> list[Entry]:
+def _controls(config: Config, loaded: Loaded, costs: CostTable) -> list[Entry]:
     """The dense controls: one of lower resolution for each budget, and a smaller model where there is one."""
     found = []
     for budget in config.budgets:
@@ -161,7 +162,7 @@ def _controls(config: Config, loaded: Loaded, costs: CostTable, embedded: bool) 
         except TokredError as error:
             entry.refused = error
         found.append(entry)
-    sister = smaller(config, loaded.model, embedded)
+    sister = smaller(loaded, config.img_size)
     if sister:
         found.append(Entry(SMALLER, None, SMALLER, control=sister))
     for entry in found:
@@ -175,7 +176,7 @@ def describe_baseline(row: Row, costs: CostTable) -> None:
 
 
 def _find_adapters(config: Config, names: Iterable[str]) -> list[Adapter]:
-    given = adapters.find(config.adapters)
+    given = foreign.find(config.adapters)
     strangers = [adapter for adapter in given if adapter.card["method"] not in names]
     if given and len(strangers) == len(given):
         raise TokredError(

@@ -96,7 +96,7 @@ class Job:
         inputs = open_inputs(config)
         self.source, self.loaded, self.preparation = inputs.source, inputs.loaded, inputs.preparation
         self.costs = CostTable(self.loaded.model)
-        self.entries = candidates.build(config, self.loaded, self.costs, self.source.embedded)
+        self.entries = candidates.build(config, self.loaded, self.costs)
         self.models = {entry.name: entry.model for entry in self.entries if entry.model is not None}
         self.configuration = {
             **{name: value for name, value in asdict(config).items() if name not in HASHED},
@@ -127,7 +127,7 @@ class Job:
 
     def describe(self) -> str:
         """One line: data, weights, precision, device."""
-        what = "the embedded benchmark PhotoDigits" if self.source.embedded else f"{self.source.name}"
+        what = f"{self.source.about} {self.source.title}".strip()
         precision = str(self.dtype).removeprefix("torch.")
         first = f"the first {len(self.source)}" if self.source.limited else str(len(self.source))
         data = f"{what}, {self.source.split} split, {first} images{'' if self.source.labelled else ' without labels'}"

@@ -19,8 +19,8 @@ from tokred.core.flops import CostTable
 from tokred.core.vit import ReducedViT, State
 from tokred.data import preprocessing
 from tokred.errors import TokredError, Unreachable
-from tokred.evaluation.config import Config
 from tokred.models import zoo
+from tokred.models.zoo import Loaded
 
 LOWRES, SMALLER, RANDOM = "lowres", "smaller", "random"
 _SIZES = ("tiny", "small", "base", "large", "huge", "giant", "gigantic")
@@ -72,30 +72,23 @@ def lowres(costs: CostTable, budget: float) -> Control:
     raise Unreachable(f"{LOWRES} cannot save {budget:.1%} of this model's FLOPs; lower the budget.")
 
 
-def smaller(config: Config, backbone: Any, embedded: bool) -> Control | None:
-    """The next smaller model of a family, with weights of the same origin, that tells the same classes apart; None where there is none.
+def smaller(loaded: Loaded, img_size: int | None = None) -> Control | None:
+    """The next smaller model of a family that has the same classes and weights of the same origin; None where there is none.
 
     Args:
-        config: of the comparison. Weights from a file have no smaller sister.
-        backbone: the model.
-        embedded: whether the images are PhotoDigits.
+        loaded: the model that is compared. Weights from a file have no smaller counterpart.
+        img_size: side of the images in pixels, where it is not the model's own.
     """
-    if config.weights is not None:
-        return None
-    for sister in _sisters(config.model):
+    for name in _smaller_models(loaded.name) if loaded.origin else ():
         try:
-            loaded = zoo.load_for(sister, None, embedded, config.img_size)
+            other = zoo.load_for(name, None, loaded.origin or "pretrained", img_size)
         except TokredError:
             continue
-        same = preprocessing.data_config(loaded.model) == preprocessing.data_config(backbone)
-        if same and loaded.model.num_classes == backbone.num_classes:
-            costs = CostTable(loaded.model)
-            return Control(
-                ReducedViT(loaded.model),
-                costs.dense,
-                costs.n,
-                {"model": sister, "weights": loaded.weights_hash[:8]},
-            )
+        same = preprocessing.data_config(other.model) == preprocessing.data_config(loaded.model)
+        if same and other.model.num_classes == loaded.model.num_classes:
+            costs = CostTable(other.model)
+            options = {"model": name, "weights": other.weights_hash[:8]}
+            return Control(ReducedViT(other.model), costs.dense, costs.n, options)
     return None
 
 
@@ -130,7 +123,7 @@ def _resized(backbone: Any, grid: tuple[int, int]) -> Any:
     return twin.eval()
 
 
-def _sisters(name: str) -> list[str]:
+def _smaller_models(name: str) -> list[str]:
     """Smaller models of the family, the next one first, under the names that tokred's users know them by."""
     resolved, _, tag = zoo.timm_name(name).partition(".")
     words = resolved.split("_")

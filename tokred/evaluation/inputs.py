@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tokred.data import preflight, preprocessing, sources
 from tokred.data.preprocessing import Preparation
-from tokred.data.sources import Source
+from tokred.data.source import Source
 from tokred.evaluation.config import Config
 from tokred.models import zoo
 from tokred.models.zoo import Loaded
@@ -44,22 +44,25 @@ def open_inputs(config: Config) -> Inputs:
         TokredError: something is missing, or one does not fit the other.
     """
     source = open_images(config)
-    loaded = load_weights(config, source.embedded)
+    loaded = load_weights(config, source)
     aligned = preflight.align(
         source, loaded.model.num_classes, loaded.weights, own=config.weights is not None
     )
-    return Inputs(aligned.limit(config.limit), loaded, prepare(config, loaded, source.embedded))
+    return Inputs(aligned.limit(config.limit), loaded, prepare(config, loaded, source))
 
 
-def load_weights(config: Config, embedded: bool) -> Loaded:
-    """The model with its weights; `embedded` says whether the images are PhotoDigits.
+def load_weights(config: Config, source: Source | None) -> Loaded:
+    """The model with the weights that the configuration names, or else those that belong to the images.
 
     Raises:
         TokredError: see `zoo.load_for`.
     """
-    return zoo.load_for(config.model, config.weights, embedded, config.img_size)
+    default = "pretrained" if source is None else source.weights
+    return zoo.load_for(config.model, config.weights, default, config.img_size)
 
 
-def prepare(config: Config, loaded: Loaded, embedded: bool) -> Preparation:
-    """How images become the model's input."""
-    return preprocessing.prepare(loaded.model, embedded, config.crop_pct, config.interpolation)
+def prepare(config: Config, loaded: Loaded, source: Source | None) -> Preparation:
+    """How images become the model's input: as the configuration says, or else as the images or the model have it."""
+    own = None if source is None else source.crop_pct
+    crop_pct = own if config.crop_pct is None else config.crop_pct
+    return preprocessing.prepare(loaded.model, crop_pct, config.interpolation)

@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo
 
 from tokred.data.folders import VALIDATION_NAMES
 from tokred.data.preprocessing import Preparation
-from tokred.data.sources import Source
+from tokred.data.source import Source
 from tokred.models.zoo import Loaded
 from tokred.tables.row import BASELINE, Row
 
@@ -64,7 +64,7 @@ def note(loaded: Loaded, source: Source, preparation: Preparation) -> str:
 
 def is_imagenet_validation(source: Source) -> bool:
     """Whether these are all images of ImageNet-1K's validation split: by their number, and by the classes' names or the data set's own."""
-    if source.embedded or source.limited or len(source) != IMAGES or source.split not in VALIDATION_NAMES:
+    if source.limited or len(source) != IMAGES or source.split not in VALIDATION_NAMES:
         return False
     if source.class_names and source.class_names[0] in _wnids():  # others have them in words
         return source.class_names == _wnids()
@@ -76,7 +76,7 @@ def is_imagenet(source: Source) -> bool:
 
     Its class folders alone do not: ImageNet-Sketch and others have them, too.
     """
-    if source.embedded or not source.labelled or source.origin == "training":
+    if not source.labelled or source.origin == "training":
         return False
     named = source.origin == "validation" or "imagenet-1k" in source.name.lower().replace("_", "-")
     return named or is_imagenet_validation(source)

@@ -7,7 +7,6 @@ one method with its options, and its layers. Fitted for any budget it serves all
 from __future__ import annotations
 
 import copy
-import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,17 +16,19 @@ from typing import Any
 
 from torch import Tensor
 
-from tokred.core import registry
 from tokred.core.options import changed_options, default_options, options_arguments
 from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unfitted
 from tokred.models import zoo
-from tokred.models.tensor_files import CHECKPOINTS, hash_file
+from tokred.models.tensor_files import hash_file, read_card, read_weights, write_tensors
 from tokred.utils.text import plain_name, spaced
 
 SHIPPED = zoo.SHIPPED / "adapters"
 ANY = "any"
+_CARD = frozenset(
+    ("method", "options", "stages", "tokens", "budget", "training", "weights_hash", "model", "images_seen")
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Adapter:
         Raises:
             TokredError: it cannot be read.
         """
-        return zoo.read_weights(self.path)
+        return read_weights(self.path)
 
     def difference(self, plan: Plan, weights_hash: str) -> str:
         """What keeps it from serving a plan on a backbone, as the end of a sentence; empty if nothing does."""
@@ -121,45 +122,29 @@ class Adapter:
             raise TokredError(f"The adapter {self.path} does not fit here: {detail}") from error
 
 
-def find(places: Iterable[str | Path]) -> list[Adapter]:
-    """All adapters in files and folders, in this order.
-
-    A place may also be a published checkpoint, or a folder that holds such and no adapter; "evit=FILE" says what it was trained with.
+def read(path: Path) -> Adapter:
+    """The adapter in a file.
 
     Raises:
-        TokredError: no such file or folder, a file without a readable card, or a folder without an adapter.
+        TokredError: the file has no card that says what it was fitted for.
     """
-    found: list[Adapter] = []
-    for place in places:
-        here = _at(*_named(place))
-        if not here:
-            raise TokredError(
-                f"No adapter at {place}; give a .safetensors file that `tokred fit` wrote, a published checkpoint, or their folder."
-            )
-        found += here
-    return found
+    card = _card(path)
+    if card is None:
+        raise TokredError(
+            f"{path} is no adapter: beside it, {path.with_suffix('.json').name} must tell what it was fitted for."
+        )
+    return Adapter(path, card)
 
 
-def _named(place: str | Path) -> tuple[Path, str | None]:
-    """A place, and the method that was said with it."""
-    method, equals, file = str(place).partition("=")
-    if equals and method in registry.names() and not Path(place).exists():
-        return Path(file), method
-    return Path(place), None
-
-
-def _at(place: Path, method: str | None) -> list[Adapter]:
-    from tokred.models import foreign  # which is built on this module
-
-    if place.is_file() and place.suffix not in CHECKPOINTS:
-        return [Adapter(place, _read_card(place))]
-    files = [place] if place.is_file() else []
-    return _folder(place) or [foreign.read(file, method) for file in files or sorted(place.rglob("*.pth"))]
+def in_folder(folder: Path) -> list[Adapter]:
+    """The adapters of a folder, which may hold other weight files too."""
+    cards = ((path, _card(path)) for path in sorted(folder.glob("*.safetensors")))
+    return [Adapter(path, card) for path, card in cards if card is not None]
 
 
 def shipped() -> list[Adapter]:
     """The adapters that come with tokred."""
-    return _folder(SHIPPED)
+    return in_folder(SHIPPED)
 
 
 def choose(given: Iterable[Adapter], plan: Plan, weights_hash: str) -> Adapter | None:
@@ -202,7 +187,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) ->
     Raises:
         TokredError: they cannot be written.
     """
-    zoo.write_tensors(tensors, path, {"kind": "adapter", **card})
+    write_tensors(tensors, path, {"kind": "adapter", **card})
 
 
 def plan_card(plan: Plan, any_budget: bool) -> dict[str, Any]:
@@ -221,35 +206,6 @@ def file_name(model: str, plan: Plan) -> str:
     return "-".join([plain_name(model), plan.reducer.name, *changed]) + ".safetensors"
 
 
-def _folder(folder: Path) -> list[Adapter]:
-    """Adapters of a folder; other weight files in it are none of ours."""
-    cards = ((path, _card(path)) for path in sorted(folder.glob("*.safetensors")))
-    return [Adapter(path, card) for path, card in cards if card is not None]
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    card = _card(path)
-    if card is None:
-        raise TokredError(
-            f"{path} is no adapter: beside it, {path.with_suffix('.json').name} must tell what it was fitted for."
-        )
-    return card
-
-
 def _card(path: Path) -> dict[str, Any] | None:
-    try:
-        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    needed = {
-        "method",
-        "options",
-        "stages",
-        "tokens",
-        "budget",
-        "training",
-        "weights_hash",
-        "model",
-        "images_seen",
-    }
-    return card if isinstance(card, dict) and card.get("kind") == "adapter" and needed <= set(card) else None
+    card = read_card(path)
+    return card if card.get("kind") == "adapter" and card.keys() >= _CARD else None

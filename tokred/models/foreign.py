@@ -6,7 +6,7 @@ Such a checkpoint serves as an adapter of a full fit, with its own backbone, lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from tokred.core import registry
-from tokred.core.flops import CostTable
-from tokred.core.match import Match, match
 from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT, num_patches
 from tokred.errors import TokredError
 from tokred.models import tokenreduction
-from tokred.models.adapters import Adapter
-from tokred.utils.text import spaced
+from tokred.models.adapters import Adapter, in_folder
+from tokred.models.adapters import read as read_adapter
+from tokred.models.tensor_files import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -80,83 +79,6 @@ class Checkpoint(Adapter):
             counts.append(current)
         return tuple(counts)
 
-    def match(
-        self,
-        costs: CostTable,
-        budget: float,
-        options: Mapping[str, Any],
-        stages: tuple[int, ...] | None = None,
-    ) -> Match:
-        """Its plan: at its own counts where they are fixed, else at those that meet the budget.
-
-        Raises:
-            TokredError: it is of another model, its own layers or options are not those asked for, or the budget is out of reach.
-        """
-        self.check(costs.backbone)
-        own, method = tuple(self.card["stages"]), self.card["method"]
-        if stages is not None and stages != own:
-            raise TokredError(
-                f"{self.path} was trained at layers {spaced(own)}, not at {spaced(stages)}; leave --stages out."
-            )
-        chosen = {**self.card["options"], **options}
-        if not self.fixed:
-            return match(costs, method, budget, stages=own, options=chosen)
-        rates = self.card["rates"]
-        plan = Plan(method, own, tuple(self.card["tokens"]), chosen, rates[0] if len(rates) == 1 else None)
-        return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, budget, costs.n)
-
-
-def nearest(
-    given: list[Adapter],
-    costs: CostTable,
-    budget: float,
-    options: Mapping[str, Mapping[str, Any]],
-    stages: tuple[int, ...] | None = None,
-) -> tuple[list[Adapter], dict[str, Match], dict[str, TokredError]]:
-    """Of several checkpoints of a method, the one that was trained nearest to the budget, with its plan.
-
-    Args:
-        given: adapters of all kinds; those that are no published checkpoint stay as they are.
-        costs: of the model that is compared.
-        budget: fraction of FLOPs to save.
-        options: that were asked for, by method.
-        stages: layers that were asked for.
-
-    Returns:
-        the adapters without the checkpoints that are farther, the plans by method, and why a method's checkpoint has none.
-    """
-    kept: list[Adapter] = [adapter for adapter in given if not isinstance(adapter, Checkpoint)]
-    matches, refused = dict[str, Match](), dict[str, TokredError]()
-    checkpoints = [adapter for adapter in given if isinstance(adapter, Checkpoint)]
-    for method in dict.fromkeys(checkpoint.card["method"] for checkpoint in checkpoints):
-        found = [checkpoint for checkpoint in checkpoints if checkpoint.card["method"] == method]
-        chosen = (
-            min(found, key=lambda checkpoint: _distance(checkpoint, costs, budget))
-            if len(found) > 1
-            else found[0]
-        )
-        kept.append(chosen)
-        try:
-            matches[method] = chosen.match(costs, budget, options.get(method, {}), stages)
-        except TokredError as error:
-            refused[method] = error
-    return kept, matches, refused
-
-
-def _distance(checkpoint: Checkpoint, costs: CostTable, budget: float) -> tuple[bool, float]:
-    """How far a checkpoint's own saving is from the budget; those of another model are farthest."""
-    try:
-        checkpoint.check(costs.backbone)
-    except TokredError:
-        return True, 0.0
-    tokens = checkpoint.own_tokens(costs.n)
-    if tokens is None:
-        return False, 1.0
-    plan = Plan(
-        checkpoint.card["method"], tuple(checkpoint.card["stages"]), tokens, dict(checkpoint.card["options"])
-    )
-    return False, abs(1 - costs.plan(plan) / costs.dense - budget)
-
 
 def read(path: Path, method: str | None = None) -> Checkpoint:
     """A checkpoint of the TokenReduction benchmark, the one kind that there is.
@@ -169,3 +91,36 @@ def read(path: Path, method: str | None = None) -> Checkpoint:
         TokredError: see `tokenreduction.describe`.
     """
     return Checkpoint(path, tokenreduction.describe(path, method))
+
+
+def find(places: Iterable[str | Path]) -> list[Adapter]:
+    """All adapters in files and folders, in this order.
+
+    A place may also be a foreign checkpoint, or a folder that holds such and no adapter; "evit=FILE" says what it was trained with.
+
+    Raises:
+        TokredError: no such file or folder, a file without a readable card, or a folder without an adapter.
+    """
+    adapters: list[Adapter] = []
+    for place in places:
+        here = _at(*_with_method(place))
+        if not here:
+            raise TokredError(
+                f"No adapter at {place}; give a .safetensors file that `tokred fit` wrote, a published checkpoint, or their folder."
+            )
+        adapters += here
+    return adapters
+
+
+def _with_method(place: str | Path) -> tuple[Path, str | None]:
+    """A place, and the method that the user named with it."""
+    method, equals, file = str(place).partition("=")
+    if equals and method in registry.names() and not Path(place).exists():
+        return Path(file), method
+    return Path(place), None
+
+
+def _at(place: Path, method: str | None) -> list[Adapter]:
+    if place.is_file():
+        return [read(place, method) if place.suffix in CHECKPOINTS else read_adapter(place)]
+    return in_folder(place) or [read(file, method) for file in sorted(place.rglob("*.pth"))]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -17,27 +17,7 @@ from torch import nn
 from tokred.core.vit import check_supported
 from tokred.errors import TokredError, UnknownName, did_you_mean
 from tokred.models import pretrained
-from tokred.models.tensor_files import (
-    hash_file,
-    hash_weights,
-    read_card,
-    read_weights,
-    write_tensors,
-    write_weights,
-)
-
-__all__ = [
-    "ALIASES",
-    "SHIPPED",
-    "Loaded",
-    "build",
-    "hash_weights",
-    "load_file",
-    "load_for",
-    "load_pretrained",
-    "load_shipped",
-]
-__all__ += ["read_weights", "timm_name", "write_tensors", "write_weights"]
+from tokred.models.tensor_files import hash_file, hash_weights, read_card, read_weights
 
 ALIASES = {
     "deit_t": "deit_tiny_patch16_224",
@@ -48,6 +28,8 @@ ALIASES = {
     "deit_b_distilled": "deit_base_distilled_patch16_224",
 }
 SHIPPED = Path(__file__).parents[1] / "weights"
+
+DefaultWeights = Literal["shipped", "pretrained"]  # tokred's own, trained on PhotoDigits; or timm's
 
 
 @dataclass(frozen=True)
@@ -61,6 +43,7 @@ class Loaded:
         weights_hash: SHA-256 over all parameters and buffers.
         card: of the weights, where they have one.
         published: timm's tagged name of the weights, where they are known to be those, such as "deit_small_patch16_224.fb_in1k".
+        origin: where the weights of other models of the family are to be had; "" where that is unknown.
     """
 
     model: Any
@@ -69,6 +52,7 @@ class Loaded:
     weights_hash: str
     card: dict[str, Any] = field(default_factory=dict)
     published: str = ""
+    origin: DefaultWeights | Literal[""] = ""
 
 
 def timm_name(name: str) -> str:
@@ -124,13 +108,15 @@ def build(name: str, num_classes: int | None = None, img_size: int | None = None
     return model.eval()
 
 
-def load_for(name: str, weights: str | None, embedded: bool, img_size: int | None = None) -> Loaded:
-    """The model with the weights that fit the data: those given, the shipped ones for PhotoDigits, timm's elsewhere.
+def load_for(
+    name: str, weights: str | None, default: DefaultWeights = "pretrained", img_size: int | None = None
+) -> Loaded:
+    """Load a model with the weights that the user names, or with those that belong to the data.
 
     Args:
         name: of the model; one that names a place brings its weights from there.
         weights: a file, or a place such as "hf-hub:owner/name".
-        embedded: whether the data is PhotoDigits.
+        default: which weights to load where `weights` is None; see `Source.weights`.
         img_size: side of the input in pixels, for which position embeddings are resampled; None keeps the model's own.
 
     Raises:
@@ -140,7 +126,7 @@ def load_for(name: str, weights: str | None, embedded: bool, img_size: int | Non
         loaded = load_file(name, Path(weights), img_size=img_size)
     elif weights is not None:
         loaded = _load_place(name, weights, img_size)
-    elif embedded and not pretrained.is_source(name):
+    elif default == "shipped" and not pretrained.is_source(name):
         loaded = load_shipped(name, img_size)
     else:
         loaded = load_pretrained(name, img_size=img_size)
@@ -159,7 +145,7 @@ def _load_place(name: str, place: str, img_size: int | None) -> Loaded:
         raise TokredError(
             f"{place} holds {holds}, not {name}; give it as the model, --model {place}, which needs no --weights."
         )
-    return Loaded(loaded.model, name, loaded.weights, loaded.weights_hash, published=loaded.published)
+    return replace(loaded, name=name, origin="")
 
 
 def load_shipped(name: str, img_size: int | None = None) -> Loaded:
@@ -177,10 +163,12 @@ def load_shipped(name: str, img_size: int | None = None) -> Loaded:
             f"No PhotoDigits weights are shipped for {name} (there are: {have}). "
             f"Give images with --data, weights with --weights, or train some: tokred train --model {name}."
         )
-    return load_file(name, path, shipped=True, img_size=img_size)
+    loaded = load_file(name, path, img_size=img_size)
+    about = f"tokred's {path.stem}, trained on PhotoDigits"
+    return replace(loaded, weights=about, published="", origin="shipped")
 
 
-def load_file(name: str, path: Path, shipped: bool = False, img_size: int | None = None) -> Loaded:
+def load_file(name: str, path: Path, img_size: int | None = None) -> Loaded:
     """A model with weights from a .safetensors file, or from a .pth file read without executing code.
 
     Raises:
@@ -197,9 +185,14 @@ def load_file(name: str, path: Path, shipped: bool = False, img_size: int | None
         raise TokredError(
             f"The weights in {path} are not for {name}: the file {what}; choose the --model that they belong to."
         )
-    about = f"tokred's {path.stem}, trained on PhotoDigits" if shipped else path.name
-    published = "" if shipped else _published_file(name, path)
-    return Loaded(model.eval(), name, about, hash_weights(model), read_card(path), published)
+    return Loaded(
+        model=model.eval(),
+        name=name,
+        weights=path.name,
+        weights_hash=hash_weights(model),
+        card=read_card(path),
+        published=_published_file(name, path),
+    )
 
 
 def _resample(model: Any, tensors: dict[str, torch.Tensor]) -> None:
@@ -245,7 +238,14 @@ def load_pretrained(name: str, num_classes: int | None = None, img_size: int | N
     model = build(name, num_classes, img_size, pretrained=True)
     published = pretrained.published_name(timm_name(name), model)
     about = name if pretrained.is_source(name) else f"timm {published or timm_name(name)}"
-    return Loaded(model.eval(), name, about, hash_weights(model), published=published)
+    return Loaded(
+        model=model.eval(),
+        name=name,
+        weights=about,
+        weights_hash=hash_weights(model),
+        published=published,
+        origin="pretrained",
+    )
 
 
 def _fit(

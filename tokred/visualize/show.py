@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tokred.core.flops import CostTable
 from tokred.data import preflight, sources, user_images
+from tokred.data.source import Source
 from tokred.data.user_images import Given
 from tokred.errors import TokredError
 from tokred.evaluation import candidates
@@ -107,25 +108,24 @@ class Showing:
             size,
             disagree,
         )
-        self.embedded = config.data == sources.EMBEDDED or (config.data is None and not images)
         files = user_images.source(images) if images else None
         data = None if images and config.data is None else open_images(config)
-        self.loaded = self._load()
+        self.loaded = self._load(data)
         if data is not None and not images:
             data = preflight.align(
                 data, self.loaded.model.num_classes, self.loaded.weights, own=config.weights is not None
             )
         self.source = files or data or user_images.source(images)
         self.index = user_images.check_index(self.source, index, default=len(images) or 3)
-        self.names = user_images.class_names(data, self.loaded, self.embedded)
-        self.preparation = prepare(config, self.loaded, self.embedded)
+        self.names = user_images.class_names(data, self.loaded)
+        self.preparation = prepare(config, self.loaded, data)
         self.device = Processes.device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
         self._plan()
 
-    def _load(self) -> zoo.Loaded:
+    def _load(self, data: Source | None) -> zoo.Loaded:
         try:
-            return load_weights(self.config, self.embedded)
+            return load_weights(self.config, data)
         except TokredError as error:
             if (
                 self.images
@@ -135,15 +135,13 @@ class Showing:
             ):
                 text = str(error).rstrip(".")
                 raise TokredError(
-                    f"{text}, or use those for PhotoDigits that tokred ships with --data {sources.EMBEDDED}."
+                    f"{text}, or use those for PhotoDigits that tokred ships with --data {sources.PHOTODIGITS}."
                 ) from error
             raise
 
     def _plan(self) -> None:
         costs, model = CostTable(self.loaded.model), self.loaded.model
-        self.entries = candidates.build(
-            replace(self.config, controls=False), self.loaded, costs, self.embedded
-        )
+        self.entries = candidates.build(replace(self.config, controls=False), self.loaded, costs)
         self.models = {entry.name: entry.model for entry in self.entries if entry.model is not None}
         self.rows = {entry.name: Row(entry.method) for entry in self.entries}
         for entry in self.entries:

@@ -19,7 +19,7 @@ from tokred.core.vit import ReducedViT, State, num_patches
 from tokred.data import loading, preprocessing
 from tokred.data.loading import Batch
 from tokred.data.preprocessing import Preparation
-from tokred.data.sources import Source
+from tokred.data.source import Source
 from tokred.errors import TokredError
 from tokred.evaluation.predictions import Evaluation, finite
 

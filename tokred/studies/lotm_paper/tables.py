@@ -53,14 +53,14 @@ class Study:
         self.notes: list[str] = []
         if flops_only:
             return
-        embedded = open_images(config).embedded
+        weights = open_images(config).weights
         for model in self.models:
             try:
                 self.jobs[model] = Job(
                     _configuration(number, model, config, len(self.models)), outputs=outputs.files
                 )
             except TokredError as error:
-                if not embedded and model == self.models[-1] and not self.jobs:
+                if weights == "pretrained" and model == self.models[-1] and not self.jobs:
                     raise  # for PhotoDigits there are weights of some models; of other images all were asked for
                 self.notes.append(f"{model} is not measured here: {error}")
 

@@ -146,8 +146,7 @@ class Study:
         return self._phrase("")
 
     def _phrase(self, more: str) -> str:
-        name = "PhotoDigits" if self.source.embedded else self.source.name
-        return f"{name} {self.source.split} ({'first ' if self.source.limited else ''}{len(self.source)} images{more})"
+        return f"{self.source.title} {self.source.split} ({'first ' if self.source.limited else ''}{len(self.source)} images{more})"
 
     def describe(self) -> str:
         """One line: data, weights, layers, precision, device."""

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from tokred.data import photodigits
 from tokred.errors import TokredError
-from tokred.models import zoo
+from tokred.models import tensor_files, zoo
 from tokred.training import checkpoint
 from tokred.training.backbone.images import TrainingImages
 from tokred.training.backbone.init import initialize
@@ -155,12 +155,12 @@ class Trainer:
             "precision": str(self.precision).removeprefix("torch."),
             **versions(),
         }
-        zoo.write_weights(self.model, path, card)
+        tensor_files.write_weights(self.model, path, card)
         shipped = zoo.load_file(self.recipe.model, path)  # what is measured is what the file holds
         for split in ("validation", "test"):
             card[f"{split}_top1"] = round(accuracy(shipped.model, split), 2)
         card["weights_hash"] = shipped.weights_hash
-        zoo.write_weights(self.model, path, card)
+        tensor_files.write_weights(self.model, path, card)
         return path
 
 

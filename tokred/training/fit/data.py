@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tokred.data import folders, imagenet, loading, photodigits, preflight, preprocessing, sources
+from tokred.data.source import Source
 from tokred.errors import TokredError
 from tokred.training.fit.recipe import FitRecipe
 
@@ -38,7 +39,7 @@ class FitImages:
 
     train: Dataset[tuple[Any, int]]
     n: int | None
-    validation: sources.Source
+    validation: Source
     name: str
     hash: str
     labelled: bool
@@ -57,7 +58,7 @@ def open_images(data: str | None, seed: int, classes: int, labels: bool = True) 
     Raises:
         TokredError: no such data, or labels that are not the model's.
     """
-    if data is None or data == sources.EMBEDDED:
+    if data is None or sources.is_photodigits(data):
         endless = photodigits.PhotoDigits("train", length=_ENDLESS, seed=seed)
         digest = photodigits.PhotoDigits("train", length=photodigits.PROBE_IMAGES, seed=seed).pixel_hash()
         validation = _spread(sources.open_source(None, "validation"))
@@ -65,7 +66,7 @@ def open_images(data: str | None, seed: int, classes: int, labels: bool = True) 
             endless,
             None,
             validation,
-            sources.EMBEDDED,
+            sources.PHOTODIGITS,
             digest,
             _usable(photodigits.NUM_CLASSES, classes, labels),
         )
@@ -83,7 +84,7 @@ def open_images(data: str | None, seed: int, classes: int, labels: bool = True) 
     )
 
 
-def _are_imagenets(source: sources.Source) -> bool:
+def _are_imagenets(source: Source) -> bool:
     return bool(source.class_names) and all(map(imagenet.is_wnid, source.class_names or ()))
 
 
@@ -111,7 +112,7 @@ def check_labels(labels: Tensor, classes: int) -> None:
         )
 
 
-def _splits(data: str) -> tuple[sources.Source, sources.Source, str]:
+def _splits(data: str) -> tuple[Source, Source, str]:
     """Training images, validation images, and what to say about them where the folder has no validation split."""
     found = folders.splits_in(folders.split_base(Path(data)))
     if not Path(data).is_dir() or folders.VALIDATION_NAMES & found:
@@ -135,11 +136,11 @@ def _splits(data: str) -> tuple[sources.Source, sources.Source, str]:
     return _part(whole, np.flatnonzero(~held)), _part(whole, np.flatnonzero(held)), note
 
 
-def _part(source: sources.Source, indices: np.ndarray) -> sources.Source:
+def _part(source: Source, indices: np.ndarray) -> Source:
     return source.take(indices)
 
 
-def _spread(source: sources.Source) -> sources.Source:
+def _spread(source: Source) -> Source:
     """At most `VALIDATION` images from all over a source: files are sorted by class, so the first ones would be of a few classes."""
     count = min(len(source), VALIDATION)
     return _part(source, np.linspace(0, len(source) - 1, count).round().astype(int))
@@ -203,7 +204,7 @@ def training_transform(model: Any, recipe: FitRecipe, embedded: bool) -> Any:
         and recipe.crop_scale == 1
     )
     if embedded or plain:
-        return preprocessing.prepare(model, embedded).transform
+        return preprocessing.prepare(model, 1.0 if embedded else None).transform
     config = preprocessing.data_config(model)
     return create_transform(
         config["input_size"], is_training=True, mean=config["mean"], std=config["std"], interpolation=config["interpolation"],

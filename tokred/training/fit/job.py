@@ -65,9 +65,8 @@ class Fit:
         self.dtype = resolve_precision(config.precision, self.device)
         if self.dtype == torch.float16:
             raise TokredError("Gradients underflow in float16; fit with --precision bf16 or fp32.")
-        self.loaded = loaded or zoo.load_for(
-            config.model, config.weights, config.data in (None, sources.EMBEDDED), config.img_size
-        )
+        weights: zoo.DefaultWeights = "shipped" if sources.is_photodigits(config.data) else "pretrained"
+        self.loaded = loaded or zoo.load_for(config.model, config.weights, weights, config.img_size)
         self.match = self._match()
         self.student = Student(self.loaded.model, self.match.plan, self.recipe, config.budget is None)
         self.images = open_images(config.data, self.recipe.seed, self.loaded.model.num_classes, config.labels)

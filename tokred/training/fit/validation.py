@@ -42,7 +42,7 @@ class Validator:
         self.student, self.processes, self.device, self.autocast = student, processes, device, autocast
         self.labelled, source = images.labelled, images.validation
         data = loading.Indexed(
-            source.images, preprocessing.prepare(student.teacher.backbone, source.embedded).transform
+            source.images, preprocessing.prepare(student.teacher.backbone, source.crop_pct).transform
         )
         batches = [
             list(range(start, min(start + chunk, len(source)))) for start in range(0, len(source), chunk)

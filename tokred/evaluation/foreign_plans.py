@@ -1,0 +1,104 @@
+"""Plans of foreign checkpoints: at their own token counts where these are fixed, else at those that meet the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokred.core.flops import CostTable
+from tokred.core.match import Match, match
+from tokred.core.plan import Plan
+from tokred.errors import TokredError
+from tokred.models.adapters import Adapter
+from tokred.models.foreign import Checkpoint
+from tokred.utils.text import spaced
+
+
+@dataclass
+class Nearest:
+    """Adapters for one budget, with at most one foreign checkpoint for each method.
+
+    Attributes:
+        adapters: all adapters that are no foreign checkpoint, and the nearest checkpoint of each method.
+        matches: plans of these checkpoints, by method.
+        refused: why the checkpoint of a method has no plan, by method.
+    """
+
+    adapters: list[Adapter]
+    matches: dict[str, Match] = field(default_factory=dict)
+    refused: dict[str, TokredError] = field(default_factory=dict)
+
+
+def nearest(
+    adapters: Iterable[Adapter],
+    costs: CostTable,
+    budget: float,
+    options: Mapping[str, Mapping[str, Any]],
+    stages: tuple[int, ...] | None = None,
+) -> Nearest:
+    """Of several checkpoints of a method, choose the one that was trained nearest to the budget.
+
+    Args:
+        adapters: adapters of all kinds.
+        costs: costs of the model that is compared.
+        budget: fraction of FLOPs to save.
+        options: options that the user set, by method.
+        stages: layers that the user set.
+    """
+    adapters = list(adapters)
+    choice = Nearest([adapter for adapter in adapters if not isinstance(adapter, Checkpoint)])
+    by_method: dict[str, list[Checkpoint]] = {}
+    for adapter in adapters:
+        if isinstance(adapter, Checkpoint):
+            by_method.setdefault(adapter.card["method"], []).append(adapter)
+    for method, checkpoints in by_method.items():
+        checkpoint = checkpoints[0]
+        if len(checkpoints) > 1:
+            checkpoint = min(checkpoints, key=lambda one: _distance(one, costs, budget))
+        choice.adapters.append(checkpoint)
+        try:
+            choice.matches[method] = plan_of(checkpoint, costs, budget, options.get(method, {}), stages)
+        except TokredError as error:
+            choice.refused[method] = error
+    return choice
+
+
+def plan_of(
+    checkpoint: Checkpoint,
+    costs: CostTable,
+    budget: float,
+    options: Mapping[str, Any],
+    stages: tuple[int, ...] | None = None,
+) -> Match:
+    """The plan of a checkpoint: at its own token counts where they are fixed, else at those that meet the budget.
+
+    Raises:
+        TokredError: it is of another model, its own layers or options are not those asked for, or the budget is out of reach.
+    """
+    checkpoint.check(costs.backbone)
+    card, own = checkpoint.card, tuple(checkpoint.card["stages"])
+    if stages is not None and stages != own:
+        raise TokredError(
+            f"{checkpoint.path} was trained at layers {spaced(own)}, not at {spaced(stages)}; leave --stages out."
+        )
+    chosen = {**card["options"], **options}
+    if not checkpoint.fixed:
+        return match(costs, card["method"], budget, stages=own, options=chosen)
+    rates = card["rates"]
+    plan = Plan(card["method"], own, tuple(card["tokens"]), chosen, rates[0] if len(rates) == 1 else None)
+    return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, budget, costs.n)
+
+
+def _distance(checkpoint: Checkpoint, costs: CostTable, budget: float) -> tuple[bool, float]:
+    """Distance of a checkpoint's own saving from the budget; checkpoints of another model come last."""
+    try:
+        checkpoint.check(costs.backbone)
+    except TokredError:
+        return True, 0.0
+    tokens = checkpoint.own_tokens(costs.n)
+    if tokens is None:
+        return False, 1.0
+    card = checkpoint.card
+    plan = Plan(card["method"], tuple(card["stages"]), tokens, dict(card["options"]))
+    return False, abs(1 - costs.plan(plan) / costs.dense - budget)
