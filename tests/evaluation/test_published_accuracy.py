@@ -8,6 +8,8 @@ from tokred.data import sources
 from tokred.data.preprocessing import Preparation
 from tokred.data.source import Source
 from tokred.evaluation import published_accuracy
+from tokred.evaluation.metrics import Scores
+from tokred.evaluation.rows import Published, published_columns
 from tokred.models.zoo import Loaded
 from tokred.tables.results_table import display
 from tokred.tables.row import BASELINE, Row
@@ -101,12 +103,12 @@ def test_every_figure_is_of_weights_that_timm_has():
     [(79.856, False), (79.806, False), (79.906, False), (79.804, True), (79.908, True), (0.1, True)],
 )
 def test_a_run_is_marked_when_it_is_off_by_more_than_a_twentieth_of_a_point(top1, off):
+    method, baseline = published_columns(79.856, Scores(top1=top1))
     rows = [
-        Row("lotm", top1=79.0, n_images=50_000),
-        Row(BASELINE, top1=top1, n_images=50_000),
-        Row("tome", status="failed", error="why"),
+        Row("lotm", top1=79.0, **vars(method)),
+        Row(BASELINE, top1=top1, **vars(baseline)),
+        Row("tome", status="failed", error="why", **vars(method)),
     ]
-    published_accuracy.mark(rows, 79.856)
     assert [row.baseline_off for row in rows] == [off] * 3
     assert [row.published_top1 for row in rows] == [None, 79.856, None]
     assert ("baseline off" in display(rows[0])[-1]) == off
@@ -114,19 +116,14 @@ def test_a_run_is_marked_when_it_is_off_by_more_than_a_twentieth_of_a_point(top1
     assert ("off by" in display(rows[1])[-1]) == off
 
 
-def test_a_run_that_has_not_seen_all_images_is_not_marked():
-    for rows in ([Row(BASELINE, top1=10.0, n_images=512)], [Row(BASELINE, n_images=50_000)]):
-        published_accuracy.mark(rows, 79.856)
-        assert (rows[0].published_top1, rows[0].baseline_off) == (None, False)
-    rows = [Row(BASELINE, top1=10.0, n_images=50_000)]
-    published_accuracy.mark(rows, None)
-    assert (rows[0].published_top1, rows[0].baseline_off) == (None, False)
+def test_without_a_figure_or_an_accuracy_nothing_is_marked():
+    for published, scores in ((None, Scores(top1=10.0)), (79.856, Scores()), (79.856, None)):
+        assert published_columns(published, scores) == (Published(), Published())
 
 
 def test_the_note_tells_by_how_much():
-    rows = [Row(BASELINE, top1=79.5, n_images=50_000)]
-    published_accuracy.mark(rows, 79.856)
-    assert display(rows[0])[-1] == "published: 79.856, off by -0.356: check images and preparation"
+    row = Row(BASELINE, top1=79.5, **vars(published_columns(79.856, Scores(top1=79.5))[1]))
+    assert display(row)[-1] == "published: 79.856, off by -0.356: check images and preparation"
 
 
 def test_a_whole_run_is_marked(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def opened(path, software=None, **configuration):
 
 
 def packed(folder):
-    return filled(key=folder.key).pack(np.arange(10))
+    return filled(key=folder.key).take(np.arange(10)).pack()
 
 
 def filled(n=10, methods=("lotm", "topk"), key=""):
@@ -67,7 +67,7 @@ def test_a_changed_run_starts_anew_and_says_what_changed_and_nothing_is_lost(
 ):
     first = opened(tmp_path, budget=0.3)
     first.finish(
-        {"seconds": 1.0}, {"leaderboard.csv": "old", "predictions.npz": filled().pack(np.arange(10))}
+        {"seconds": 1.0}, {"leaderboard.csv": "old", "predictions.npz": filled().take(np.arange(10)).pack()}
     )
     first.release()
     second = opened(tmp_path, software, **configuration)
@@ -156,7 +156,7 @@ def test_threads_may_enter_while_rows_are_packed():
     thread.start()
     try:
         for _ in range(20):
-            evaluation.pack(np.arange(20_000))
+            evaluation.take(np.arange(20_000)).pack()
     finally:
         stop.set()
         thread.join()
@@ -257,8 +257,8 @@ def test_the_earliest_failure_is_the_one_that_counts(tmp_path):
     b.fail("lotm", Failure(4, "early"))
     b.fail("lotm", Failure(6, "later"))
     merged = Evaluation.empty(10, ["lotm", "topk"])
-    merged.absorb(a.pack(np.arange(5, 10)))
-    merged.absorb(b.pack(np.arange(5)))
+    merged.absorb(a.take(np.arange(5, 10)).pack())
+    merged.absorb(b.take(np.arange(5)).pack())
     assert merged.failed == {"lotm": Failure(4, "early")}
     assert (merged.methods["topk"].prediction >= 0).all()
 
@@ -268,7 +268,8 @@ def test_a_finished_run_is_found_whole(tmp_path):
     source = filled(key=folder.key)
     folder.write_outcomes(source, np.arange(10), 2.0)
     folder.finish(
-        {"seconds": 2.0}, {"predictions.npz": source.pack(np.arange(10), 2.0), "leaderboard.csv": ""}
+        {"seconds": 2.0},
+        {"predictions.npz": source.take(np.arange(10), seconds=2.0).pack(), "leaderboard.csv": ""},
     )
     folder.release()
     again = opened(tmp_path)

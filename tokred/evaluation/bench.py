@@ -13,13 +13,14 @@ from tokred.core.flops import CostTable
 from tokred.core.options import changed_options, options_text
 from tokred.errors import TokredError
 from tokred.evaluation import candidates
+from tokred.evaluation.candidates import Candidate
 from tokred.evaluation.config import Config
 from tokred.evaluation.speed import DENSE, Speed, measure
-from tokred.models import tensor_files, zoo
+from tokred.models import zoo
+from tokred.models.tensor_files import hash_weights
 from tokred.utils.atomic import replace_file
 from tokred.utils.devices import resolve_device, resolve_precision
 from tokred.utils.provenance import versions
-from tokred.utils.text import spaced
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,10 +96,14 @@ class Bench:
         loaded = _loaded(config.model, config.img_size)
         self.dense, self.costs = loaded.model, CostTable(loaded.model)
         config = replace(config, allow_unfitted=True)  # time does not depend on the parameters
-        self.entries = {
-            entry.name: entry for entry in candidates.build(config, loaded, self.costs)
+        self.candidates = {
+            candidate.name: candidate for candidate in candidates.build(config, loaded, self.costs)
         }
-        self.models = {name: entry.model for name, entry in self.entries.items() if entry.model is not None}
+        self.models = {
+            name: candidate.model
+            for name, candidate in self.candidates.items()
+            if candidate.model is not None
+        }
 
     def run(
         self, out: Path | None = None, progress: Callable[[int], None] = lambda rounds: None
@@ -106,8 +111,12 @@ class Bench:
         """Measure every batch size; the CSV at `out` is written anew, in one step, after each."""
         rows: list[BenchRow] = []
         for size in self.batch_sizes:
-            failed = {name: str(entry.refused) for name, entry in self.entries.items() if entry.refused}
-            saved = {name: entry.reduction(self.costs) for name, entry in self.entries.items()}
+            failed = {
+                name: str(candidate.refused)
+                for name, candidate in self.candidates.items()
+                if candidate.refused
+            }
+            saved = {name: candidate.reduction(self.costs) for name, candidate in self.candidates.items()}
             reductions = {name: reduction for name, reduction in saved.items() if reduction is not None}
             speeds = measure(
                 self.models, self.dense, size, rounds=self.rounds, device=self.device, dtype=self.dtype, compiled=self.compiled,
@@ -120,29 +129,36 @@ class Bench:
         return rows
 
     def _row(self, name: str, batch_size: int, speed: Speed) -> BenchRow:
-        row = BenchRow(name, self.config.model, batch_size, **asdict(speed), **versions())
-        row.device, row.threads = _device_name(self.device), torch.get_num_threads()
-        row.rounds, row.compiled, row.precision = (
-            self.rounds,
-            self.compiled,
-            str(self.dtype).removeprefix("torch."),
+        candidate = self.candidates.get(name)
+        facts = candidate.facts(self.costs) if candidate else candidates.baseline_facts(self.costs)
+        return BenchRow(
+            method=name,
+            model=self.config.model,
+            batch_size=batch_size,
+            budget=facts.budget,
+            reduction=facts.reduction if candidate else None,
+            gflops=facts.gflops,
+            options=_options(candidate),
+            stages=facts.stages,
+            tokens=facts.tokens if facts.stages else "",
+            unfitted=facts.unfitted,
+            compiled=self.compiled,
+            precision=str(self.dtype).removeprefix("torch."),
+            device=_device_name(self.device),
+            threads=torch.get_num_threads(),
+            rounds=self.rounds,
+            **asdict(speed),
+            **versions(),
         )
-        row.gflops = self.costs.dense / 1e9
-        entry = self.entries.get(name)
-        if entry is not None and entry.control is not None:
-            row.budget, row.reduction, row.gflops = (
-                entry.budget,
-                entry.reduction(self.costs),
-                entry.control.flops / 1e9,
-            )
-            row.options = options_text(entry.control.options)
-        elif entry is not None and entry.match is not None:
-            found = entry.match
-            row.budget, row.reduction, row.gflops = entry.budget, found.reduction, found.flops / 1e9
-            row.stages, row.tokens = spaced(found.plan.stages), spaced(found.plan.tokens)
-            row.options = options_text(changed_options(found.plan.reducer, found.plan.options))
-            row.unfitted = entry.model is not None and entry.model.learned and entry.adapter is None
-        return row
+
+
+def _options(candidate: Candidate | None) -> str:
+    """The options that are not the default, as tables show them."""
+    if candidate is None:
+        return ""
+    if candidate.match is None:
+        return options_text(candidate.options)
+    return options_text(changed_options(candidate.match.plan.reducer, candidate.match.plan.options))
 
 
 def _loaded(name: str, img_size: int | None = None) -> zoo.Loaded:
@@ -151,7 +167,7 @@ def _loaded(name: str, img_size: int | None = None) -> zoo.Loaded:
         return zoo.load_shipped(name, img_size)
     except TokredError:
         model = zoo.build(name, img_size=img_size)
-        return zoo.Loaded(model, name, "random", tensor_files.hash_weights(model))
+        return zoo.Loaded(model, name, "random", hash_weights(model))
 
 
 def _device_name(device: torch.device) -> str:

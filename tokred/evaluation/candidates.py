@@ -1,10 +1,11 @@
-"""The entries of a comparison: methods at each budget or knob, with plan and parameters, or why there are none; and controls."""
+"""The candidates of a comparison: methods at each budget or knob, with plan and parameters, or the reason why there are none; and controls."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tokred.core import registry
 from tokred.core.flops import CostTable
@@ -16,199 +17,236 @@ from tokred.errors import TokredError, Unfitted, Unreachable
 from tokred.evaluation import foreign_plans
 from tokred.evaluation.config import Config, Fixed, method_names
 from tokred.evaluation.controls import LOWRES, RANDOM, SMALLER, Control, lowres, smaller
+from tokred.evaluation.rows import Facts
 from tokred.models import adapters, foreign
 from tokred.models.adapters import Adapter
 from tokred.models.zoo import Loaded
-from tokred.tables.row import BASELINE, Row
+from tokred.tables.row import BASELINE
 from tokred.utils.text import spaced
 
 _STATUS: dict[type, str] = {Unreachable: "unreachable", Unfitted: "unfitted"}
 
 
-@dataclass
-class Entry:
-    """One method, or dense control, at one budget or knob.
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One method, or dense control, at one budget or knob. It has a model, or a reason why it does not run.
 
     Attributes:
-        budget: the fraction of FLOPs to save; None of a method at a knob, and of a control that has no budget.
-        name: of its outcomes: the method's, with the budget or knob where there are several.
-        refused: why it does not run; else it has a model, and a match or a control.
+        method: name of the method or control.
+        budget: the fraction of FLOPs to save; None for a method at a knob, and for a control without a budget.
+        name: name of its predictions: the method's, with the budget or knob where there are several.
+        protocol: "native", "common" or "custom"; empty for a dense control.
+        options: the method's complete options; for a dense control, what tells it from others of its name.
+        match: the plan and its cost; None for a dense control, and where there is no plan.
+        control: the dense control; None for a method, and where the control does not exist.
+        model: the model to evaluate; None where there is none.
+        adapter: the fitted parameters in the model.
+        refused: why it does not run.
     """
 
     method: str
     budget: float | None
     name: str
+    protocol: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
     match: Match | None = None
+    control: Control | None = None
     model: ReducedViT | None = None
     adapter: Adapter | None = None
     refused: TokredError | None = None
-    control: Control | None = None
 
-    def describe(self, config: Config, costs: CostTable, row: Row) -> None:
-        """Enter into a row what is known before any image is seen."""
-        row.method, row.budget = self.method, self.budget
-        if self.refused:
-            row.status, row.error = _STATUS.get(type(self.refused), "failed"), str(self.refused)
-        if self.method in (LOWRES, SMALLER):
-            row.control = True
-            if self.control:
-                row.gflops, row.reduction, row.reducer_gflops = (
-                    self.control.flops / 1e9,
-                    1 - self.control.flops / costs.dense,
-                    0.0,
-                )
-                row.options, row.tokens = options_text(self.control.options), str(self.control.patches)
-            return
-        cls = registry.get(self.method)
-        custom = config.stages is not None or (self.match is not None and self.match.budget is None)
-        row.protocol, row.control = "custom" if custom else config.protocol, cls.control
-        chosen = self.match.plan.options if self.match else config.options.get(self.method, {})
-        row.options = options_text(complete_options(cls, chosen))
-        if self.match:
-            found = self.match
-            row.reduction, row.gflops, row.reducer_gflops = (
-                found.reduction,
-                found.flops / 1e9,
-                found.reducer_flops / 1e9,
-            )
-            row.stages, row.tokens, row.knob = (
-                spaced(found.plan.stages),
-                spaced(found.plan.tokens),
-                found.knob,
-            )
-        if self.adapter:
-            card = self.adapter.card
-            row.training, row.images_seen, row.adapter = (
-                card["training"],
-                card["images_seen"],
-                self.adapter.hash,
-            )
-            row.fitted_here = self.adapter.saw(row.data_hash)
-            if isinstance(self.adapter, foreign.Checkpoint):
-                row.protocol = "custom"  # its own layers
-                row.options = f"{row.options} {self.adapter.trained_at}".strip()
-        elif self.model is not None and self.model.learned:
-            row.unfitted = True
+    @property
+    def flops(self) -> int | None:
+        """Multiply-accumulates of one image; None where there is no model."""
+        cost = self.control or self.match
+        return None if cost is None else cost.flops
 
     def reduction(self, costs: CostTable) -> float | None:
-        """Fraction of the dense model's FLOPs that it saves; None where it does not run."""
-        if self.control:
-            return 1 - self.control.flops / costs.dense
-        return self.match.reduction if self.match else None
+        """The fraction of the dense model's FLOPs that it saves; None where there is no model."""
+        return None if self.flops is None else 1 - self.flops / costs.dense
+
+    @property
+    def unfitted(self) -> bool:
+        """Whether it is a learned method with random parameters."""
+        return self.model is not None and self.model.learned and self.adapter is None
+
+    def facts(self, costs: CostTable, data_hashes: Iterable[str] = ()) -> Facts:
+        """The columns of its row that are known before any image is seen.
+
+        Args:
+            costs: the cost table of the dense model.
+            data_hashes: hashes of the images; an adapter that was fitted on one of these is marked.
+        """
+        match, control, adapter = self.match, self.control, self.adapter
+        facts = Facts(
+            method=self.method,
+            budget=self.budget,
+            options=options_text(match.plan.options if match else self.options),
+            control=self.method in (LOWRES, SMALLER) or registry.get(self.method).control,
+            reduction=self.reduction(costs),
+            gflops=None if self.flops is None else self.flops / 1e9,
+            protocol=self.protocol,
+            unfitted=self.unfitted,
+            status="ok" if self.refused is None else _STATUS.get(type(self.refused), "failed"),
+            error="" if self.refused is None else str(self.refused),
+        )
+        if control:
+            facts = replace(facts, reducer_gflops=0.0, tokens=str(control.patches))
+        if match:
+            facts = replace(
+                facts,
+                reducer_gflops=match.reducer_flops / 1e9,
+                stages=spaced(match.plan.stages),
+                tokens=spaced(match.plan.tokens),
+                knob=match.knob,
+            )
+        if adapter:
+            facts = replace(
+                facts,
+                training=adapter.card["training"],
+                images_seen=adapter.card["images_seen"],
+                adapter=adapter.hash,
+                fitted_here=any(adapter.saw(digest) for digest in data_hashes),
+            )
+        if isinstance(adapter, foreign.Checkpoint):  # it was trained at layers of its own
+            facts = replace(facts, protocol="custom", options=f"{facts.options} {adapter.trained_at}".strip())
+        return facts
 
 
-def build(config: Config, loaded: Loaded, costs: CostTable) -> list[Entry]:
-    """All entries of a comparison: methods at the budgets, then those at a knob, then controls.
+def baseline_facts(costs: CostTable) -> Facts:
+    """The columns of the dense model's row that are known before any image is seen."""
+    return Facts(BASELINE, reduction=0.0, gflops=costs.dense / 1e9, reducer_gflops=0.0)
+
+
+def build(config: Config, loaded: Loaded, costs: CostTable) -> list[Candidate]:
+    """All candidates of a comparison: methods at the budgets, then those at a knob, then controls.
 
     Raises:
-        TokredError: unknown names or options, adapters for nothing that is compared, or no entry that can run.
+        TokredError: unknown names or options, adapters for methods that are not compared, or no method that can run.
     """
     names = method_names(config)
-    asked = list(names) if not config.controls or RANDOM in names or not config.budgets else [*names, RANDOM]
-    given = _find_adapters(config, names)
-    entries: dict[tuple[str, float], Entry] = {}
-    for budget in config.budgets:
-        near = foreign_plans.nearest(given, costs, budget, config.options, config.stages)
-        others = [name for name in asked if name not in near.matches and name not in near.refused]
-        matches, refused = match_each(
-            costs, others, budget, protocol=config.protocol, stages=config.stages, options=config.options
-        )
-        matches, refused = {**matches, **near.matches}, {**refused, **near.refused}
-        for method in asked:
-            entry = Entry(
-                method,
-                budget,
-                _name(config, method, budget),
-                matches.get(method),
-                refused=refused.get(method),
-            )
-            entries[method, budget] = entry
-            _build_model(entry, config, loaded, near.adapters)
-    ordered = [entries[method, budget] for method in asked for budget in config.budgets]
-    for one in config.fixed:
-        ordered.append(_fixed(config, costs, one))
-        _build_model(ordered[-1], config, loaded, given)
-    twice = next(
-        (name for name, count in Counter(entry.name for entry in ordered).items() if count > 1), None
-    )
+    wants_random = config.controls and RANDOM not in names and config.budgets
+    methods = [*names, RANDOM] if wants_random else names
+    files = _find_adapters(config, names)
+    at_budgets = [_at_budget(config, loaded, costs, methods, files, budget) for budget in config.budgets]
+    candidates = [by_method[method] for method in methods for by_method in at_budgets]
+    candidates += [_at_knob(config, loaded, costs, files, fixed) for fixed in config.fixed]
+    counts = Counter(candidate.name for candidate in candidates)
+    twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
         raise TokredError(
             f"Two plans are called {twice}; give each knob once, with its stages where a budget is the same number."
         )
-    wanted = [entry for entry in ordered if entry.method in names]
-    if all(entry.model is None for entry in wanted) and wanted[0].refused:
+    wanted = [candidate for candidate in candidates if candidate.method in names]
+    if all(candidate.model is None for candidate in wanted) and wanted[0].refused:
         raise wanted[0].refused
-    return ordered + (_controls(config, loaded, costs) if config.controls else [])
+    return candidates + (_controls(config, loaded, costs) if config.controls else [])
+
+
+def _find_adapters(config: Config, names: Iterable[str]) -> list[Adapter]:
+    files = foreign.find(config.adapters)
+    others = [adapter for adapter in files if adapter.card["method"] not in names]
+    if files and len(others) == len(files):
+        raise TokredError(
+            f"The adapter {files[0].path} is for {files[0].card['method']}, which is not compared; see --methods."
+        )
+    return files
+
+
+def _at_budget(
+    config: Config,
+    loaded: Loaded,
+    costs: CostTable,
+    methods: Sequence[str],
+    files: list[Adapter],
+    budget: float,
+) -> dict[str, Candidate]:
+    """The candidates of one budget, by method."""
+    near = foreign_plans.nearest(files, costs, budget, config.options, config.stages)
+    others = [name for name in methods if name not in near.matches and name not in near.refused]
+    matches, refused = match_each(
+        costs, others, budget, protocol=config.protocol, stages=config.stages, options=config.options
+    )
+    matches, refused = {**matches, **near.matches}, {**refused, **near.refused}
+    candidates = {}
+    for method in methods:
+        candidate = Candidate(
+            method=method,
+            budget=budget,
+            name=_name(config, method, budget),
+            protocol=config.protocol if config.stages is None else "custom",
+            options=complete_options(registry.get(method), config.options.get(method, {})),
+            match=matches.get(method),
+            refused=refused.get(method),
+        )
+        candidates[method] = _with_model(candidate, config, loaded, near.adapters)
+    return candidates
+
+
+def _at_knob(
+    config: Config, loaded: Loaded, costs: CostTable, files: list[Adapter], fixed: Fixed
+) -> Candidate:
+    """The candidate of a method at a value of its knob."""
+    match = at_knob(
+        costs,
+        fixed.method,
+        fixed.knob,
+        protocol=config.protocol,
+        stages=fixed.stages or config.stages,
+        options=config.options.get(fixed.method, {}),
+    )
+    candidate = Candidate(method=fixed.method, budget=None, name=fixed.name, protocol="custom", match=match)
+    return _with_model(candidate, config, loaded, files)
+
+
+def _with_model(candidate: Candidate, config: Config, loaded: Loaded, files: list[Adapter]) -> Candidate:
+    """The candidate with its reduced model and fitted parameters, or refused where it needs some and there are none."""
+    if candidate.match is None:
+        return candidate
+    plan, backbone, weights_hash = candidate.match.plan, loaded.model, loaded.weights_hash
+    try:
+        adapter = adapters.choose(files, plan, weights_hash)
+        if adapter is not None:
+            model = adapter.apply(backbone, plan, weights_hash, config.seed)
+            return replace(candidate, model=model, adapter=adapter)
+        model = ReducedViT(backbone, plan, seed=config.seed)
+        if model.learned and not config.allow_unfitted:
+            raise adapters.unfitted(plan, weights_hash, _fit_command(config, plan))
+        return replace(candidate, model=model)
+    except TokredError as error:
+        return replace(candidate, refused=error)
+
+
+def _controls(config: Config, loaded: Loaded, costs: CostTable) -> list[Candidate]:
+    """The dense controls: one of lower resolution for each budget, and a smaller model where there is one."""
+    controls = []
+    for budget in config.budgets:
+        candidate = Candidate(LOWRES, budget, _name(config, LOWRES, budget))
+        try:
+            controls.append(_with_control(candidate, lowres(costs, budget)))
+        except TokredError as error:
+            controls.append(replace(candidate, refused=error))
+    control = smaller(loaded, config.img_size)
+    return controls + ([_with_control(Candidate(SMALLER, None, SMALLER), control)] if control else [])
+
+
+def _with_control(candidate: Candidate, control: Control) -> Candidate:
+    return replace(candidate, control=control, model=control.model, options=control.options)
 
 
 def _name(config: Config, method: str, budget: float) -> str:
     return method if len(config.budgets) == 1 else f"{method}@{budget!r}"
 
 
-def _fixed(config: Config, costs: CostTable, fixed: Fixed) -> Entry:
-    stages = fixed.stages or config.stages
-    options = config.options.get(fixed.method, {})
-    found = at_knob(costs, fixed.method, fixed.knob, protocol=config.protocol, stages=stages, options=options)
-    return Entry(fixed.method, None, fixed.name, found)
-
-
-def _controls(config: Config, loaded: Loaded, costs: CostTable) -> list[Entry]:
-    """The dense controls: one of lower resolution for each budget, and a smaller model where there is one."""
-    found = []
-    for budget in config.budgets:
-        entry = Entry(LOWRES, budget, _name(config, LOWRES, budget))
-        try:
-            entry.control = lowres(costs, budget)
-        except TokredError as error:
-            entry.refused = error
-        found.append(entry)
-    sister = smaller(loaded, config.img_size)
-    if sister:
-        found.append(Entry(SMALLER, None, SMALLER, control=sister))
-    for entry in found:
-        entry.model = entry.control.model if entry.control else None
-    return found
-
-
-def describe_baseline(row: Row, costs: CostTable) -> None:
-    """Enter into a row what is known of the unreduced model."""
-    row.method, row.gflops, row.reduction, row.reducer_gflops = BASELINE, costs.dense / 1e9, 0.0, 0.0
-
-
-def _find_adapters(config: Config, names: Iterable[str]) -> list[Adapter]:
-    given = foreign.find(config.adapters)
-    strangers = [adapter for adapter in given if adapter.card["method"] not in names]
-    if given and len(strangers) == len(given):
-        raise TokredError(
-            f"The adapter {given[0].path} is for {given[0].card['method']}, which is not compared; see --methods."
-        )
-    return given
-
-
-def _build_model(entry: Entry, config: Config, loaded: Loaded, given: list[Adapter]) -> None:
-    """The reduced model, with its fitted parameters where there are any; what has none and needs some is refused."""
-    if entry.match is None:
-        return
-    plan, backbone, weights_hash = entry.match.plan, loaded.model, loaded.weights_hash
-    try:
-        entry.adapter = adapters.choose(given, plan, weights_hash)
-        if entry.adapter is not None:
-            entry.model = entry.adapter.apply(backbone, plan, weights_hash, config.seed)
-            return
-        model = ReducedViT(backbone, plan, seed=config.seed)
-        if model.learned and not config.allow_unfitted:
-            entry.refused = adapters.unfitted(plan, weights_hash, _fit_command(config, plan))
-        else:
-            entry.model = model
-    except TokredError as error:
-        entry.refused, entry.adapter = error, None
-
-
 def _fit_command(config: Config, plan: Plan) -> str:
     """The command that fits a method for this comparison."""
-    stages = None if config.stages is None else spaced(config.stages)
-    protocol = None if config.protocol == "native" else config.protocol
     size = {} if config.img_size is None else {"img-size": str(config.img_size)}
     return adapters.fit_command(
-        plan, config.model, stages=stages, protocol=protocol, data=config.data, weights=config.weights, **size
+        plan,
+        config.model,
+        stages=None if config.stages is None else spaced(config.stages),
+        protocol=None if config.protocol == "native" else config.protocol,
+        data=config.data,
+        weights=config.weights,
+        **size,
     )

@@ -11,21 +11,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from tokred.core.fingerprint import software
 from tokred.core.flops import CostTable
+from tokred.core.vit import num_patches
 from tokred.data import loading, preflight
 from tokred.errors import TokredError
 from tokred.evaluation import candidates, published_accuracy
-from tokred.evaluation import rows as summary
 from tokred.evaluation.config import Config, method_names
 from tokred.evaluation.engine import Pass, dense_model
 from tokred.evaluation.inputs import open_inputs
-from tokred.evaluation.predictions import Evaluation
+from tokred.evaluation.predictions import Evaluation, RunPredictions
+from tokred.evaluation.rows import Facts, RunFacts, build_rows
 from tokred.evaluation.run_folder import Folder, Record
 from tokred.evaluation.speed import measure
 from tokred.tables import row as results
-from tokred.tables.row import Row
+from tokred.tables.row import BASELINE, Row
 from tokred.utils.devices import resolve_precision
 from tokred.utils.distributed import Processes
 from tokred.utils.interrupts import Interrupts
@@ -96,8 +98,10 @@ class Job:
         inputs = open_inputs(config)
         self.source, self.loaded, self.preparation = inputs.source, inputs.loaded, inputs.preparation
         self.costs = CostTable(self.loaded.model)
-        self.entries = candidates.build(config, self.loaded, self.costs)
-        self.models = {entry.name: entry.model for entry in self.entries if entry.model is not None}
+        self.candidates = candidates.build(config, self.loaded, self.costs)
+        self.models = {
+            candidate.name: candidate.model for candidate in self.candidates if candidate.model is not None
+        }
         self.configuration = {
             **{name: value for name, value in asdict(config).items() if name not in HASHED},
             "device": self.device.type,
@@ -106,8 +110,14 @@ class Job:
             "methods": names,
             "weights_hash": self.loaded.weights_hash,
             "data_hash": self.source.hash,
-            "adapters": {entry.name: entry.adapter.hash for entry in self.entries if entry.adapter},
-            "control_options": {entry.name: entry.control.options for entry in self.entries if entry.control},
+            "adapters": {
+                candidate.name: candidate.adapter.hash for candidate in self.candidates if candidate.adapter
+            },
+            "control_options": {
+                candidate.name: candidate.control.options
+                for candidate in self.candidates
+                if candidate.control
+            },
         }
         self.processes = Processes(self.device)
         self.evaluation = Evaluation.empty(len(self.source), self.models)
@@ -151,6 +161,76 @@ class Job:
             return ""
         right = int((found.dense.prediction[rows] == found.labels[rows]).sum())
         return preflight.at_chance(right, len(rows), self.loaded.model.num_classes)
+
+    def facts(self) -> dict[str, Facts]:
+        """What is known of each row before any image is seen, by the name of its predictions."""
+        hashes = (self.source.hash, self.source.images_hash)
+        facts = {candidate.name: candidate.facts(self.costs, hashes) for candidate in self.candidates}
+        return {BASELINE: candidates.baseline_facts(self.costs), **facts}
+
+    def run_facts(self) -> RunFacts:
+        """What all rows have in common. The versions are those with which the run began."""
+        now, before = versions(), self.folder.run if self.folder else {}
+        return RunFacts(
+            model=self.config.model,
+            dataset=self.source.name,
+            split=self.source.split,
+            limited=self.source.limited or not self.evaluation.done.all(),
+            weights=self.loaded.weights,
+            weights_hash=self.loaded.weights_hash,
+            data_hash=self.source.hash,
+            img_size=self.preparation.img_size,
+            crop_pct=self.preparation.crop_pct,
+            interpolation=self.preparation.interpolation,
+            precision=str(self.dtype).removeprefix("torch."),
+            device=self.device.type,
+            batch_size=self.batch_size,
+            seed=self.config.seed,
+            on_error="" if self.config.on_error == "fail" else self.config.on_error,
+            versions={key: str(before.get(key, value)) for key, value in now.items()},
+            published=published_accuracy.published(self.loaded, self.source, self.preparation),
+        )
+
+    def predictions(self) -> RunPredictions:
+        """The predictions of all images that have been evaluated."""
+        images = np.flatnonzero(self.evaluation.done)
+        return self.evaluation.take(images, self.source.groups, self.evaluation.seconds)
+
+    def _rows(self) -> list[Row]:
+        return build_rows(self.run_facts(), self.facts(), self.predictions(), self.speeds)
+
+    def about(self, comparison: Comparison) -> dict[str, Any]:
+        """What run.json says beside the configuration."""
+        evaluation, kinds = self.evaluation, list(self.evaluation.kinds.values())
+        errors = {name: facts.error for name, facts in self.facts().items() if facts.error}
+        errors |= {name: failure.reason for name, failure in sorted(evaluation.failed.items())}
+        return {
+            "title": self.title,
+            "notes": self.notes,
+            "seconds": round(comparison.seconds, 1),
+            "waiting_for_images": round(comparison.waiting, 3),
+            "threads": torch.get_num_threads(),
+            "processes": self.processes.world,
+            "card": self.loaded.card,
+            "published": self.loaded.published,
+            "reference": published_accuracy.note(self.loaded, self.source, self.preparation),
+            "adapters": {
+                candidate.name: {"file": candidate.adapter.path.name, **candidate.adapter.card}
+                for candidate in self.candidates
+                if candidate.adapter
+            },
+            "errors": errors,
+            "unreadable": {str(index): text for index, text in sorted(evaluation.unreadable.items())},
+            "kinds": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+            "smallest_batch": evaluation.smallest_batch,
+            "speeds": self.speeds,
+            "patches": num_patches(self.loaded.model),
+            "depth": len(self.loaded.model.blocks),
+            "class_names": None if self.source.class_names is None else list(self.source.class_names),
+            "command": self.command,
+            "facts": asdict(self.run_facts()),
+            "candidates": {name: asdict(facts) for name, facts in self.facts().items()},
+        }
 
     def open(self, out: Path) -> str:
         """Take the folder of the results, with what an earlier run of the same comparison left there; a sentence about that, or nothing.
@@ -254,7 +334,7 @@ class Job:
     def _finish(self, comparison: Comparison) -> None:
         assert self.folder is not None
         files = self.outputs(self, comparison) if self.outputs else {}
-        self.folder.finish(summary.about(self, comparison), files)
+        self.folder.finish(self.about(comparison), files)
 
     def _batches(self, chosen: Sequence[range], workers: int | None) -> Any:
         on_gpu = self.device.type == "cuda"
@@ -267,20 +347,16 @@ class Job:
         """Bring the outcomes of all processes together in the first one."""
         if self.processes.world == 1:
             return
-        rows = np.concatenate(
-            [np.arange(len(self.source))[batch.start : batch.stop] for batch in mine]
-            or [np.empty(0, dtype=np.int64)]
-        )
-        for rank, packed in enumerate(
-            self.processes.gather(self.evaluation.pack(rows, self.evaluation.seconds))
-        ):
+        images = np.concatenate([np.empty(0, dtype=np.int64), *(np.arange(b.start, b.stop) for b in mine)])
+        packed = self.evaluation.take(images, seconds=self.evaluation.seconds).pack()
+        for rank, data in enumerate(self.processes.gather(packed)):
             if rank != self.processes.rank:
-                self.evaluation.absorb(packed)
+                self.evaluation.absorb(data)
         self.processes.close()
 
     def _measure(self, rounds: int) -> dict[str, dict[str, Any]]:
         """Time, memory and speed-up of every model alone, in turns."""
-        saved = {entry.name: entry.reduction(self.costs) for entry in self.entries}
+        saved = {candidate.name: candidate.reduction(self.costs) for candidate in self.candidates}
         reductions = {name: reduction for name, reduction in saved.items() if reduction is not None}
         models = {name: model for name, model in self.models.items() if name not in self.evaluation.failed}
         size, failed = self.evaluation.smallest_batch or self.batch_size, dict[str, str]()
@@ -299,7 +375,7 @@ class Job:
     def _comparison(self, waiting: float) -> Comparison:
         """The rows about all images that have been evaluated."""
         done = self.evaluation.done
-        rows = [] if self.processes.rank else results.rank(summary.rows(self))
+        rows = [] if self.processes.rank else self._rows()
         title = self.title if done.all() else f"{self.title}: INTERRUPTED after {int(done.sum())} images"
         path = self.folder.path if self.folder else None
         return Comparison(rows, title, path, self.evaluation.seconds, waiting, len(self.config.budgets) > 1)

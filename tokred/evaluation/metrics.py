@@ -29,8 +29,8 @@ class Scores:
     Without labels there is no accuracy, and agreement has an interval of its own in its place.
     """
 
-    agreement: float
-    kl: float
+    agreement: float | None = None
+    kl: float | None = None
     agreement_lo: float | None = None
     agreement_hi: float | None = None
     top1: float | None = None

@@ -1,8 +1,8 @@
 """Per-image predictions of a run: each model's, with the images that could not be read and the methods that failed.
 
-An `Evaluation` fills up as batches finish. `Evaluation.pack` turns some of its images into an npz file, for the run's folder and for the
-other processes of a distributed run; `unpack` reads such a file, and `Evaluation.absorb` enters it. No function here needs torch to be
-imported, so that what is on disk can be read without it.
+An `Evaluation` fills up as batches finish. What it has of some images is a `RunPredictions`, which is written to the run's folder and sent
+to the other processes of a distributed run as an npz file; `Evaluation.absorb` enters such a file again. Nothing here imports torch, so
+that what is on disk can be read without it.
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Predictions of some images of a run, as an npz file holds them.
+class RunPredictions:
+    """Predictions of all models for some images of a run, and what was recorded with them: the contents of predictions.npz.
 
     Attributes:
         images: [n] int64, the images' indices in the data.
-        labels: [n] int64.
-        groups: [n] int64, images that are not independent share a number; where the file has none, every image has its own.
+        labels: [n] int64; -2 where there is none.
+        groups: [n] int64, images that are not independent share a number.
         models: predictions by name, those of the dense model under "baseline"; methods that failed are missing.
-        about: what else was recorded: the run's key, failed methods, unreadable images and so on.
+        about: further facts: the run's `key`, `failed` methods, `unreadable` images, `kinds` of files, `smallest_batch`, `seconds`.
     """
 
     images: np.ndarray
@@ -84,36 +84,65 @@ class Packed:
         """Indices of the images that could not be read, with the reason."""
         return {int(index): str(text) for index, text in self.about.get("unreadable", {}).items()}
 
+    @property
+    def failed(self) -> dict[str, str]:
+        """Methods that failed, with the reason."""
+        return {name: str(reason) for name, (_, reason) in self.about.get("failed", {}).items()}
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return bool((self.labels != UNLABELLED).any())
+
     def counted(self, on_error: str) -> np.ndarray:
         """Places in these arrays of the images that count: all but unreadable ones where they are skipped."""
         left_out = sorted(self.unreadable) if on_error == "skip" else []
         return np.flatnonzero(~np.isin(self.images, left_out))
 
+    def pack(self) -> bytes:
+        """These predictions as an npz file."""
+        arrays = {"rows": self.images, "labels": self.labels, "about": np.array(json.dumps(self.about))}
+        arrays["groups"] = self.groups
+        for name, predictions in self.models.items():
+            arrays |= {f"{name}/{part.name}": getattr(predictions, part.name) for part in fields(Predictions)}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
 
-def unpack(data: bytes) -> Packed:
-    """Read what `Evaluation.pack` has written.
+    @classmethod
+    def unpack(cls, data: bytes) -> RunPredictions:
+        """Read what `pack` has written.
 
-    Raises:
-        ValueError: this is something else, or damaged.
-    """
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = dict(file)
-        images, labels, about = arrays["rows"], arrays["labels"], json.loads(str(arrays["about"]))
-        groups = arrays.get("groups", images)
-        names = [key.removesuffix("/prediction") for key in arrays if key.endswith("/prediction")]
-        models = {
-            name: Predictions(**{part.name: arrays[f"{name}/{part.name}"] for part in fields(Predictions)})
-            for name in names
-        }
-        parts = [getattr(model, part.name) for model in models.values() for part in fields(Predictions)]
-        if BASELINE not in models or {len(array) for array in (labels, groups, *parts)} != {len(images)}:
-            raise ValueError("arrays of different lengths, or none of the dense model")
-        packed = Packed(images=images, labels=labels, groups=groups, models=models, about=dict(about))
-        packed.unreadable  # noqa: B018  (raises where they are no numbers)
-    except Exception as error:  # a damaged file can fail in any way
-        raise ValueError("no predictions of tokred") from error
-    return packed
+        Raises:
+            ValueError: this is something else, or damaged.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                arrays = dict(file)
+            names = [key.removesuffix("/prediction") for key in arrays if key.endswith("/prediction")]
+            models = {
+                name: Predictions(
+                    **{part.name: arrays[f"{name}/{part.name}"] for part in fields(Predictions)}
+                )
+                for name in names
+            }
+            run = cls(
+                images=arrays["rows"],
+                labels=arrays["labels"],
+                groups=arrays[
+                    "groups" if "groups" in arrays else "rows"
+                ],  # by default every image has its own
+                models=models,
+                about=dict(json.loads(str(arrays["about"]))),
+            )
+            parts = [getattr(model, part.name) for model in models.values() for part in fields(Predictions)]
+            lengths = {len(array) for array in (run.labels, run.groups, *parts)}
+            if BASELINE not in models or lengths != {len(run.images)}:
+                raise ValueError("arrays of different lengths, or none of the dense model")
+            run.counted("skip")  # raises where the indices are damaged
+        except Exception as error:  # a damaged file can fail in any way
+            raise ValueError("no predictions of tokred") from error
+        return run
 
 
 class Failure(NamedTuple):
@@ -193,13 +222,15 @@ class Evaluation:
         for predictions in self.models.values():
             predictions.clear(images)
 
-    def pack(self, images: np.ndarray, seconds: float = 0.0, **more: np.ndarray) -> bytes:
-        """Some images' predictions as an npz file; methods that failed are left out.
+    def take(
+        self, images: np.ndarray, groups: np.ndarray | None = None, seconds: float = 0.0
+    ) -> RunPredictions:
+        """The predictions of some images; methods that failed are left out.
 
         Args:
-            images: indices of the images.
-            seconds: duration of their evaluation.
-            more: further arrays, such as `groups`.
+            images: [m] indices of the images.
+            groups: [n] groups of all images; by default every image is a group of its own.
+            seconds: duration of the evaluation of these images.
         """
         chosen = set(images.tolist())
         with self._lock:  # other threads go on entering
@@ -212,16 +243,14 @@ class Evaluation:
                 "smallest_batch": self.smallest_batch,
                 "seconds": seconds,
             }
-        arrays = {"rows": images, "labels": self.labels[images], "about": np.array(json.dumps(about)), **more}
-        for name, predictions in self.models.items():
-            if name not in failed:
-                arrays |= {
-                    f"{name}/{part.name}": getattr(predictions, part.name)[images]
-                    for part in fields(Predictions)
-                }
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
+        models = {name: model.take(images) for name, model in self.models.items() if name not in failed}
+        return RunPredictions(
+            images=images,
+            labels=self.labels[images],
+            groups=images if groups is None else groups[images],
+            models=models,
+            about=about,
+        )
 
     def absorb(self, data: bytes) -> None:
         """Enter packed predictions, and what else was recorded with them.
@@ -230,19 +259,18 @@ class Evaluation:
             ValueError: these are no packed predictions, or those of another run.
         """
         try:
-            packed = unpack(data)
-            images, about = packed.images, packed.about
-            missing = self.models.keys() - packed.models.keys() - about["failed"].keys()
+            run = RunPredictions.unpack(data)
+            images, about = run.images, run.about
+            missing = self.models.keys() - run.models.keys() - about["failed"].keys()
             if about["key"] != self.key or missing:
                 raise ValueError("predictions of another run")
-            for name, predictions in self.models.items():
-                if name in packed.models:
-                    for part in fields(Predictions):
-                        getattr(predictions, part.name)[images] = getattr(packed.models[name], part.name)
-            self.labels[images] = packed.labels
+            for name in self.models.keys() & run.models.keys():
+                for part in fields(Predictions):
+                    getattr(self.models[name], part.name)[images] = getattr(run.models[name], part.name)
+            self.labels[images] = run.labels
             for name, (image, reason) in about["failed"].items():
                 self.fail(name, Failure(image, reason))
-            self.unreadable |= packed.unreadable
+            self.unreadable |= run.unreadable
             self.kinds |= {int(index): text for index, text in about["kinds"].items()}
             if about["smallest_batch"]:
                 self.shrink(about["smallest_batch"])

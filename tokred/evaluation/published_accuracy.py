@@ -6,7 +6,6 @@ every row. Where only the preparation differs, figures published for it do not c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,9 +15,7 @@ from tokred.data.folders import VALIDATION_NAMES
 from tokred.data.preprocessing import Preparation
 from tokred.data.source import Source
 from tokred.models.zoo import Loaded
-from tokred.tables.row import BASELINE, Row
 
-TOLERANCE = 0.05  # points of top-1: other decoders and processors move it by some hundredths
 IMAGES, CLASSES = 50_000, 1000
 
 
@@ -85,16 +82,3 @@ def is_imagenet(source: Source) -> bool:
 @cache
 def _wnids() -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
-
-
-def mark(rows: Iterable[Row], figure: float | None) -> None:
-    """Enter the published figure into the baseline's row, and into all rows whether the baseline measured here is off."""
-    rows = list(rows)
-    if figure is None:
-        return
-    for baseline in [
-        row for row in rows if row.method == BASELINE and row.top1 is not None and row.n_images == IMAGES
-    ]:
-        baseline.published_top1 = figure
-        for row in rows:
-            row.baseline_off = round(abs((baseline.top1 or 0) - figure), 6) > TOLERANCE

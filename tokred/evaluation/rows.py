@@ -1,151 +1,215 @@
-"""What a comparison comes to: its rows, and what its folder says about it."""
+"""Rows of a comparison, each built once from typed parts whose fields are named as the columns.
+
+The parts are what all rows of a run share (`RunFacts`), what is known of a candidate before any image is seen (`Facts`), scores, speed, and
+significance flags. Predictions and these parts are all that a row needs, so a finished run's rows can be built again from its folder,
+without its model, its images or torch (`recompute`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
-import torch
 
-from tokred.core.vit import num_patches
 from tokred.errors import TokredError
-from tokred.evaluation import candidates, published_accuracy
-from tokred.evaluation.metrics import fidelity, score
-from tokred.evaluation.predictions import Predictions
+from tokred.evaluation.metrics import Scores, fidelity, score
+from tokred.evaluation.predictions import RunPredictions
+from tokred.evaluation.run_folder import Run
 from tokred.evaluation.significance import judge
-from tokred.tables import row as results
-from tokred.tables.row import Row
-from tokred.utils.provenance import versions
+from tokred.tables.row import BASELINE, Row, rank
 
-if TYPE_CHECKING:
-    from tokred.evaluation.comparison import Comparison, Job
+PUBLISHED_TOLERANCE = 0.05  # points of top-1: other decoders and processors move it by some hundredths
 
 
-def rows(job: Job) -> list[Row]:
-    """The unreduced model's row and one for each entry, about all images that have been evaluated.
+@dataclass(frozen=True)
+class RunFacts:
+    """Columns that all rows of a run share.
+
+    Attributes:
+        versions: version columns and the date.
+        published: the published top-1 (%) of the dense model, where this run is its published evaluation; None elsewhere.
+
+    The other fields are columns of `Row`.
+    """
+
+    model: str
+    dataset: str
+    split: str
+    limited: bool
+    weights: str
+    weights_hash: str
+    data_hash: str
+    img_size: int
+    crop_pct: float
+    interpolation: str
+    precision: str
+    device: str
+    batch_size: int
+    seed: int
+    on_error: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    published: float | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Columns that are known of a candidate before any image is seen; all fields are columns of `Row`."""
+
+    method: str
+    budget: float | None = None
+    options: str = ""
+    control: bool = False
+    reduction: float | None = None
+    gflops: float | None = None
+    reducer_gflops: float | None = None
+    protocol: str = ""
+    stages: str = ""
+    tokens: str = ""
+    knob: str = ""
+    training: str = "none"
+    images_seen: int | None = None
+    adapter: str = ""
+    unfitted: bool = False
+    fitted_here: bool = False
+    status: str = "ok"
+    error: str = ""
+
+    @property
+    def gap(self) -> float:
+        """How much more than its budget it saves; see `Row.gap`."""
+        return Row(self.method, budget=self.budget, reduction=self.reduction).gap
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Columns of speed; None is "not measured". `Speed` says what the figures mean."""
+
+    images_per_s: float | None = None
+    latency_ms: float | None = None
+    speedup: float | None = None
+    promise_share: float | None = None
+    peak_mem_mb: float | None = None
+
+    @classmethod
+    def of(cls, speed: Mapping[str, Any]) -> Timing:
+        """The columns among the figures of a `Speed`."""
+        return cls(**{field.name: speed.get(field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Published:
+    """Columns of the published accuracy.
+
+    Attributes:
+        published_top1: published top-1 (%) of the dense model, in the baseline's row.
+        baseline_off: whether the baseline that was measured differs from it by more than `PUBLISHED_TOLERANCE`.
+    """
+
+    published_top1: float | None = None
+    baseline_off: bool = False
+
+
+def build_rows(
+    run: RunFacts,
+    candidates: Mapping[str, Facts],
+    predictions: RunPredictions,
+    speeds: Mapping[str, Mapping[str, Any]],
+) -> list[Row]:
+    """The rows of a run: the baseline first, then methods by accuracy.
+
+    Args:
+        run: columns that all rows share.
+        candidates: facts by the names of the predictions, those of the dense model under "baseline".
+        predictions: predictions of all models for the images that were evaluated.
+        speeds: columns of speed by name, where it was measured.
 
     Raises:
-        TokredError: none of them could be read.
+        TokredError: none of the images could be read.
     """
-    found = job.evaluation
-    chosen = np.flatnonzero(found.readable if job.config.on_error == "skip" else found.done)
-    if found.done.any() and not found.readable.any():
+    places, unreadable = predictions.counted(run.on_error), predictions.unreadable
+    if unreadable and len(unreadable) == len(predictions.images):
         raise TokredError(
-            f"None of the {int(found.done.sum())} images could be read: {found.unreadable[min(found.unreadable)]}"
+            f"None of the {len(unreadable)} images could be read: {unreadable[min(unreadable)]}"
         )
-    rows, right = [_row(job, "")], dict[int, np.ndarray]()
-    truth = found.labels if job.source.labelled else found.dense.prediction
-    candidates.describe_baseline(rows[0], job.costs)
-    _score(job, rows[0], found.dense, chosen)
-    _time(job, rows[0], results.BASELINE)
-    for place, entry in enumerate(job.entries, start=1):
-        row = _row(job, entry.method)
-        entry.describe(job.config, job.costs, row)
-        row.fitted_here |= entry.adapter is not None and entry.adapter.saw(job.source.images_hash)
-        if entry.name in found.failed:
-            row.status, row.error = "failed", found.failed[entry.name].reason
-        elif entry.model is not None:
-            _score(job, row, found.methods[entry.name], chosen)
-            _time(job, row, entry.name)
-            right[place] = (found.methods[entry.name].prediction == truth)[chosen]
-        rows.append(row)
-    if len(chosen):
-        flags = judge(rows, right, job.source.groups[chosen])
-        rows = [replace(row, **vars(flag)) for row, flag in zip(rows, flags, strict=True)]
-    published_accuracy.mark(rows, published_accuracy.published(job.loaded, job.source, job.preparation))
-    return rows
-
-
-def _score(job: Job, row: Row, outcomes: Predictions, chosen: np.ndarray) -> None:
-    """Enter accuracy, and for a method what it lost."""
-    if not len(chosen):
-        return
-    found = job.evaluation
-    taken, dense, groups = outcomes.take(chosen), found.dense.take(chosen), job.source.groups[chosen]
-    if job.source.labelled:
-        scores = score(taken, dense, found.labels[chosen], groups, job.config.seed)
-    else:
-        scores = fidelity(taken, dense, groups, job.config.seed)
-    for name, value in asdict(scores).items():
-        setattr(row, name, value)
-    if row.method == results.BASELINE:
-        row.p_value = row.agreement = row.agreement_lo = row.agreement_hi = row.kl = row.drop_lo = (
-            row.drop_hi
-        ) = None
-
-
-def _time(job: Job, row: Row, name: str) -> None:
-    """Enter speed, where it was measured."""
-    for column in ("images_per_s", "latency_ms", "speedup", "promise_share", "peak_mem_mb"):
-        setattr(row, column, job.speeds.get(name, {}).get(column))
-
-
-def _row(job: Job, method: str) -> Row:
-    """What all rows have in common."""
-    found, skip = job.evaluation, job.config.on_error == "skip"
-    return Row(
-        method,
-        model=job.config.model,
-        dataset=job.source.name,
-        split=job.source.split,
-        n_images=int((found.readable if skip else found.done).sum()),
-        n_failed=len(found.unreadable),
-        limited=job.source.limited or not found.done.all(),
-        training="none",
-        weights=job.loaded.weights,
-        weights_hash=job.loaded.weights_hash,
-        data_hash=job.source.hash,
-        img_size=job.preparation.img_size,
-        crop_pct=job.preparation.crop_pct,
-        interpolation=job.preparation.interpolation,
-        precision=str(job.dtype).removeprefix("torch."),
-        device=job.device.type,
-        batch_size=job.batch_size,
-        seed=job.config.seed,
-        on_error="" if job.config.on_error == "fail" else job.config.on_error,
-        smallest_batch=found.smallest_batch,
-        **_versions(job),
-    )
-
-
-def _versions(job: Job) -> dict[str, Any]:
-    """Those with which the run began: one that goes on has the same code."""
-    now = versions()
-    return {key: job.folder.run.get(key, value) for key, value in now.items()} if job.folder else now
-
-
-def about(job: Job, comparison: Comparison) -> dict[str, Any]:
-    """What run.json says beside the configuration."""
-    found = job.evaluation
-    kinds = sorted(set(found.kinds.values()))
-    return {
-        "title": job.title,
-        "notes": job.notes,
-        "seconds": round(comparison.seconds, 1),
-        "waiting_for_images": round(comparison.waiting, 3),
-        "threads": torch.get_num_threads(),
-        "processes": job.processes.world,
-        "card": job.loaded.card,
-        "published": job.loaded.published,
-        "reference": published_accuracy.note(job.loaded, job.source, job.preparation),
-        "adapters": {
-            entry.name: {"file": entry.adapter.path.name, **entry.adapter.card}
-            for entry in job.entries
-            if entry.adapter
-        },
-        "errors": _errors(job),
-        "unreadable": {str(index): text for index, text in sorted(found.unreadable.items())},
-        "kinds": {kind: sum(other == kind for other in found.kinds.values()) for kind in kinds},
-        "smallest_batch": found.smallest_batch,
-        "speeds": job.speeds,
-        "patches": num_patches(job.loaded.model),
-        "depth": len(job.loaded.model.blocks),
-        "class_names": None if job.source.class_names is None else list(job.source.class_names),
-        "command": job.command,
+    scores = {name: _score(name, run, predictions, places) for name in predictions.models if len(places)}
+    names, truth = list(candidates), predictions.labels if predictions.labelled else _dense(predictions)
+    correct = {
+        place: (predictions.models[name].prediction == truth)[places]
+        for place, name in enumerate(names)
+        if name in scores and name != BASELINE
     }
+    facts = [_with_failure(candidates[name], predictions.failed.get(name)) for name in names]
+    flags = judge(facts, correct, predictions.groups[places])
+    whole = not run.limited and len(places) == len(predictions.images)
+    published = published_columns(run.published if whole else None, scores.get(BASELINE))
+    common = {
+        **{name: value for name, value in vars(run).items() if name not in ("versions", "published")},
+        **run.versions,
+        "n_images": len(places),
+        "n_failed": len(unreadable),
+        "smallest_batch": predictions.about.get("smallest_batch"),
+    }
+    rows = []
+    for name, fact, flag in zip(names, facts, flags, strict=True):
+        parts = (
+            fact,
+            scores.get(name, Scores()),
+            Timing.of(speeds.get(name, {})),
+            published[name == BASELINE],
+            flag,
+        )
+        cells = {column: value for part in parts for column, value in vars(part).items()}
+        rows.append(Row(**common, **cells))
+    return rank(rows)
 
 
-def _errors(job: Job) -> dict[str, str]:
-    refused = {entry.name: str(entry.refused) for entry in job.entries if entry.refused}
-    return refused | {name: failure.reason for name, failure in sorted(job.evaluation.failed.items())}
+def recompute(run: Run) -> list[Row]:
+    """The rows of a finished run, built again from its predictions and run.json.
+
+    Raises:
+        TokredError: the predictions are missing, or run.json does not have the facts, as that of an older tokred.
+    """
+    if run.predictions is None:
+        raise TokredError(f"{run.path} holds no predictions.npz, from which its rows would follow.")
+    try:
+        facts = RunFacts(**run.about["facts"])
+        candidates = {name: Facts(**columns) for name, columns in run.about["candidates"].items()}
+        speeds = dict(run.about.get("speeds", {}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TokredError(
+            f"{run.path / 'run.json'} lacks the facts of which rows are made, as one of an older tokred."
+        ) from error
+    return build_rows(facts, candidates, run.predictions, speeds)
+
+
+def _score(name: str, run: RunFacts, predictions: RunPredictions, places: np.ndarray) -> Scores:
+    """A model's scores; the baseline has no scores against itself, but for a drop of 0 where there are labels."""
+    own, dense = predictions.models[name].take(places), predictions.models[BASELINE].take(places)
+    labels, groups = predictions.labels[places], predictions.groups[places]
+    if predictions.labelled:
+        scores = score(own, dense, labels, groups, run.seed)
+    else:
+        scores = fidelity(own, dense, groups, run.seed)
+    itself = dict.fromkeys(
+        ("p_value", "agreement", "agreement_lo", "agreement_hi", "kl", "drop_lo", "drop_hi")
+    )
+    return replace(scores, **itself) if name == BASELINE else scores
+
+
+def _dense(predictions: RunPredictions) -> np.ndarray:
+    return predictions.models[BASELINE].prediction
+
+
+def _with_failure(facts: Facts, reason: str | None) -> Facts:
+    """The facts of a candidate that failed while it ran, for the reason given; unchanged for None."""
+    return facts if reason is None else replace(facts, status="failed", error=reason)
+
+
+def published_columns(published: float | None, baseline: Scores | None) -> tuple[Published, Published]:
+    """The columns of a published top-1 (%) in the row of a method, and in that of the baseline with the given scores."""
+    if published is None or baseline is None or baseline.top1 is None:
+        return Published(), Published()
+    off = round(abs(baseline.top1 - published), 6) > PUBLISHED_TOLERANCE
+    return Published(baseline_off=off), Published(baseline_off=off, published_top1=published)

@@ -23,7 +23,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tokred.errors import TokredError
-from tokred.evaluation.predictions import Evaluation, Packed, Predictions, unpack
+from tokred.evaluation.predictions import Evaluation, Predictions, RunPredictions
 from tokred.tables import row as results
 from tokred.tables.row import Row, outcome_name
 from tokred.utils.atomic import check_writable, replace_file, sweep
@@ -220,7 +220,7 @@ class Folder:
 
     def write_outcomes(self, evaluation: Evaluation, rows: np.ndarray, seconds: float) -> None:
         """Keep some rows; see `Evaluation.pack`."""
-        self.write(f"{_OUTCOMES}/{int(rows[0]):09d}.npz", evaluation.pack(rows, seconds))
+        self.write(f"{_OUTCOMES}/{int(rows[0]):09d}.npz", evaluation.take(rows, seconds=seconds).pack())
 
 
 @dataclass(frozen=True)
@@ -231,23 +231,23 @@ class Run:
         path: the folder.
         about: contents of run.json: configuration, software, versions, errors and so on.
         rows: rows of leaderboard.csv, in its order.
-        packed: contents of predictions.npz; None where the file is missing.
+        predictions: contents of predictions.npz; None where the file is missing.
     """
 
     path: Path
     about: Mapping[str, Any]
     rows: list[Row]
-    packed: Packed | None
+    predictions: RunPredictions | None
 
     def name(self, row: Row) -> str | None:
         """The name under which a row's predictions are stored; None where they are not."""
-        arrays = [f"{name}/prediction" for name in self.packed.models] if self.packed else []
+        arrays = [f"{name}/prediction" for name in self.predictions.models] if self.predictions else []
         return outcome_name(arrays, row.method, row.budget, row.knob, row.stages)
 
-    def predictions(self, row: Row) -> Predictions | None:
-        """A row's predictions; None where they are not stored."""
+    def of(self, row: Row) -> Predictions | None:
+        """The predictions of a row's model; None where they are not stored."""
         name = self.name(row)
-        return self.packed.models[name] if self.packed and name is not None else None
+        return self.predictions.models[name] if self.predictions and name is not None else None
 
     @cached_property
     def maps(self) -> dict[str, np.ndarray]:
@@ -290,12 +290,12 @@ def read_run(path: Path) -> Run:
         why = error if isinstance(error, TokredError) else "It is no text."
         raise TokredError(f"{path / 'leaderboard.csv'} cannot be read: {why}") from error
     try:
-        packed = None if predictions is None else unpack(predictions)
+        stored = None if predictions is None else RunPredictions.unpack(predictions)
     except ValueError as error:
         raise TokredError(
             f"{path / 'predictions.npz'} is damaged; remove it to go on without, or run the comparison again."
         ) from error
-    return Run(path, about, rows, packed)
+    return Run(path=path, about=about, rows=rows, predictions=stored)
 
 
 def _read_about(file: Path, advice: str) -> dict[str, Any]:

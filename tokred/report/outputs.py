@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from tokred import plots
 from tokred.errors import TokredError
 from tokred.evaluation.comparison import Comparison, Job
-from tokred.evaluation.rows import about
 from tokred.plots import pareto
 from tokred.report import page
 from tokred.tables import results_table
@@ -20,12 +17,10 @@ _MAPPED = 4  # images of which the report shows where their tokens went
 def files(job: Job, comparison: Comparison) -> dict[str, str | bytes]:
     """The files of a finished run, but for run.json."""
     rows, leaderboard = comparison.rows, csv_text(comparison.rows)
-    predictions = job.evaluation.pack(
-        np.arange(len(job.source)), comparison.seconds, groups=job.source.groups
-    )
+    predictions = job.predictions().pack()
     run = {
         **(job.folder.run if job.folder else {"configuration": job.configuration}),
-        **about(job, comparison),
+        **job.about(comparison),
         "finished": True,
     }
     figure = pareto.pareto(rows, "gflops", job.title)
@@ -46,14 +41,16 @@ def files(job: Job, comparison: Comparison) -> dict[str, str | bytes]:
 
 def _maps(job: Job) -> bytes | None:
     """Where the tokens of those images went on which methods disagree most; of several budgets, at the middle one."""
-    budgets = sorted({entry.budget for entry in job.entries if entry.match and entry.budget is not None})
+    budgets = sorted(
+        {candidate.budget for candidate in job.candidates if candidate.match and candidate.budget is not None}
+    )
     middle = budgets[len(budgets) // 2] if budgets else None
     chosen = [
-        entry
-        for entry in job.entries
-        if entry.match and entry.budget == middle and entry.name not in job.evaluation.failed
+        candidate
+        for candidate in job.candidates
+        if candidate.match and candidate.budget == middle and candidate.name not in job.evaluation.failed
     ]
-    models = {entry.name: entry.model for entry in chosen if entry.model is not None}
+    models = {candidate.name: candidate.model for candidate in chosen if candidate.model is not None}
     index = trace.choose(job.evaluation, _MAPPED)
     if not models or not len(index):
         return None

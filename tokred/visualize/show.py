@@ -141,11 +141,10 @@ class Showing:
 
     def _plan(self) -> None:
         costs, model = CostTable(self.loaded.model), self.loaded.model
-        self.entries = candidates.build(replace(self.config, controls=False), self.loaded, costs)
-        self.models = {entry.name: entry.model for entry in self.entries if entry.model is not None}
-        self.rows = {entry.name: Row(entry.method) for entry in self.entries}
-        for entry in self.entries:
-            entry.describe(self.config, costs, self.rows[entry.name])
+        self.candidates = candidates.build(replace(self.config, controls=False), self.loaded, costs)
+        models = {candidate.name: candidate.model for candidate in self.candidates}
+        self.models = {name: model for name, model in models.items() if model is not None}
+        self.rows = {candidate.name: Row(**vars(candidate.facts(costs))) for candidate in self.candidates}
         depth = len(model.blocks)
         if not isinstance(self.wanted, str) and not all(1 <= layer <= depth for layer in self.wanted or (0,)):
             raise TokredError(
@@ -167,7 +166,7 @@ class Showing:
         batches = trace.load(self.source, self.preparation, index, self.config.batch_size or 16)
         traced = trace.trace(self.loaded.model, self.models, batches, device=self.device, dtype=self.dtype)
         for name, reason in traced.failed.items():
-            self.rows[name].status, self.rows[name].error = "failed", reason
+            self.rows[name] = replace(self.rows[name], status="failed", error=reason)
         captions = (
             user_images.names(self.images) if self.images else [f"{self.source.split} {i}" for i in index]
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from tokred.leaderboard.evidence import RunOutcomes, number
 from tokred.leaderboard.ranking_groups import Standing
-from tokred.tables.row import BASELINE, Row, csv_cell
+from tokred.tables.row import BASELINE, csv_cell
 
 if TYPE_CHECKING:
     from tokred.evaluation.comparison import Job
@@ -131,17 +131,10 @@ def _compare_kl(
 
 def recount(check: Check, job: Job) -> None:
     """FLOPs, stages and tokens, which follow from the configuration."""
-    from tokred.evaluation import candidates
-
     assert check.row.evidence is not None
-    line, row = check.row.line, Row(check.row.line["method"], data_hash=check.row.line["data_hash"])
-    entry = next((entry for entry in job.entries if entry.name == check.row.evidence.name), None)
-    if entry is not None:
-        entry.describe(job.config, job.costs, row)
-    else:
-        candidates.describe_baseline(row, job.costs)
+    line, facts = check.row.line, job.facts().get(check.row.evidence.name, job.facts()[BASELINE])
     for column in _COUNTED:
-        now = csv_cell(getattr(row, column))
+        now = csv_cell(getattr(facts, column))
         one, other = number(line[column]), number(now)
         same = (
             abs(one - other) <= 1e-6 * abs(other)
