@@ -1,4 +1,4 @@
-"""Similarities of tokens against loops over pairs, shapes against closed forms, the premise on images made to have it or not."""
+"""Similarities against loops over pairs, shapes against closed forms, the premise on made-up images."""
 
 import dataclasses
 import itertools
@@ -24,7 +24,7 @@ from tokred.evaluation.metrics import interval, intervals
 from tokred.models import zoo
 from tokred.plots import svg
 from tokred.studies.similarity import figures, premise, report
-from tokred.studies.similarity.accumulator import BINS, EDGES, Tally, cosine
+from tokred.studies.similarity.accumulator import BINS, EDGES, Accumulator, cosine
 from tokred.studies.similarity.pairs import KINDS, Pairs
 from tokred.studies.similarity.shape import modes, quantiles, shape, superiority
 from tokred.studies.similarity.study import SENSES, Study, permute_patches, shuffle
@@ -142,7 +142,7 @@ MODELS = {
 def test_a_study_equals_loops_over_pairs(name, features):
     options, size = MODELS[name]
     model, images = tiny_vit(**options), noise(3, *size)
-    measured = study(model, images, features=features, batch_size=2).run(0)
+    measurement = study(model, images, features=features, batch_size=2).run(0)
     rows, columns = model.patch_embed.grid_size
     order = shuffle(0, torch.arange(3), rows * columns)
     shuffled = permute_patches(images, order, rows, columns)
@@ -158,7 +158,7 @@ def test_a_study_equals_loops_over_pairs(name, features):
             for at, origin in enumerate(order[image].tolist()):
                 tokens["content"][image, origin] = tokens["position"][image, at]
         for sense in SENSES:
-            _check(measured.tallies[sense], place, tokens[sense], kinds, columns)
+            _check(measurement.sums[sense], place, tokens[sense], kinds, columns)
 
 
 def _check(tally, place, tokens, kinds, columns):
@@ -171,9 +171,6 @@ def _check(tally, place, tokens, kinds, columns):
             tally.sums[place, kind], [(values**power).sum() for power in (1, 2, 3, 4)], rtol=1e-4, atol=1e-3
         )
         assert tally.counts[place, kind].sum() == values.size
-        assert (
-            abs(int(tally.above[place, kind]) - (values > 0.5).sum()) <= (np.abs(values - 0.5) < 1e-4).sum()
-        )
         below = np.concatenate([[0], np.cumsum(tally.counts[place, kind])])
         for edge in range(0, BINS + 1, 100):  # of pairs that lie on an edge rounding decides
             unsure = (np.abs(values - EDGES[edge]) < 1e-4).sum()
@@ -201,45 +198,48 @@ def test_distilled_models_leave_both_prefix_tokens_out():
         num_classes=10,
     ).eval()
     images = noise(2)
-    measured = study(model, images, layers=(2,)).run(0)
+    measurement = study(model, images, layers=(2,)).run(0)
     tokens = tokens_after_attention(model, images, 2)
     assert tokens.shape[1] == 36
     expected = [np.mean([cosine_by_hand(t[i], t[i + 1]) for i in range(0, 36, 2)]) for t in tokens]
-    np.testing.assert_allclose(measured.tallies["both"].means[0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(measurement.sums["both"].means[0, 0], expected, atol=1e-5)
 
 
 def test_identical_tokens_are_fully_similar_and_orthogonal_ones_not_at_all():
     same = torch.full((2, 6, 8), 0.37)
     assert (cosine(same) <= 1).all()
-    tally = Tally(Pairs.of(2, 3), 1, 4)
+    tally = Accumulator(Pairs.of(2, 3), 1, 4)
     tally.add(0, torch.tensor([0, 2]), same)
     assert torch.allclose(tally.means[0, :, [0, 2]], torch.ones(()).double())
     assert tally.means[0, :, [1, 3]].isnan().all()  # images that were not added
     assert (tally.counts[0, :, -1] == tally.counts[0].sum(-1)).all()
-    tally = Tally(Pairs.of(2, 3), 1, 1)
+    tally = Accumulator(Pairs.of(2, 3), 1, 1)
     tally.add(0, torch.tensor([0]), torch.eye(6)[None])
     assert (tally.means == 0).all()
     assert (tally.counts[0, :, BINS // 2] == tally.counts[0].sum(-1)).all()
-    assert (tally.above == 0).all()
     tally.add(0, torch.tensor([0]), torch.zeros(1, 6, 8))  # a token without a direction is similar to none
     assert (tally.means == 0).all()
 
 
 def test_slices_of_a_batch_add_up(monkeypatch):
-    tokens, whole, sliced = torch.randn(5, 12, 8), Tally(Pairs.of(3, 4), 1, 5), Tally(Pairs.of(3, 4), 1, 5)
+    tokens, whole, sliced = (
+        torch.randn(5, 12, 8),
+        Accumulator(Pairs.of(3, 4), 1, 5),
+        Accumulator(Pairs.of(3, 4), 1, 5),
+    )
     whole.add(0, torch.arange(5), tokens)
-    monkeypatch.setattr("tokred.studies.similarity.accumulator._TOGETHER", 2 * 12**2)
+    monkeypatch.setattr("tokred.studies.similarity.accumulator._CHUNK", 2 * 12**2)
     sliced.add(0, torch.arange(5), tokens)
-    for name in ("counts", "above", "sums", "means", "near"):
+    for name in ("counts", "sums", "means", "near"):
         torch.testing.assert_close(getattr(whole, name), getattr(sliced, name))
 
 
 def test_batch_size_makes_no_difference():
     one, three = (study(tiny_vit(), noise(5), batch_size=size).run(0) for size in (1, 3))
     for sense in SENSES:
-        torch.testing.assert_close(one.tallies[sense].means, three.tallies[sense].means, atol=1e-6, rtol=0)
-        moved = (one.tallies[sense].counts - three.tallies[sense].counts).abs().sum()
-        assert moved <= 0.002 * one.tallies[sense].counts.sum()  # rounding at the edges of bins
+        torch.testing.assert_close(one.sums[sense].means, three.sums[sense].means, atol=1e-6, rtol=0)
+        moved = (one.sums[sense].counts - three.sums[sense].counts).abs().sum()
+        assert moved <= 0.002 * one.sums[sense].counts.sum()  # rounding at the edges of bins
 
 
 # Shuffling
@@ -270,11 +270,11 @@ def test_the_identity_is_no_shuffle(monkeypatch):
         "tokred.studies.similarity.study.shuffle",
         lambda seed, images, n: torch.arange(n).expand(len(images), n),
     )
-    measured = study(tiny_vit(), noise(3)).run(0)
+    measurement = study(tiny_vit(), noise(3)).run(0)
     for sense in ("position", "content"):
-        for name in ("counts", "above", "sums", "means", "near"):
+        for name in ("counts", "sums", "means", "near"):
             assert torch.equal(
-                getattr(measured.tallies[sense], name), getattr(measured.tallies["both"], name)
+                getattr(measurement.sums[sense], name), getattr(measurement.sums["both"], name)
             )
 
 
@@ -285,14 +285,14 @@ def test_without_position_embedding_content_is_all():
     try:
         with torch.no_grad():
             model.pos_embed.zero_()
-        measured = study(model, noise(4)).run(0)
+        measurement = study(model, noise(4)).run(0)
     finally:
         with torch.no_grad():
             model.pos_embed.copy_(before)
     torch.testing.assert_close(
-        measured.tallies["content"].means, measured.tallies["both"].means, atol=1e-5, rtol=0
+        measurement.sums["content"].means, measurement.sums["both"].means, atol=1e-5, rtol=0
     )
-    assert (measured.tallies["position"].means - measured.tallies["both"].means).abs().max() > 1e-3
+    assert (measurement.sums["position"].means - measurement.sums["both"].means).abs().max() > 1e-3
 
 
 # Shapes
@@ -314,22 +314,22 @@ def test_moments_are_those_of_scipy():
     assert found.mean == pytest.approx(values.mean())
     assert found.sd == pytest.approx(values.std())
     assert found.skew == pytest.approx(stats.skew(values), abs=1e-6)
-    assert found.excess == pytest.approx(stats.kurtosis(values), abs=1e-6)
-    assert found.distance == pytest.approx(
+    assert found.excess_kurtosis == pytest.approx(stats.kurtosis(values), abs=1e-6)
+    assert found.normal_distance == pytest.approx(
         stats.kstest(values, stats.norm(values.mean(), values.std()).cdf).statistic, abs=0.005
     )
 
 
 def test_shapes_have_their_names():
     rng = np.random.default_rng(0)
-    assert shape_of(rng.normal(0.2, 0.1, 20_000)).name == "normal"
-    assert shape_of(rng.normal(0.2, 0.01, 20_000)).name == "normal"
-    assert shape_of(1 - rng.exponential(0.1, 20_000).clip(0, 2)).name == "one mode"
+    assert shape_of(rng.normal(0.2, 0.1, 20_000)).shape == "normal"
+    assert shape_of(rng.normal(0.2, 0.01, 20_000)).shape == "normal"
+    assert shape_of(1 - rng.exponential(0.1, 20_000).clip(0, 2)).shape == "one mode"
     two = np.concatenate([rng.normal(-0.3, 0.1, 10_000), rng.normal(0.5, 0.1, 5_000)])
-    assert shape_of(two).name == "bimodal"
-    assert shape_of(np.concatenate([two, rng.normal(0.9, 0.02, 5_000)])).name == "3 modes"
+    assert shape_of(two).shape == "bimodal"
+    assert shape_of(np.concatenate([two, rng.normal(0.9, 0.02, 5_000)])).shape == "3 modes"
     piled = np.concatenate([rng.normal(0.2, 0.1, 10_000), 1 - rng.exponential(0.02, 5_000)])
-    assert shape_of(piled).name == "bimodal"  # mass against the end of the range is a mode
+    assert shape_of(piled).shape == "bimodal"  # mass against the end of the range is a mode
     small = rng.normal(0.2, 0.1, 60)  # of few pairs the histogram is a comb, and still no several modes
     assert shape_of(small).modes == 1
     assert shape_of(rng.uniform(0, 1, 50_000)).bimodality == pytest.approx(5 / 9, abs=0.01)
@@ -405,31 +405,36 @@ def blind(model):
     return model
 
 
+def chosen(findings, sense, kind):
+    """The rows of one sense and kind."""
+    return list(premise.select(findings, sense, kind).itertuples())
+
+
 @pytest.fixture(scope="module")
 def found_smooth():
-    measured = study(blind(tiny_vit(qkv_bias=False)), smooth()).run(0)
-    return measured, premise.findings(measured)
+    measurement = study(blind(tiny_vit(qkv_bias=False)), smooth()).run(0)
+    return measurement, premise.findings(measurement)
 
 
 def test_smooth_images_have_the_premise_and_lose_it_with_their_places(found_smooth):
     _, found = found_smooth
     for kind in ("adjacent", "window", "square", "vertical"):
-        for f in premise.chosen(found, "both", kind):
+        for f in chosen(found, "both", kind):
             assert f.verdict == premise.HOLDS
             assert f.difference_lo > 0
-            assert f.share == 1
+            assert f.share_of_images == 1
             assert f.superiority > 0.5
-    assert {f.verdict for f in premise.chosen(found, "content", "adjacent")} == {premise.HOLDS}
-    assert {f.verdict for f in premise.chosen(found, "position", "adjacent")} == {premise.OPEN}
-    near = premise.chosen(found, "both", "adjacent")[0]
+    assert {f.verdict for f in chosen(found, "content", "adjacent")} == {premise.HOLDS}
+    assert {f.verdict for f in chosen(found, "position", "adjacent")} == {premise.OPEN}
+    near = chosen(found, "both", "adjacent")[0]
     assert near.effect > 0.5
-    assert near.effect == pytest.approx(near.difference / premise.chosen(found, "both", "all")[0].shape.sd)
-    assert {(f.difference, f.verdict) for f in premise.chosen(found, "both", "all")} == {(0.0, "")}
+    assert near.effect == pytest.approx(near.difference / chosen(found, "both", "all")[0].sd)
+    assert {(f.difference, f.verdict) for f in chosen(found, "both", "all")} == {(0.0, "")}
 
 
 def test_noise_does_not_have_the_premise():
     found = premise.findings(study(blind(tiny_vit(qkv_bias=False)), noise(40, seed=3)).run(0))
-    near = [f for sense in SENSES for f in premise.chosen(found, sense, "adjacent")]
+    near = [f for sense in SENSES for f in chosen(found, sense, "adjacent")]
     assert {f.verdict for f in near} == {premise.OPEN}
     assert max(abs(f.effect) for f in near) < 0.1
 
@@ -439,8 +444,8 @@ def test_images_whose_neighbours_differ_refute_the_premise():
     board = (torch.arange(6)[:, None] + torch.arange(6)) % 2 * 2.0 - 1
     images = torch.kron(board, torch.ones(8, 8)).expand(6, 3, 48, 48) + 0.1 * noise(6)
     found = premise.findings(study(blind(tiny_vit(qkv_bias=False)), images, layers=(1,)).run(0))
-    near = premise.chosen(found, "both", "adjacent")[0]
-    assert (near.verdict, near.share) == (premise.FAILS, 0)
+    near = chosen(found, "both", "adjacent")[0]
+    assert (near.verdict, near.share_of_images) == (premise.FAILS, 0)
     assert near.difference_hi < 0
 
 
@@ -450,7 +455,7 @@ def test_tokens_in_random_order_are_as_similar_as_all_pairs():
         torch.randn(40, 36, 8) + torch.linspace(0, 4, 36)[None, :, None]
     )  # similar to their neighbours, until shuffled
     pairs = Pairs.of(6, 6)
-    sorted_, mixed = Tally(pairs, 1, 40), Tally(pairs, 1, 40)
+    sorted_, mixed = Accumulator(pairs, 1, 40), Accumulator(pairs, 1, 40)
     sorted_.add(0, torch.arange(40), tokens)
     mixed.add(0, torch.arange(40), tokens.take_along_dim(shuffle(0, torch.arange(40), 36)[..., None], dim=1))
     kinds = list(pairs.kinds)
@@ -465,31 +470,42 @@ def test_tokens_in_random_order_are_as_similar_as_all_pairs():
 
 def test_one_group_decides_nothing():
     """Images of one source digit are one observation, however many they are."""
-    measured = study(
+    measurement = study(
         blind(tiny_vit(qkv_bias=False)), smooth(), groups=np.zeros(12, dtype=int), layers=(1,)
     ).run(0)
-    near = premise.chosen(premise.findings(measured), "both", "adjacent")[0]
-    assert (near.verdict, near.share) == (premise.OPEN, 1)
+    near = chosen(premise.findings(measurement), "both", "adjacent")[0]
+    assert (near.verdict, near.share_of_images) == (premise.OPEN, 1)
+
+
+def test_the_share_above_one_half_is_that_of_a_loop(found_smooth):
+    _, found = found_smooth
+    tokens = tokens_after_attention(blind(tiny_vit(qkv_bias=False)), smooth(), LAYERS[0])
+    for row in found[(found.layer == LAYERS[0]) & (found.neighbours == "both")].itertuples():
+        pairs = pairs_by_loops(6, 6)[row.kind]
+        above = np.mean([cosine_by_hand(image[i], image[j]) > 0.5 for image in tokens for i, j in pairs])
+        assert row.share_above_half == pytest.approx(above, abs=2 / (len(pairs) * len(tokens)))
 
 
 def test_means_by_distance_are_those_of_a_loop(found_smooth):
-    measured, _ = found_smooth
-    distances, means = premise.by_distance(measured, "both")
+    measurement, _ = found_smooth
+    frame = premise.by_distance(measurement)
+    both = frame[(frame.neighbours == "both") & (frame.layer == LAYERS[1])]
+    distances, means = both.distance, both["mean"]
     tokens = tokens_after_attention(blind(tiny_vit(qkv_bias=False)), smooth(), LAYERS[1])
     found = {int(distance): [] for distance in distances}
     for image, (i, j) in itertools.product(tokens, itertools.combinations(range(36), 2)):
         distance = round(math.hypot(i // 6 - j // 6, i % 6 - j % 6))
         found[distance].append(cosine_by_hand(image[i], image[j]))
-    np.testing.assert_allclose(means[1], [np.mean(values) for values in found.values()], atol=1e-5)
-    assert premise.lowest(measured, "both")[1] == int(distances[np.argmin(means[1])])
+    np.testing.assert_allclose(means, [np.mean(values) for values in found.values()], atol=1e-5)
+    assert premise.lowest(frame)[LAYERS[1]] == int(distances.iloc[np.argmin(means)])
 
 
 # Files and the command
 
 
 def test_files_say_what_they_are_about(found_smooth, tmp_path):
-    measured, found = found_smooth
-    report.write(measured, found, tmp_path)
+    measurement, found = found_smooth
+    report.write(measurement, found, tmp_path)
     table = pd.read_csv(tmp_path / "similarity.csv")
     assert len(table) == len(LAYERS) * len(SENSES) * len(KINDS)
     assert set(table["model"]) == {"tiny"}
@@ -508,24 +524,24 @@ def test_files_say_what_they_are_about(found_smooth, tmp_path):
     report.check_folder(tmp_path)  # its own results it replaces
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(TokredError, match="something else"):
-        report.write(measured, found, tmp_path)
+        report.write(measurement, found, tmp_path)
 
 
 def test_figures_of_a_grid_of_one_line():
     """Five patches in a line: one window, no square, nothing above anything."""
     model = tiny_vit(img_size=(8, 40))
-    measured = study(model, noise(3, 8, 40), layers=(1,)).run(0)
-    assert set(measured.pairs.kinds) == {"adjacent", "window", "all"}
-    found = premise.findings(measured)
-    assert [text.startswith("<?xml") for text in map(svg, figures.figures(measured, found).values())] == [
+    measurement = study(model, noise(3, 8, 40), layers=(1,)).run(0)
+    assert set(measurement.pairs.kinds) == {"adjacent", "window", "all"}
+    found = premise.findings(measurement)
+    assert [text.startswith("<?xml") for text in map(svg, figures.figures(measurement, found).values())] == [
         True
     ] * 3
-    assert report.premise_table(measured, found).row_count == 1
+    assert len(report.premise_table(measurement, found).rows) == 1
 
 
 def test_names_of_folders_are_no_formulas(found_smooth):
-    measured, found = found_smooth
-    drawn = figures.layers(dataclasses.replace(measured, data="a$_{b}$ & <c> test"), found)
+    measurement, found = found_smooth
+    drawn = figures.figures(dataclasses.replace(measurement, data="a$_{b}$ & <c> test"), found)["layers"]
     assert "a$_{b}$ &amp; &lt;c&gt; test" in svg(drawn)
 
 
@@ -535,7 +551,7 @@ def test_sentences_name_the_layers(found_smooth):
     assert picture == "Neighbours in the picture: holds at all layers."
     assert position == "Neighbours in position only: not separable at all layers."
     assert content == "Neighbours in content only: holds at all layers."
-    mixed = [dataclasses.replace(f, verdict=premise.FAILS) if f.layer == 3 else f for f in found]
+    mixed = found.assign(verdict=found.verdict.where(found.layer != 3, premise.FAILS))
     assert (
         premise.sentences(mixed)[0]
         == "Neighbours in the picture: holds at layers 1, does not hold at layers 3."
@@ -560,13 +576,12 @@ def test_unreadable_images_are_left_out(tmp_path):
         {2: "cut off"},
     )
     with mock.patch.object(Study, "_batches", return_value=iter([batch])):
-        measured = with_hole.run(0)
-    assert (measured.images, measured.about["unreadable"]) == (3, {2: "cut off"})
-    assert measured.title == "tiny on made test (4 images, 1 unreadable)"
+        measurement = with_hole.run(0)
+    assert (measurement.images, measurement.about["unreadable"]) == (3, {2: "cut off"})
+    assert measurement.title == "tiny on made test (4 images, 1 unreadable)"
     without = study(tiny_vit(), images[[0, 1, 3]]).run(0)
-    assert [f.difference for f in premise.findings(measured)][:3] == pytest.approx(
-        [f.difference for f in premise.findings(without)][:3], abs=1e-5
-    )
+    differences = [list(premise.findings(each).difference[:3]) for each in (measurement, without)]
+    assert differences[0] == pytest.approx(differences[1], abs=1e-5)
     nothing = batch._replace(unreadable=dict.fromkeys(range(4), "cut off"))
     with (
         mock.patch.object(Study, "_batches", return_value=iter([nothing])),

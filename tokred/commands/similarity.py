@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from tokred.commands.console import Progress, err, out, parse_layers
+from tokred.commands.console import Progress, err, out, parse_layers, show
 from tokred.commands.options import ImageOptions, Model, Results, RunOptions, Workers, grouped
 from tokred.utils.text import plain_name, visible
 
@@ -32,7 +32,7 @@ def similarity(
     folder: Results = None,
     workers: Workers = None,
 ) -> None:
-    """Compare neighbouring tokens with all pairs, layer by layer: LoTM's Fig. 1, and whether its premise holds."""
+    """Compare neighbouring tokens with all pairs, by layer: LoTM's Fig. 1, and whether its premise holds."""
     from tokred.evaluation.config import Config
 
     config = Config(model=model, **images.fields(), **how.fields())
@@ -42,32 +42,30 @@ def similarity(
 def run_similarity(
     config: Any, layers: tuple[int, ...] | None, features: str, folder: Path | None, workers: int | None
 ) -> None:
-    """Measure similarities, write them, and print what came of it."""
+    """Measure similarities, write them, and print the verdict on the premise."""
     from tokred.studies.similarity import premise, report
     from tokred.studies.similarity.study import Study
 
     study = Study(config, layers, features)  # type: ignore[arg-type]
-    target = (
-        folder
-        or Path("runs") / f"similarity-{plain_name(config.model)}-{plain_name(study.source.name)}-{study.key}"
-    )
+    name = f"similarity-{plain_name(config.model)}-{plain_name(study.source.name)}-{study.key}"
+    target = folder or Path("runs") / name
     report.check_folder(target)
+    out.print(escape(visible(study.describe())), soft_wrap=True)
     try:
-        out.print(escape(visible(study.describe())), soft_wrap=True)
         with Progress(len(study.source), "images") as advance:
-            measured = study.run(workers, advance)
-        found = premise.findings(measured)
+            measurement = study.run(workers, advance)
+        findings = premise.findings(measurement)
     except KeyboardInterrupt:
         err.print(
             "Interrupted; nothing was written. With --limit or --layers it takes less time.", soft_wrap=True
         )
         raise typer.Exit(130) from None
-    report.write(measured, found, target)
-    out.print(report.premise_table(measured, found))
-    for sentence in premise.sentences(found):
+    report.write(measurement, findings, target)
+    show(report.premise_table(measurement, findings).render())
+    for sentence in premise.sentences(findings):
         out.print(sentence, soft_wrap=True, highlight=False)
-    out.print(report.paper_table(found))
+    show(report.paper_table(findings).render())
     out.print(
-        escape(f"{measured.about['seconds']:.0f} s. All figures and pictures: {visible(str(target))}"),
+        escape(f"{measurement.about['seconds']:.0f} s. All figures and pictures: {visible(str(target))}"),
         soft_wrap=True,
     )

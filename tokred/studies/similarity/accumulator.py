@@ -1,4 +1,4 @@
-"""What is kept of the similarities of any number of images: exact counts and sums, no pair."""
+"""Similarities of any number of images as exact counts and sums, without keeping a pair."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ from tokred.studies.similarity.pairs import Pairs
 
 BINS = 2000  # of the histograms, over [-1, 1]
 EDGES = np.linspace(-1, 1, BINS + 1)
-HALF = 0.5  # the score above which the paper calls tokens similar
-POWERS = 4  # sums of the similarities' powers up to this one: mean, spread, skew and kurtosis
-_TOGETHER = 2**26  # similarities in memory at once
+POWERS = 4  # for mean, spread, skew and kurtosis
+_CHUNK = 2**26  # similarities in memory at once
+_TENSORS = ("counts", "sums", "means", "near")
 
 
-class Tally:
+class Accumulator:
     """Similarities of tokens at some layers, summed up by kind of pair.
 
     Args:
-        pairs: which pairs there are.
-        layers: how many layers are looked at.
-        images: how many images there may be.
-        device: of the tokens.
+        pairs: the pairs to look at.
+        layers: number of layers.
+        images: number of images in the data.
+        device: device of the tokens.
 
     Attributes:
-        counts: [layers, kinds, BINS] int64, pairs by similarity; a bin has its lower edge and not its upper one, the last has both.
-        above: [layers, kinds] int64, pairs more similar than one half.
-        sums: [layers, kinds, POWERS] float64, sums of the similarities and of their powers.
-        means: [layers, kinds, images] float64, mean similarity within each image; NaN for one that was not added.
-        near: [layers, rows * columns] float64, sums over ordered pairs by how many rows and columns they lie apart.
+        counts: [layers, kinds, BINS] int64 histogram; a bin excludes its upper edge, except the last.
+        sums: [layers, kinds, POWERS] float64, sums of the first four powers of the similarities.
+        means: [layers, kinds, images] float64, mean within each image; NaN until it is added.
+        near: [layers, rows * columns] float64, sums over ordered pairs by their offset (`Pairs.apart`).
     """
 
     def __init__(self, pairs: Pairs, layers: int, images: int, device: torch.device | None = None) -> None:
         self.pairs, kinds = pairs, len(pairs.kinds)
         self.counts = torch.zeros(layers, kinds, BINS, dtype=torch.int64, device=device)
-        self.above = torch.zeros(layers, kinds, dtype=torch.int64, device=device)
         self.sums = torch.zeros(layers, kinds, POWERS, dtype=torch.float64, device=device)
         self.means = torch.full((layers, kinds, images), torch.nan, dtype=torch.float64, device=device)
         self.near = torch.zeros(layers, pairs.tokens, dtype=torch.float64, device=device)
@@ -47,36 +45,34 @@ class Tally:
         """Add some images at one layer.
 
         Args:
-            layer: zero-based place among the layers that are looked at.
-            images: [B] int64, their numbers.
+            layer: zero-based index among the layers of this accumulator.
+            images: [B] int64 image indices.
             tokens: [B, N, C] patch tokens in raster order, of any floating type.
         """
-        together = max(1, _TOGETHER // self.pairs.tokens**2)
-        for part, numbers in zip(tokens.split(together), images.split(together), strict=True):
+        chunk = max(1, _CHUNK // self.pairs.tokens**2)
+        for part, index in zip(tokens.split(chunk), images.split(chunk), strict=True):
             flat = cosine(part).flatten(1)
-            for kind, index in enumerate(self._flat):
-                self._add(layer, kind, numbers, flat[:, index])
+            for kind, positions in enumerate(self._flat):
+                self._add(layer, kind, index, flat[:, positions])
             self.near[layer].index_add_(0, self._apart, flat.sum(0, dtype=torch.float64))
 
-    def cpu(self) -> Tally:
-        """The same with everything in main memory, where NumPy reads it."""
-        for name in ("counts", "above", "sums", "means", "near"):
+    def cpu(self) -> Accumulator:
+        """Move all tensors to main memory."""
+        for name in _TENSORS:
             setattr(self, name, getattr(self, name).cpu())
         return self
 
     def _add(self, layer: int, kind: int, images: Tensor, similarity: Tensor) -> None:
-        wide = similarity.double()
-        self.means[layer, kind, images] = wide.mean(1)
-        self.above[layer, kind] += (similarity > HALF).sum()
-        power = wide
+        values = similarity.double()
+        self.means[layer, kind, images] = values.mean(1)
         for exponent in range(POWERS):
-            self.sums[layer, kind, exponent] += power.sum()
-            power = power * wide if exponent + 1 < POWERS else power
-        bins = ((wide + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
+            self.sums[layer, kind, exponent] += (values ** (exponent + 1)).sum()
+        bins = ((values + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
         self.counts[layer, kind] += torch.bincount(bins.flatten(), minlength=BINS)
 
 
 def cosine(tokens: Tensor) -> Tensor:
-    """Cosine similarity of any two tokens of an image, [B, N, N] float32, of [B, N, C]."""
-    unit = F.normalize(tokens.float(), dim=-1)
-    return (unit @ unit.mT).clamp(-1, 1)
+    """Cosine similarity of any two tokens of an image, [B, N, N] float32, from [B, N, C]."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        unit = F.normalize(tokens.float(), dim=-1)
+        return (unit @ unit.mT).clamp(-1, 1)

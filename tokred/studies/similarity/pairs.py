@@ -1,4 +1,4 @@
-"""Kinds of pairs of tokens, on the grid of patches and along their raster sequence."""
+"""Kinds of token pairs on the grid of patches and along their raster sequence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: What each kind is called in tables and figures; the letters are the panels of LoTM's Fig. 1.
+#: The name of each kind in tables and figures; the letters are the panels of LoTM's Fig. 1.
 KINDS = {
     "adjacent": "(a) adjacent pairs",
     "window": "(b) windows of four",
@@ -19,13 +19,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of tokens of one grid, and how far apart any two lie.
+    """The token pairs of one grid, and the offset between any two tokens.
 
     Attributes:
-        rows: of the grid of patches.
-        columns: of it.
-        kinds: name to [2, P] int64, positions in raster order, the smaller first; a kind without pairs on this grid is left out.
-        apart: [N * N] int64, for any two tokens `rows apart * columns + columns apart`.
+        rows: rows of the grid of patches.
+        columns: columns of the grid of patches.
+        kinds: [2, P] int64 for each name that has pairs on this grid, raster positions, the smaller first.
+        apart: [N * N] int64, the offset of any two tokens: `rows apart * columns + columns apart`.
     """
 
     rows: int
@@ -35,23 +35,23 @@ class Pairs:
 
     @property
     def tokens(self) -> int:
-        """Patch tokens of the grid, N."""
+        """Number of patch tokens, N."""
         return self.rows * self.columns
 
     @classmethod
     def of(cls, rows: int, columns: int) -> Pairs:
         """All kinds of pairs on a grid.
 
-        "adjacent" are the disjoint pairs (0, 1), (2, 3), ... of the sequence that LoTM compares, "window" all six pairs within each run
-        of four tokens of the sequence, "square" those within each window of 2 x 2 patches, "vertical" each token and the one below it,
-        "all" any two tokens. As in LoTM the sequence does not end with a line: with an odd number of columns some neighbours in it are
-        the end of a line and the beginning of the next. What is left over of windows takes no part.
+        "adjacent" are the disjoint pairs (0, 1), (2, 3), ... of the sequence that LoTM compares; "window" all
+        pairs within each run of four tokens; "square" all within each window of 2 x 2 patches; "vertical" a
+        token and the one below it; "all" any two tokens. As in LoTM the sequence runs on from line to line;
+        tokens that do not fill a window take no part.
         """
         n = rows * columns
         position = torch.arange(n).view(rows, columns)
         even = position[: rows // 2 * 2, : columns // 2 * 2]
         squares = even.reshape(rows // 2, 2, columns // 2, 2).transpose(1, 2).reshape(-1, 4)
-        found = {
+        kinds = {
             "adjacent": _within(torch.arange(n // 2 * 2).view(-1, 2)),
             "window": _within(torch.arange(n // 4 * 4).view(-1, 4)),
             "all": _within(torch.arange(n).view(1, -1)),
@@ -60,12 +60,11 @@ class Pairs:
         }
         row, column = torch.arange(n) // columns, torch.arange(n) % columns
         apart = (row[:, None] - row).abs() * columns + (column[:, None] - column).abs()
-        return cls(
-            rows, columns, {name: pairs for name, pairs in found.items() if pairs.numel()}, apart.flatten()
-        )
+        kinds = {name: pairs for name, pairs in kinds.items() if pairs.numel()}
+        return cls(rows, columns, kinds, apart.flatten())
 
 
 def _within(windows: Tensor) -> Tensor:
-    """All pairs within each window, [2, windows * w (w - 1) / 2], of [windows, w] positions."""
+    """All pairs within each window, [2, windows * w (w - 1) / 2], from [windows, w] positions."""
     first, second = torch.triu_indices(windows.shape[1], windows.shape[1], offset=1)
     return torch.stack([windows[:, first].flatten(), windows[:, second].flatten()])

@@ -1,153 +1,128 @@
-"""The test of the premise: are tokens more similar when they are neighbours, at which layers, and in what sense neighbours?"""
+"""The test of the premise: at which layers, and in what sense, are neighbouring tokens more similar?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from tokred.evaluation.metrics import intervals
 from tokred.studies.similarity.accumulator import EDGES
-from tokred.studies.similarity.shape import Shape, quantiles, shape, superiority
-from tokred.studies.similarity.study import SENSES, Measured
+from tokred.studies.similarity.shape import quantiles, shape, superiority
+from tokred.studies.similarity.study import SENSES, Measurement
 from tokred.utils.text import spaced
 
+HALF = 0.5  # the similarity above which the paper calls tokens similar
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not separable"
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One kind of pairs at one layer, in one sense of neighbourhood, against all pairs of the same image.
+def findings(measurement: Measurement) -> pd.DataFrame:
+    """One row for each layer, sense of neighbourhood and kind of pairs, with the columns of similarity.csv.
 
-    Attributes:
-        layer: one-based.
-        sense: of `SENSES`.
-        kind: of `KINDS`.
-        pairs: how many, over all images.
-        mean_lo: lower end of the mean's 95 % interval; mean_hi the upper one.
-        quantiles: at 5, 25, 50, 75 and 95 %.
-        above: share of pairs more similar than one half.
-        shape: of the distribution.
-        difference: mean over images of this kind's mean similarity less that of all pairs; difference_lo and difference_hi its 95 %
-            interval. It is 0 for all pairs themselves, and so on.
-        effect: the difference in standard deviations of all pairs.
-        superiority: the probability that a random pair of this kind is more similar than a random pair of all.
-        share: of the images whose difference is positive.
-        verdict: "holds", "does not hold" or "not separable", as the interval lies above, below or about zero; empty for all pairs.
+    `difference` is a kind's mean similarity less that of all pairs in the same image, averaged over images;
+    its 95 % bootstrap interval resamples images, or groups of images that are not independent. `effect` is
+    the difference in standard deviations of all pairs, `superiority` the probability that a pair of this kind
+    is more similar than a pair of all, `share_of_images` the fraction of images with a positive difference.
     """
-
-    layer: int
-    sense: str
-    kind: str
-    pairs: int
-    mean_lo: float
-    mean_hi: float
-    quantiles: tuple[float, ...]
-    above: float
-    shape: Shape
-    difference: float
-    difference_lo: float
-    difference_hi: float
-    effect: float
-    superiority: float
-    share: float
-    verdict: str
+    rows = [row for sense in SENSES for row in _rows(measurement, sense)]
+    return pd.DataFrame(rows).sort_values("layer", kind="stable", ignore_index=True)
 
 
-def findings(measured: Measured) -> list[Finding]:
-    """All findings, by layer, sense and kind.
-
-    Intervals are percentile bootstrap intervals over the images, or over their groups where images are not independent.
-    """
-    by_sense = {sense: _of_sense(measured, sense) for sense in SENSES}
-    kinds = len(measured.pairs.kinds)
-    return [
-        found
-        for place in range(len(measured.layers))
-        for sense in SENSES
-        for found in by_sense[sense][place * kinds : (place + 1) * kinds]
-    ]
-
-
-def _of_sense(measured: Measured, sense: str) -> list[Finding]:
-    tally, kinds = measured.tallies[sense], list(measured.pairs.kinds)
-    means = tally.means.numpy()[:, :, measured.used]  # [layers, kinds, images]
-    differences = means - means[:, [kinds.index("all")]]
-    total, count = _by_group(np.concatenate([means, differences]), measured.groups[measured.used])
-    lo, hi = (ends.reshape(2, *means.shape[:2]) for ends in intervals(total, count, measured.seed))
-    counts, sums, above = tally.counts.numpy(), tally.sums.numpy(), tally.above.numpy()
-    found = []
-    for place, layer in enumerate(measured.layers):
-        everything = shape(counts[place, kinds.index("all")], EDGES, sums[place, kinds.index("all")])
-        for kind, name in enumerate(kinds):
-            histogram, difference = counts[place, kind], differences[place, kind]
-            ends = float(lo[1, place, kind]), float(hi[1, place, kind])
-            found.append(
-                Finding(
-                    layer, sense, name, int(histogram.sum()), float(lo[0, place, kind]), float(hi[0, place, kind]),
-                    tuple(quantiles(histogram, EDGES, _QUANTILES)), float(above[place, kind] / histogram.sum()),
-                    shape(histogram, EDGES, sums[place, kind]), float(difference.mean()), *ends,
-                    float(difference.mean() / everything.sd) if everything.sd > 0 else float("nan"),
-                    superiority(histogram, counts[place, kinds.index("all")]), float((difference > 0).mean()),
-                    "" if name == "all" else verdict(*ends, groups=len(count)),
-                )
-            )  # fmt: skip
-    return found
+def _rows(measurement: Measurement, sense: str) -> Iterator[dict[str, Any]]:
+    sums, kinds = measurement.sums[sense], list(measurement.pairs.kinds)
+    counts, every = sums.counts.numpy(), kinds.index("all")
+    means = sums.means.numpy()[:, :, measurement.readable]  # [layers, kinds, images]
+    differences = means - means[:, [every]]
+    total, size = _by_group(np.concatenate([means, differences]), measurement.groups[measurement.readable])
+    lo, hi = (ends.reshape(2, *means.shape[:2]) for ends in intervals(total, size, measurement.seed))
+    shapes = {at: shape(counts[at], EDGES, sums.sums.numpy()[at]) for at in np.ndindex(*means.shape[:2])}
+    for at, form in shapes.items():
+        layer, kind = at
+        difference, spread = differences[at].mean(), shapes[layer, every].sd
+        yield {
+            "model": measurement.model,
+            "data": measurement.data,
+            "images": measurement.images,
+            "features": measurement.features,
+            "layer": measurement.layers[layer],
+            "neighbours": sense,
+            "kind": kinds[kind],
+            "pairs": counts[at].sum(),
+            "mean": form.mean,
+            "mean_lo": lo[0][at],
+            "mean_hi": hi[0][at],
+            "sd": form.sd,
+            **dict(zip(_QUANTILES, quantiles(counts[at], EDGES, tuple(_QUANTILES.values())), strict=True)),
+            "share_above_half": counts[at][EDGES[:-1] >= HALF].sum() / counts[at].sum(),
+            **form._asdict(),
+            "difference": difference,
+            "difference_lo": lo[1][at],
+            "difference_hi": hi[1][at],
+            "effect": difference / spread if spread > 0 else np.nan,
+            "superiority": superiority(counts[at], counts[layer, every]),
+            "share_of_images": (differences[at] > 0).mean(),
+            "verdict": "" if kind == every else verdict(lo[1][at], hi[1][at], groups=len(size)),
+        }
 
 
 def verdict(lo: float, hi: float, groups: int) -> str:
-    """What an interval of the difference says of the premise. One image or group has no interval."""
+    """What an interval of the difference says about the premise. A single group has no interval."""
     if groups < 2 or lo <= 0 <= hi:
         return OPEN
     return HOLDS if lo > 0 else FAILS
 
 
 def _by_group(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of values [..., images] over each group, [groups, everything else], and the images of each."""
+    """Sums of values [..., images] over each group, [groups, everything else], and the size of each group."""
     _, group = np.unique(groups, return_inverse=True)
     flat = values.reshape(-1, values.shape[-1])
     total = np.stack([np.bincount(group, weights=row) for row in flat], axis=1)
     return total, np.bincount(group).astype(float)
 
 
-def chosen(found: Sequence[Finding], sense: str, kind: str) -> list[Finding]:
-    """The findings of one sense and kind, by layer; none where the grid has no such pairs."""
-    return [finding for finding in found if finding.sense == sense and finding.kind == kind]
+def select(frame: pd.DataFrame, sense: str, kind: str) -> pd.DataFrame:
+    """The findings of one sense and kind, by layer; empty where the grid has no such pairs."""
+    return frame[(frame["neighbours"] == sense) & (frame["kind"] == kind)]
 
 
-def by_distance(measured: Measured, sense: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean similarity against distance on the grid.
-
-    Returns: distances, in patches rounded to whole ones from 1, [d]; mean similarities, [layers, d].
-    """
-    pairs = measured.pairs
+def by_distance(measurement: Measurement) -> pd.DataFrame:
+    """Mean similarity by layer, sense and distance on the grid in whole patches, as in distance.csv."""
+    pairs = measurement.pairs
     row, column = np.divmod(np.arange(pairs.tokens), pairs.columns)
     rounded = np.rint(np.hypot(row, column)).astype(int)
-    number = np.bincount(pairs.apart.numpy(), minlength=pairs.tokens) * measured.images
-    near = measured.tallies[sense].near.numpy()
-    sums = np.stack([np.bincount(rounded, weights=layer) for layer in near])
-    return np.arange(1, sums.shape[1]), (sums / np.bincount(rounded, weights=number))[:, 1:]
+    pairs_apart = np.bincount(pairs.apart.numpy(), minlength=pairs.tokens) * measurement.images
+    number = np.bincount(rounded, weights=pairs_apart)
+    return pd.DataFrame(
+        [
+            {"layer": layer, "neighbours": sense, "distance": distance, "mean": mean}
+            for sense, sums in measurement.sums.items()
+            for layer, near in zip(measurement.layers, sums.near.numpy(), strict=True)
+            for distance, mean in enumerate(np.bincount(rounded, weights=near) / number)
+            if distance
+        ]
+    )
 
 
-def lowest(measured: Measured, sense: str) -> list[int]:
-    """The distance at which tokens are least similar, at each layer: the largest one if similarity falls all the way."""
-    distances, means = by_distance(measured, sense)
-    return [int(distances[layer.argmin()]) for layer in means]
+def lowest(distances: pd.DataFrame) -> dict[int, int]:
+    """For each layer the distance at which tokens of the unshuffled images are least similar."""
+    both = distances[distances["neighbours"] == "both"].reset_index(drop=True)
+    least = both.loc[both.groupby("layer")["mean"].idxmin()]
+    return dict(zip(least["layer"], least["distance"], strict=True))
 
 
-def sentences(found: Sequence[Finding]) -> list[str]:
-    """What comes of the test for adjacent pairs in each sense: "Neighbours in the picture: holds at all layers." and so on."""
-    told = []
+def sentences(frame: pd.DataFrame) -> list[str]:
+    """The verdicts on adjacent pairs, such as "Neighbours in the picture: holds at all layers."."""
+    lines = []
     for sense, name in SENSES.items():
-        near = chosen(found, sense, "adjacent")
-        layers = {words: [f.layer for f in near if f.verdict == words] for words in (HOLDS, FAILS, OPEN)}
-        where = {
-            words: "all layers" if len(some) == len(near) else f"layers {spaced(some)}"
-            for words, some in layers.items()
-            if some
-        }
-        verdicts = ", ".join(f"{words} at {place}" for words, place in where.items())
-        told.append(f"{name[0].upper()}{name[1:]}: {verdicts}.")
-    return told
+        near = select(frame, sense, "adjacent")
+        parts = []
+        for words in (HOLDS, FAILS, OPEN):
+            layers = near["layer"][near["verdict"] == words]
+            if len(layers):
+                where = "all layers" if len(layers) == len(near) else f"layers {spaced(layers)}"
+                parts.append(f"{words} at {where}")
+        lines.append(f"{name[0].upper()}{name[1:]}: {', '.join(parts)}.")
+    return lines

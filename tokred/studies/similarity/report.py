@@ -3,174 +3,118 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
-from rich.text import Text
 
 from tokred.errors import TokredError
 from tokred.plots import png, svg
-from tokred.studies.similarity import figures as histograms
 from tokred.studies.similarity.accumulator import BINS, EDGES
+from tokred.studies.similarity.figures import FIGURES, figures
 from tokred.studies.similarity.pairs import KINDS
-from tokred.studies.similarity.premise import FAILS, HOLDS, Finding, by_distance, chosen, lowest
-from tokred.studies.similarity.study import SENSES, Measured
+from tokred.studies.similarity.premise import FAILS, HOLDS, by_distance, lowest, select
+from tokred.studies.similarity.study import SENSES, Measurement
+from tokred.tables.render import Table
 from tokred.utils.atomic import check_writable, write_all
 from tokred.utils.provenance import code_hash, versions
-from tokred.utils.text import visible
 
-FILES = (
-    "similarity.csv",
-    "histograms.csv",
-    "distance.csv",
-    *(f"{name}.{kind}" for name in histograms.FIGURES for kind in ("svg", "png")),
-)
-_COARSE = 10  # bins of a tally in one of histograms.csv
+TABLES = ("similarity.csv", "histograms.csv", "distance.csv")
+FILES = (*TABLES, *(f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")))
+_STYLES = {HOLDS: "green", FAILS: "red"}
+_COARSE = 10  # bins of an accumulator in one of histograms.csv
 
-#: The paper's words on its Fig. 1, layer 1 of a DeiT-S on ImageNet-1K, beside which layer 1 or the first chosen layer is put.
+#: The paper's words about its Fig. 1, layer 1 of a DeiT-S on ImageNet-1K.
 PAPER = {
     "adjacent": "two modes, most scores above 0.5",
     "window": "two modes, more uniform, lower",
     "all": "a normal distribution",
 }
-_STYLES = {HOLDS: "green", FAILS: "red"}
 
 
-def frame(found: Sequence[Finding], measured: Measured) -> pd.DataFrame:
-    """All figures, a row for each finding, as similarity.csv has them."""
+def histograms(measurement: Measurement) -> pd.DataFrame:
+    """Pairs by similarity, in bins of a hundredth, without the empty ones."""
+    counts = np.stack([sums.counts.numpy() for sums in measurement.sums.values()])
+    counts = counts.reshape(*counts.shape[:-1], BINS // _COARSE, _COARSE).sum(-1)
+    sense, layer, kind, place = np.nonzero(counts)
     return pd.DataFrame(
-        [
-            {
-                "model": measured.model, "data": measured.data, "images": measured.images, "features": measured.features,
-                "layer": f.layer, "neighbours": f.sense, "kind": f.kind, "pairs": f.pairs,
-                "mean": f.shape.mean, "mean_lo": f.mean_lo, "mean_hi": f.mean_hi, "sd": f.shape.sd,
-                **dict(zip(("q05", "q25", "median", "q75", "q95"), f.quantiles, strict=True)),
-                "share_above_half": f.above, "shape": f.shape.name, "modes": f.shape.modes, "bimodality": f.shape.bimodality,
-                "skew": f.shape.skew, "excess_kurtosis": f.shape.excess, "normal_distance": f.shape.distance,
-                "difference": f.difference, "difference_lo": f.difference_lo, "difference_hi": f.difference_hi,
-                "effect": f.effect, "superiority": f.superiority, "share_of_images": f.share, "verdict": f.verdict,
-            }
-            for f in found
-        ]
-    )  # fmt: skip
-
-
-def histogram_frame(measured: Measured) -> pd.DataFrame:
-    """Pairs by similarity, in bins of a hundredth; empty ones are left out."""
-    lower = EDGES[:-1:_COARSE].round(6)
-    parts = []
-    for sense, tally in measured.tallies.items():
-        counts = tally.counts.numpy().reshape(*tally.counts.shape[:2], BINS // _COARSE, _COARSE).sum(-1)
-        place, kind, place_in_range = np.nonzero(counts)
-        layers, kinds = np.array(measured.layers), np.array(list(measured.pairs.kinds))
-        columns = {
-            "layer": layers[place],
-            "neighbours": sense,
-            "kind": kinds[kind],
-            "from": lower[place_in_range],
+        {
+            "layer": np.array(measurement.layers)[layer],
+            "neighbours": np.array(list(measurement.sums))[sense],
+            "kind": np.array(list(measurement.pairs.kinds))[kind],
+            "from": EDGES[:-1:_COARSE].round(6)[place],
+            "pairs": counts[sense, layer, kind, place],
         }
-        parts.append(pd.DataFrame({**columns, "pairs": counts[place, kind, place_in_range]}))
-    return pd.concat(parts, ignore_index=True)
-
-
-def distance_frame(measured: Measured) -> pd.DataFrame:
-    """Mean similarity by layer and distance on the grid of patches."""
-    parts = []
-    for sense in measured.tallies:
-        distances, means = by_distance(measured, sense)
-        for layer, mean in zip(measured.layers, means, strict=True):
-            parts.append(
-                pd.DataFrame({"layer": layer, "neighbours": sense, "distance": distances, "mean": mean})
-            )
-    return pd.concat(parts, ignore_index=True)
-
-
-def premise_table(measured: Measured, found: Sequence[Finding]) -> Table:
-    """A row for each layer: mean similarities, and what shuffling leaves of the difference."""
-    title = Text(visible(measured.title), style="table.title")
-    caption = (
-        "± is half of the 95 % interval. Of images: those in which adjacent pairs are more similar than all pairs. "
-        "Least alike: the distance in patches at which tokens are least similar."
     )
-    table = Table(
-        title=title, title_justify="left", header_style="bold", caption=caption, caption_justify="left"
+
+
+def premise_table(measurement: Measurement, findings: pd.DataFrame) -> Table:
+    """One row for each layer: mean similarities, and the difference that remains after shuffling."""
+    near, least = select(findings, "both", "adjacent"), lowest(by_distance(measurement))
+    columns: dict[str, Iterable[str]] = {"Layer": map(str, near["layer"])}
+    for kind in (kind for kind in PAPER if kind in measurement.pairs.kinds):
+        head = KINDS[kind].removesuffix(" pairs").replace("windows of four", "windows")
+        columns[head] = map("{:.3f}".format, select(findings, "both", kind)["mean"])
+    columns |= {
+        "(a) - (c)": _differences(near),
+        "Of images": map("{:.0%}".format, near["share_of_images"]),
+        "Premise": near["verdict"],
+        "Least alike": (str(least[layer]) for layer in near["layer"]),
+        "Position only": _differences(select(findings, "position", "adjacent")),
+        "Content only": _differences(select(findings, "content", "adjacent")),
+    }
+    premise = list(columns).index("Premise")
+    return Table(
+        title=measurement.title,
+        headers=list(columns),
+        rows=list(zip(*columns.values(), strict=True)),
+        words=frozenset([premise]),
+        cell_styles={(place, premise): _STYLES.get(word, "") for place, word in enumerate(near["verdict"])},
+        notes=[
+            "± is half of the 95 % interval. Of images: those in which adjacent pairs are more similar "
+            "than all pairs. Least alike: the distance in patches at which tokens are least similar."
+        ],
     )
-    kinds = [kind for kind in PAPER if chosen(found, "both", kind)]
-    table.add_column("Layer", justify="right")
-    for kind in kinds:
-        table.add_column(
-            KINDS[kind].removesuffix(" pairs").replace("windows of four", "windows"), justify="right"
-        )
-    for header in ("(a) - (c)", "Of images", "Premise", "Least alike", "Position only", "Content only"):
-        table.add_column(header, justify="left" if header == "Premise" else "right")
-    by_place = {(f.layer, f.sense, f.kind): f for f in found}
-    for layer, least in zip(measured.layers, lowest(measured, "both"), strict=True):
-        near = by_place[layer, "both", "adjacent"]
-        table.add_row(
-            str(layer), *(f"{by_place[layer, 'both', kind].shape.mean:.3f}" for kind in kinds), _difference(near), f"{near.share:.0%}",
-            Text(near.verdict, style=_STYLES.get(near.verdict, "")), str(least),
-            *(_difference(by_place[layer, sense, "adjacent"]) for sense in ("position", "content")),
-        )  # fmt: skip
-    return table
 
 
-def _difference(found: Finding) -> str:
-    return f"{found.difference:+.3f} ± {(found.difference_hi - found.difference_lo) / 2:.3f}"
+def _differences(rows: pd.DataFrame) -> list[str]:
+    ends = zip(rows["difference"], rows["difference_lo"], rows["difference_hi"], strict=True)
+    return [f"{difference:+.3f} ± {(hi - lo) / 2:.3f}" for difference, lo, hi in ends]
 
 
-def paper_table(found: Sequence[Finding]) -> Table:
-    """The first layer's distributions beside the paper's words on its Fig. 1."""
-    layer = found[0].layer
-    table = Table(
-        title=f"Layer {layer} beside the paper's Fig. 1 (DeiT-S, ImageNet-1K, layer 1)",
-        title_justify="left",
-        header_style="bold",
-    )
-    for header in (
-        "Pairs",
-        "The paper",
-        "Here",
-        "> 0.5",
-        "Mean",
-        "SD",
-        "Skew",
-        "Excess kurtosis",
-        "From normal",
-    ):
-        table.add_column(header, justify="left" if header in ("Pairs", "The paper", "Here") else "right")
+def paper_table(findings: pd.DataFrame) -> Table:
+    """The first layer's distributions beside the paper's words about its Fig. 1."""
+    layer = findings["layer"].iloc[0]
+    rows = []
     for kind, words in PAPER.items():
-        for f in chosen(found, "both", kind)[:1]:
-            figures = (f.shape.mean, f.shape.sd, f.shape.skew, f.shape.excess, f.shape.distance)
-            table.add_row(
-                KINDS[kind], words, f.shape.name, f"{f.above:.1%}", *(f"{figure:.3f}" for figure in figures)
-            )
-    return table
-
-
-def files(measured: Measured, found: Sequence[Finding]) -> dict[str, bytes]:
-    """Everything but run.json, by name."""
-    csv = {
-        "similarity.csv": frame(found, measured).to_csv(index=False, float_format="%.6g"),
-        "histograms.csv": histogram_frame(measured).to_csv(index=False),
-        "distance.csv": distance_frame(measured).to_csv(index=False, float_format="%.6g"),
-    }
-    drawn = histograms.figures(measured, found)
-    return {
-        **{name: text.encode() for name, text in csv.items()},
-        **{f"{name}.svg": svg(figure).encode() for name, figure in drawn.items()},
-        **{f"{name}.png": png(figure) for name, figure in drawn.items()},
-    }
+        for row in select(findings, "both", kind)[:1].to_dict("records"):
+            numbers = [row[name] for name in ("mean", "sd", "skew", "excess_kurtosis", "normal_distance")]
+            share = f"{row['share_above_half']:.1%}"
+            rows.append([KINDS[kind], words, row["shape"], share, *(f"{number:.3f}" for number in numbers)])
+    return Table(
+        title=f"Layer {layer} beside the paper's Fig. 1 (DeiT-S, ImageNet-1K, layer 1)",
+        headers=(
+            "Pairs",
+            "The paper",
+            "Here",
+            "> 0.5",
+            "Mean",
+            "SD",
+            "Skew",
+            "Excess kurtosis",
+            "From normal",
+        ),
+        rows=rows,
+        words=frozenset((0, 1, 2)),
+    )
 
 
 def check_folder(out: Path) -> None:
-    """Whether the results may go to a folder, which is made.
+    """Make the folder of the results, unless it holds something else that they would replace.
 
     Raises:
-        TokredError: it cannot be written, or holds something else that they would replace.
+        TokredError: it does, or cannot be written.
     """
     check_writable(out)
     try:
@@ -186,22 +130,33 @@ def check_folder(out: Path) -> None:
         )
 
 
-def write(measured: Measured, found: Sequence[Finding], out: Path) -> None:
-    """Write all files, run.json last.
+def write(measurement: Measurement, findings: pd.DataFrame, out: Path) -> None:
+    """Write tables and figures, and run.json last.
 
     Raises:
         TokredError: one cannot be written; what was there before is unchanged.
     """
     check_folder(out)
-    senses: dict[str, Any] = {sense: SENSES[sense] for sense in measured.tallies}
     run = {
         "command": "similarity",
-        "title": measured.title,
-        **measured.about,
-        "images": measured.images,
-        "neighbours": senses,
+        "title": measurement.title,
+        **measurement.about,
+        "images": measurement.images,
+        "neighbours": SENSES,
         **versions(),
         "code": code_hash(),
     }
-    content = {**files(measured, found), "run.json": (json.dumps(run, indent=2) + "\n").encode()}
+    tables = dict(zip(TABLES, (findings, histograms(measurement), by_distance(measurement)), strict=True))
+    drawings = figures(measurement, findings)
+    content = {
+        **{name: _csv(table) for name, table in tables.items()},
+        **{f"{name}.svg": svg(drawing).encode() for name, drawing in drawings.items()},
+        **{f"{name}.png": png(drawing) for name, drawing in drawings.items()},
+        "run.json": (json.dumps(run, indent=2) + "\n").encode(),
+    }
     write_all(out, content, "make room or choose another folder with --out")
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    # The edges of histograms.csv have at most two decimals, so that one format fits all tables.
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()

@@ -1,94 +1,88 @@
-"""The shape of a distribution that is known as a histogram: quantiles, modes, and how far from normal it is."""
+"""The shape of a distribution that is known as a histogram: moments, modes and distance from normal."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage, signal, stats
 
-NORMAL = 0.05  # the largest distance from a normal distribution that still counts as normal
+NORMAL = 0.05  # largest distance from a normal distribution that still counts as normal
 SMOOTHING = 0.25  # of the histogram before modes are counted, in standard deviations
-PROMINENCE = 0.05  # of the highest mode, that a further one must have
+PROMINENCE = 0.05  # of a further mode, as a fraction of the highest
 _CONSTANT = 1e-6  # a smaller standard deviation is rounding: the distribution is one point
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Moments and shape of a distribution; of one that is a single point skew, kurtosis and distance are NaN.
+class Shape(NamedTuple):
+    """Moments and shape of a distribution. Skew, kurtosis, bimodality and distance of a single point are NaN.
 
     Attributes:
-        mean: of it.
+        mean: mean.
         sd: standard deviation.
+        shape: the paper's word, "bimodal" or "normal", or else "one mode" or "3 modes".
+        modes: number of maxima of the smoothed histogram.
+        bimodality: Sarle's coefficient, (skew² + 1) / kurtosis: 1/3 for a normal one, 1 for two points.
         skew: third standardised moment.
-        excess: fourth standardised moment less 3, the kurtosis of a normal distribution.
-        bimodality: Sarle's coefficient, (skew² + 1) / kurtosis: 5/9 for a uniform distribution, 1/3 for a normal one, 1 for two points.
-        modes: maxima of the smoothed histogram.
-        distance: the largest difference between its distribution function and that of the normal one of the same mean and deviation.
+        excess_kurtosis: fourth standardised moment less 3, that of a normal distribution.
+        normal_distance: largest difference from the distribution function of the fitted normal one.
     """
 
     mean: float
     sd: float
-    skew: float
-    excess: float
-    bimodality: float
-    modes: int
-    distance: float
-
-    @property
-    def name(self) -> str:
-        """In the paper's words: "bimodal", "normal", or "one mode" that is neither."""
-        if self.modes > 1:
-            return "bimodal" if self.modes == 2 else f"{self.modes} modes"
-        return "normal" if self.distance <= NORMAL else "one mode"
+    shape: str = "one mode"
+    modes: int = 1
+    bimodality: float = np.nan
+    skew: float = np.nan
+    excess_kurtosis: float = np.nan
+    normal_distance: float = np.nan
 
 
 def shape(counts: np.ndarray, edges: np.ndarray, sums: np.ndarray) -> Shape:
     """The shape of a distribution.
 
     Args:
-        counts: [bins] of equal width.
-        edges: [bins + 1] of them.
-        sums: [4], of the values and of their second, third and fourth powers.
+        counts: [bins] counts in bins of equal width.
+        edges: [bins + 1] edges of the bins.
+        sums: [4] sums of the values and of their second, third and fourth powers.
     """
     n = counts.sum()
     m1, m2, m3, m4 = (float(value) / n for value in sums)
     variance = max(0.0, m2 - m1**2)
     sd = variance**0.5
     if sd < _CONSTANT:
-        return Shape(m1, sd, np.nan, np.nan, np.nan, 1, np.nan)
+        return Shape(m1, sd)
     skew = (m3 - 3 * m1 * m2 + 2 * m1**3) / sd**3
     kurtosis = (m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / variance**2
-    below = np.cumsum(counts) / n
-    distance = float(np.abs(below - stats.norm.cdf(edges[1:], m1, sd)).max())
-    return Shape(m1, sd, skew, kurtosis - 3, (skew**2 + 1) / kurtosis, modes(counts, edges, sd), distance)
+    distance = float(np.abs(np.cumsum(counts) / n - stats.norm.cdf(edges[1:], m1, sd)).max())
+    maxima = modes(counts, edges, sd)
+    one = "normal" if distance <= NORMAL else "one mode"
+    word = {1: one, 2: "bimodal"}.get(maxima, f"{maxima} modes")
+    return Shape(m1, sd, word, maxima, (skew**2 + 1) / kurtosis, skew, kurtosis - 3, distance)
 
 
 def modes(counts: np.ndarray, edges: np.ndarray, sd: float) -> int:
-    """Maxima of a histogram after smoothing by a Gaussian of a quarter of its standard deviation, or of Silverman's width if that is wider.
+    """Maxima of a histogram after Gaussian smoothing by a quarter of `sd`, or by Silverman's width if wider.
 
-    A further maximum counts if it stands out by 5 % of the highest. The ends of the range mirror, so that mass piled up there is a mode.
+    A further maximum counts if it stands out by 5 % of the highest. The ends mirror, so mass there is a mode.
     """
     width = max(SMOOTHING, 1.06 * counts.sum() ** -0.2) * sd / (edges[1] - edges[0])
-    smooth = (
-        ndimage.gaussian_filter1d(counts.astype(float), width, mode="reflect")
-        if width > 0.5
-        else counts.astype(float)
-    )
-    peaks, _ = signal.find_peaks(np.pad(smooth, 1), prominence=PROMINENCE * smooth.max())
+    density = counts.astype(float)
+    if width > 0.5:
+        density = ndimage.gaussian_filter1d(density, width, mode="reflect")
+    peaks, _ = signal.find_peaks(np.pad(density, 1), prominence=PROMINENCE * density.max())
     return max(1, len(peaks))
 
 
 def quantiles(counts: np.ndarray, edges: np.ndarray, at: tuple[float, ...]) -> list[float]:
-    """Quantiles, exact to the width of a bin."""
+    """Quantiles of a histogram, exact to the width of a bin."""
     below = np.cumsum(counts)
     target = np.asarray(at) * below[-1]
-    held = np.searchsorted(below, target)  # the bin in which each lies
-    share = (target - (below - counts)[held]) / np.maximum(counts[held], 1)
-    return [float(value) for value in edges[held] + share * (edges[held + 1] - edges[held])]
+    bins = np.searchsorted(below, target)
+    share = (target - (below - counts)[bins]) / np.maximum(counts[bins], 1)
+    return [float(value) for value in edges[bins] + share * (edges[bins + 1] - edges[bins])]
 
 
 def superiority(counts: np.ndarray, others: np.ndarray) -> float:
-    """The probability that a draw of one histogram exceeds a draw of another on the same bins, ties counting half."""
+    """The probability that a draw of one histogram exceeds a draw of another; ties count half."""
     p, q = counts / counts.sum(), others / others.sum()
     return float((p * (np.cumsum(q) - q / 2)).sum())
