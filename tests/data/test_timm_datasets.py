@@ -15,7 +15,7 @@ from tokred.errors import TokredError
 from tokred.evaluation.metrics import fidelity
 from tokred.evaluation.predictions import Predictions
 from tokred.models import zoo
-from tokred.tables.results_table import display, headers, latex, markdown
+from tokred.tables.results_table import headers, results_table
 from tokred.tables.row import Row, rank
 
 WEIGHTS = zoo.SHIPPED / "deit_t.safetensors"
@@ -318,10 +318,11 @@ def test_tables_without_labels():
         Row("baseline", gflops=2.0),
     ]
     assert [row.method for row in rank(rows)] == ["baseline", "tome", "lotm"]
-    assert headers(rows)[1:4] == ("Agreement (%)", "95 % interval", "KL")
-    assert display(rows[0])[1:4] == ("75.00", "50.00 to 90.00", "0.0123")
-    for text in (markdown(rows), latex(rows)):
+    table = results_table(rows)
+    assert table.headers[1:3] == ("Agreement [95 % interval]", "KL")
+    assert table.rows[0][1:3] == ("75.00 [50.00, 90.00]", "0.0123")
+    for text in (table.render("markdown"), table.render("latex")):
         assert "75.00" in text
         assert "Top-1" not in text
-    assert headers([Row("lotm", top1=80.0, agreement=0.9)])[1] == "Top-1 (%)"
-    assert headers([Row("lotm", status="failed")])[1] == "Top-1 (%)"
+    assert headers([Row("lotm", top1=80.0, agreement=0.9)])[1] == "Top-1"
+    assert headers([Row("lotm", status="failed")])[1] == "Top-1"

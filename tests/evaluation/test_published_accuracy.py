@@ -11,7 +11,7 @@ from tokred.evaluation import published_accuracy
 from tokred.evaluation.metrics import Scores
 from tokred.evaluation.rows import Published, published_columns
 from tokred.models.zoo import Loaded
-from tokred.tables.results_table import display
+from tokred.tables.results_table import row_notes
 from tokred.tables.row import BASELINE, Row
 
 WNIDS = tuple(ImageNetInfo("imagenet-1k").label_names())
@@ -111,9 +111,9 @@ def test_a_run_is_marked_when_it_is_off_by_more_than_a_twentieth_of_a_point(top1
     ]
     assert [row.baseline_off for row in rows] == [off] * 3
     assert [row.published_top1 for row in rows] == [None, 79.856, None]
-    assert ("baseline off" in display(rows[0])[-1]) == off
-    assert display(rows[1])[-1].startswith("published: 79.856")
-    assert ("off by" in display(rows[1])[-1]) == off
+    assert ("baseline off" in row_notes(rows[0])) == off
+    assert row_notes(rows[1])[0].startswith("published: 79.856")
+    assert ("off by" in row_notes(rows[1])[0]) == off
 
 
 def test_without_a_figure_or_an_accuracy_nothing_is_marked():
@@ -123,7 +123,7 @@ def test_without_a_figure_or_an_accuracy_nothing_is_marked():
 
 def test_the_note_tells_by_how_much():
     row = Row(BASELINE, top1=79.5, **vars(published_columns(79.856, Scores(top1=79.5))[1]))
-    assert display(row)[-1] == "published: 79.856, off by -0.356: check images and preparation"
+    assert row_notes(row) == ["published: 79.856, off by -0.356: check images and preparation"]
 
 
 def test_a_whole_run_is_marked(tmp_path, monkeypatch):

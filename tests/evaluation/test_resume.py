@@ -259,7 +259,7 @@ def test_without_memory_batches_are_halved_and_the_rows_say_so(checked, tmp_path
         small.open(tmp_path / "small")
         rows = small.run(workers=0).rows
     assert {row.smallest_batch for row in rows} == {2}
-    assert all("batches of 2 for lack of memory" in results_table.display(row)[-1] for row in rows)
+    assert all("batches of 2 for lack of memory" in results_table.row_notes(row) for row in rows)
     twos = fresh(checked).run(workers=0)
     assert [row.top1 for row in rows] == [row.top1 for row in twos.rows]
     np.testing.assert_array_equal(small.evaluation.dense.kl, 0)

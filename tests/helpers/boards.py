@@ -66,6 +66,6 @@ def folder(path, outcomes, groups=None, rows=None, **cells):
     lines = [
         row(name, correct, **{**cells, **(rows or {}).get(name, {})}) for name, correct in outcomes.items()
     ]
-    (path / "leaderboard.csv").write_text(results.csv_text(lines), encoding="utf-8")
+    (path / "leaderboard.csv").write_text(results.to_csv(lines), encoding="utf-8")
     (path / "run.json").write_text(json.dumps({"configuration": {"model": "deit_s"}, "data": None}))
     return path

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from tokred.tables.row import BASELINE, Row, csv_text, rank
+from tokred.tables.row import BASELINE, Row, rank, to_csv
 
 METHODS = ("lotm", "tome", "topk", "random")
 
@@ -103,7 +103,7 @@ def maps(methods=("lotm", "topk"), images=2, side=32, grid=(4, 4), seed=0):
 
 def write(folder, rows, arrays=None, run=None, found_maps=None):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "leaderboard.csv").write_text(csv_text(rows), encoding="utf-8")
+    (folder / "leaderboard.csv").write_text(to_csv(rows), encoding="utf-8")
     (folder / "run.json").write_text(json.dumps(run or run_info()), encoding="utf-8")
     if arrays is not None:
         (folder / "predictions.npz").write_bytes(archive(**arrays))

@@ -68,7 +68,7 @@ def writers():
 
 def written(folder, *rows):
     folder.mkdir(exist_ok=True)
-    (folder / "leaderboard.csv").write_text(results.csv_text(rows), encoding="utf-8")
+    (folder / "leaderboard.csv").write_text(results.to_csv(rows), encoding="utf-8")
     return folder
 
 

@@ -14,7 +14,7 @@ from tokred.evaluation import foreign_plans
 from tokred.evaluation.candidates import build
 from tokred.evaluation.config import Config
 from tokred.models import foreign, tensor_files, zoo
-from tokred.tables.results_table import display, sweep_table
+from tokred.tables.results_table import row_notes, sweep_table
 from tokred.tables.row import BASELINE, Row
 from tokred.testing import tiny_vit
 
@@ -507,8 +507,8 @@ def test_a_comparison_has_trained_rows(tmp_path):
         "custom",
     )
     assert merger.reduction < 0.2
-    assert f"{100 * (0.3 - merger.reduction):.2f} points under the budget" in display(merger)[-1]
-    assert "published checkpoint, which its authors chose by validation accuracy" in display(merger)[-1]
+    assert f"saves {100 * (0.3 - merger.reduction):.2f} points less than asked" in row_notes(merger)
+    assert "published checkpoint, which its authors chose by validation accuracy" in row_notes(merger)
     assert 0 <= evit.reduction - 0.3 < 0.001
     assert evit.options == "normalize=False trained_rate=0.7"
     assert len({merger.adapter, evit.adapter}) == 2

@@ -17,7 +17,7 @@ from tokred.report import classes, main_table, token_schedule
 from tokred.report import page as report
 from tokred.report.run_data import Material
 from tokred.tables import results_table
-from tokred.tables.row import BASELINE, Row, csv_text, read
+from tokred.tables.row import BASELINE, Row, from_csv, to_csv
 
 
 def material(rows=None, arrays=None, run=None, found_maps=None, **options):
@@ -453,7 +453,7 @@ def test_report_writes_the_page_again(tmp_path):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert 'id="maps"' in page
     assert page == report.page(
-        report.of_files(csv_text(rows), run_info(), archive(**arrays), archive(**maps()))
+        report.of_files(to_csv(rows), run_info(), archive(**arrays), archive(**maps()))
     )
     code, text = command("report", folder, "--out", tmp_path / "other.html")
     assert code == 0, text
@@ -487,7 +487,7 @@ def test_report_of_what_is_no_run(tmp_path):
     refused("it has a column 'a'")
     (folder / "leaderboard.csv").unlink()
     refused("has not come to its end")
-    (folder / "leaderboard.csv").write_text(csv_text(rows))
+    (folder / "leaderboard.csv").write_text(to_csv(rows))
     (folder / "run.json").write_text("[1]")
     refused("is not a run of tokred")
     (folder / "run.json").write_text("{")
@@ -497,9 +497,9 @@ def test_report_of_what_is_no_run(tmp_path):
 def test_a_page_has_what_a_leaderboard_had_when_it_was_written(tmp_path):
     """A report made from the files equals the one that a run would make from memory."""
     rows, arrays = made_up(budgets=(0.2, 0.3))
-    again = read(csv_text(rows))
-    assert report.page(material(again, arrays)) == report.page(material(read(csv_text(again)), arrays))
+    again = from_csv(to_csv(rows))
+    assert report.page(material(again, arrays)) == report.page(material(from_csv(to_csv(again)), arrays))
     folder = write(tmp_path / "run", rows, arrays)
     assert report.page(report.of_folder(folder)) == report.page(
-        report.of_files(csv_text(rows), json.loads(json.dumps(run_info())), archive(**arrays))
+        report.of_files(to_csv(rows), json.loads(json.dumps(run_info())), archive(**arrays))
     )

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from tokred.report.page import Material, page
-from tokred.tables.results_table import TABLE_HEADERS, display, latex, markdown, terminal_table
+from tokred.tables.results_table import results_table
 from tokred.tables.row import Row
 from tokred.utils.text import for_latex, for_markdown, visible
 
@@ -87,8 +87,10 @@ def test_a_report_holds_the_text_and_no_tag_of_it(text):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_markdown_table_keeps_its_columns(text):
     row = Row(text, options=text, training=text, status="failed", error=text)
-    page = Page(MarkdownIt("commonmark").enable("table").render(markdown([row, Row("lotm")])))
-    assert page.tags.count("td") == 2 * len(TABLE_HEADERS)
+    page = Page(
+        MarkdownIt("commonmark").enable("table").render(results_table([row, Row("lotm")]).render("markdown"))
+    )
+    assert page.tags.count("td") == 2 * len(results_table([row]).headers)
     assert page.tags.count("tr") == 3
 
 
@@ -96,7 +98,7 @@ def test_a_markdown_table_keeps_its_columns(text):
 def test_a_terminal_shows_the_text_and_obeys_nothing(text):
     stream = io.StringIO()
     console = Console(file=stream, width=1000, force_terminal=True, color_system=None, emoji=True)
-    console.print(terminal_table([Row("lotm", options=text, status="failed", error="e")], text))
+    console.print(results_table([Row("lotm", options=text, status="failed", error="e")], text, {}).render())
     printed = re.sub(r"\x1b\[\d*m", "", stream.getvalue())  # rich's own bold and italics
     assert "\x1b" not in printed
     assert visible(text) in printed.splitlines()[0]
@@ -106,15 +108,16 @@ def test_a_terminal_shows_the_text_and_obeys_nothing(text):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_latex_row_is_one_line_without_commands_of_the_text(text):
     row = Row(text, options=text, status="failed", error=text)
-    body = latex([row]).splitlines()
-    assert len(body) == 8
+    table = results_table([row], defaults={})
+    body = table.render("latex").splitlines()
+    assert len(body) == 10
     line = body[5]
-    assert len(re.findall(r"(?<!\\)&", line)) == len(TABLE_HEADERS) - 1
-    assert set(re.findall(r"\\[a-z]+", line)) <= {r"\textbackslash", r"\textasciitilde", r"\textasciicircum"}
+    assert len(re.findall(r"(?<!\\)&", line)) == len(table.headers) - 1
+    assert set(re.findall(r"\\[a-z]+", line)) <= {r"\textbackslash", r"\textasciitilde", r"\textasciicircum", r"\textsuperscript"}
     assert not line.startswith(("[", "*"))  # after a line end, LaTeX would take them for its arguments
     assert re.search(r"(?<!\\)[%$#^~_]", line) is None
 
 
 def test_latex_text():
     assert for_latex("50 %\n[x]_*\\") == r"50 \% {[}x{]}\_{*}\textbackslash{}"
-    assert display(Row("a"))[0] in latex([Row("a")])
+    assert "\na " in results_table([Row("a")]).render("latex")

@@ -117,10 +117,13 @@ def _warn(sentence: str) -> None:
 
 
 def _print_comparison(comparison: Any, form: str, say: Any) -> None:
+    from tokred.evaluation.candidates import default_texts
     from tokred.tables import results_table
 
-    if comparison.rows:
-        show(results_table.formatted(comparison.rows, comparison.title, form, comparison.swept))
+    rows = comparison.rows
+    if rows:
+        defaults = default_texts(row.method for row in rows)
+        show(results_table.formatted(rows, comparison.title, form, comparison.swept, defaults))
     waiting = (
         f" {comparison.waiting:.0%} of the time was waiting for images; more --workers may help."
         if comparison.waiting > 0.1

@@ -10,7 +10,7 @@ from typing import Any
 from tokred.core import registry
 from tokred.core.flops import CostTable
 from tokred.core.match import Match, at_knob, match_each
-from tokred.core.options import complete_options, options_text
+from tokred.core.options import complete_options, default_options, options_text
 from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unfitted, Unreachable
@@ -236,6 +236,12 @@ def _with_control(candidate: Candidate, control: Control) -> Candidate:
 
 def _name(config: Config, method: str, budget: float) -> str:
     return method if len(config.budgets) == 1 else f"{method}@{budget!r}"
+
+
+def default_texts(methods: Iterable[str]) -> dict[str, str]:
+    """The default options of registered methods, in the form of `Row.options`."""
+    known = registry.catalog()
+    return {name: options_text(default_options(registry.get(name))) for name in methods if name in known}
 
 
 def _fit_command(config: Config, plan: Plan) -> str:

@@ -24,8 +24,7 @@ from filelock import FileLock, Timeout
 
 from tokred.errors import TokredError
 from tokred.evaluation.predictions import Evaluation, Predictions, RunPredictions
-from tokred.tables import row as results
-from tokred.tables.row import Row, outcome_name
+from tokred.tables.row import Row, from_csv, outcome_name
 from tokred.utils.atomic import check_writable, replace_file, sweep
 
 FILES = (
@@ -285,10 +284,9 @@ def read_run(path: Path) -> Run:
             f"{path} holds no leaderboard.csv: its run has not come to its end; go on with its command first."
         )
     try:
-        rows = results.read(leaderboard.decode("utf-8-sig"))  # spreadsheets write the mark
-    except (ValueError, TokredError) as error:
-        why = error if isinstance(error, TokredError) else "It is no text."
-        raise TokredError(f"{path / 'leaderboard.csv'} cannot be read: {why}") from error
+        rows = from_csv(leaderboard.decode(), str(path / "leaderboard.csv"))
+    except ValueError as error:
+        raise TokredError(f"{path / 'leaderboard.csv'} cannot be read: it is no text.") from error
     try:
         stored = None if predictions is None else RunPredictions.unpack(predictions)
     except ValueError as error:

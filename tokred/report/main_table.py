@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tokred.report.run_data import Material, setting
-from tokred.tables.results_table import aside, by_budget, display
+from tokred.tables.results_table import aside, by_budget, row_notes
 from tokred.tables.row import BASELINE, Row
 
 
@@ -121,11 +121,8 @@ def _note(row: Row) -> str:
         f"first {row.n_images} images only",
         f"batches of {row.smallest_batch} for lack of memory",
     }
-    return "; ".join(
-        part
-        for part in display(row)[-1].split("; ")
-        if part not in said and "images unreadable, " not in part
-    )
+    notes = row_notes(row, defaults={})
+    return "; ".join(note for note in notes if note not in said and "unreadable, " not in note)
 
 
 def _interval(row: Row, reach: tuple[float, float]) -> Cell:

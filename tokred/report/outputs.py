@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from tokred import plots
 from tokred.errors import TokredError
+from tokred.evaluation.candidates import default_texts
 from tokred.evaluation.comparison import Comparison, Job
 from tokred.plots import pareto
 from tokred.report import page
-from tokred.tables import results_table
-from tokred.tables.row import csv_text
+from tokred.tables import render
+from tokred.tables.results_table import results_table
+from tokred.tables.row import to_csv
 from tokred.visualize import trace
 
 _MAPPED = 4  # images of which the report shows where their tokens went
@@ -16,7 +18,8 @@ _MAPPED = 4  # images of which the report shows where their tokens went
 
 def files(job: Job, comparison: Comparison) -> dict[str, str | bytes]:
     """The files of a finished run, but for run.json."""
-    rows, leaderboard = comparison.rows, csv_text(comparison.rows)
+    rows, leaderboard = comparison.rows, to_csv(comparison.rows)
+    table = results_table(rows, comparison.title, default_texts(row.method for row in rows))
     predictions = job.predictions().pack()
     run = {
         **(job.folder.run if job.folder else {"configuration": job.configuration}),
@@ -28,8 +31,8 @@ def files(job: Job, comparison: Comparison) -> dict[str, str | bytes]:
     return {
         **({} if drawn is None else {"maps.npz": drawn}),
         "predictions.npz": predictions,
-        "table.md": results_table.markdown(rows),
-        "table.tex": results_table.latex(rows),
+        "table.md": render.markdown(table),
+        "table.tex": render.latex(table),
         "pareto.svg": plots.svg(figure),
         "pareto.png": plots.png(figure),
         "report.html": page.page(

@@ -91,7 +91,10 @@ def of_files(
         TokredError: one of them is not what its name says.
     """
     return Material(
-        results.read(leaderboard), run, _arrays(predictions, "predictions.npz"), _arrays(maps, "maps.npz")
+        results.from_csv(leaderboard, "leaderboard.csv"),
+        run,
+        _arrays(predictions, "predictions.npz"),
+        _arrays(maps, "maps.npz"),
     )
 
 

@@ -31,10 +31,10 @@ class Table:
         title: one line above the table, which Markdown and LaTeX have only if `titled`.
         words: columns of words, which are flush left; the others hold numbers and are flush right.
         notes: sentences below the table.
-        row_notes: sentences about single rows, by the row's place. Each stands below the table once, with a number
-            that its rows have as a superscript behind their first cell.
-        bold: cells that stand out in every form but CSV and JSON, as (row, column).
-        styles: rich styles of the rows in the terminal, such as "bold", "dim" or "red"; empty if none has one.
+        row_notes: sentences about single rows, by the row's place. Each stands below the table once, with a
+            number that its rows have as a superscript behind their first cell.
+        bold: cells that stand out, as (row, column); not in CSV and JSON.
+        styles: rich styles of the rows in the terminal, such as "bold" or "dim"; empty if none has one.
         cell_styles: rich styles of single cells in the terminal, by (row, column).
         sections: rows under which the terminal draws a line.
         compact: whether the terminal shows the table without vertical lines, to fit into 80 columns.
@@ -102,7 +102,7 @@ def terminal(table: Table) -> RenderableType:
     )
     for column, header in enumerate(table.headers):
         rich.add_column(
-            Text(visible(header)),
+            Text(_header(table, column) if table.compact else visible(header)),
             justify="left" if table.is_word(column) else "right",
             overflow="fold",
             no_wrap=table.compact and not table.is_word(column),
@@ -155,7 +155,7 @@ def latex(table: Table) -> str:
         body.append(line(cells))
     columns = "".join("l" if table.is_word(column) else "r" for column in range(len(table.headers)))
     numbered = [
-        rf"\par\footnotesize\textsuperscript{{{number}}}~{for_latex(note)}"
+        rf"\par{{\footnotesize\textsuperscript{{{number}}}~{for_latex(note)}\par}}"
         for number, note in enumerate(sentences, start=1)
     ]
     lines = [
@@ -192,8 +192,17 @@ def as_json(table: Table) -> str:
 _FORMS = {"table": terminal, "markdown": markdown, "latex": latex, "csv": csv, "json": as_json}
 
 
+def _header(table: Table, column: int) -> str:
+    """A header of a compact table: broken at a hyphen where its cells are shorter."""
+    header = visible(table.headers[column])
+    widest = max((len(row[column]) for row in table.rows), default=0)
+    return header if len(header) <= widest else header.replace("-", "-\n")
+
+
 def _superscript(numbers: Iterable[int]) -> str:
-    return " ".join(str(number).translate(_SUPERSCRIPT) for number in numbers)
+    numbers = list(numbers)
+    between = "" if all(number < 10 for number in numbers) else " "
+    return between.join(str(number).translate(_SUPERSCRIPT) for number in numbers)
 
 
 def _joined(numbers: Iterable[int]) -> str:

@@ -1,171 +1,233 @@
-"""The short table: what people read of a run's rows, in the terminal, in Markdown, in LaTeX."""
+"""The results table: what people read of a run's rows in the terminal, in Markdown, LaTeX and the report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tokred.tables import render
 from tokred.tables.render import Table
-from tokred.tables.row import BASELINE, COLUMNS, PUBLISHED, Row, csv_text
+from tokred.tables.row import BASELINE, COLUMNS, PUBLISHED, Row, to_csv
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-TABLE_HEADERS = ("Method", "Top-1 (%)", "Drop", "95 % interval", "FLOPs (G)", "Reduction", "Training", "Note")
-UNLABELLED_HEADERS = ("Method", "Agreement (%)", "95 % interval", "KL", *TABLE_HEADERS[4:])
+HEADERS = ("Method", "Top-1", "Drop [95 % interval]", "GFLOPs", "Reduction", "Training", "Speed-up")
+UNLABELLED_HEADERS = ("Method", "Agreement [95 % interval]", "KL", *HEADERS[3:])
+_TRAINING, _SPEEDUP = HEADERS.index("Training"), HEADERS.index("Speed-up")
 
 
-def display(row: Row) -> tuple[str, ...]:
-    """The cells of the short table: what the paper's tables show, with the interval and the training beside it."""
-    note = [row.options] if row.options else []
-    if row.control:
-        note.append("control")
-    if row.unbeaten:
-        note.append(f"not shown to beat {', '.join(row.unbeaten.split())}")
-    if row.published_top1 is not None and row.top1 is not None:
-        off = (
-            f", off by {row.top1 - row.published_top1:+.3f}: check images and preparation"
-            if row.baseline_off
-            else ""
-        )
-        note.append(f"published: {row.published_top1:.3f}{off}")
-    elif row.baseline_off:
-        note.append("baseline off")
-    if row.unfitted:
-        note.append("unfitted: random parameters, no result")
-    if row.training == PUBLISHED:
-        note.append("published checkpoint, which its authors chose by validation accuracy")
-    if row.fitted_here:
-        note.append("fitted on or chosen by these images")
-    if row.limited:
-        note.append(f"first {row.n_images} images only" if row.n_images != 1 else "first image only")
-    if row.n_failed:
-        count = "1 image" if row.n_failed == 1 else f"{row.n_failed} images"
-        note.append(f"{count} unreadable, {'left out' if row.on_error == 'skip' else 'counted as wrong'}")
-    if row.smallest_batch:
-        note.append(f"batches of {row.smallest_batch} for lack of memory")
-    if row.status != "ok":
-        note.append(row.error if row.status == "unfitted" else f"{row.status}: {row.error}")
-    elif row.gap:
-        note.append(f"{100 * abs(row.gap):.2f} points {'over' if row.gap > 0 else 'under'} the budget")
+def results_table(rows: Sequence[Row], title: str = "", defaults: Mapping[str, str] | None = None) -> Table:
+    """The results table of a run.
+
+    Args:
+        rows: the run's rows, in the order of the table.
+        title: one line for the terminal.
+        defaults: the default options by method, as `Row.options` has them. Options that differ are noted;
+            without `defaults` none are.
+    """
+    names = headers(rows)
+    styles = [_style(row) for row in rows]
+    return Table(
+        title=title,
+        headers=names,
+        rows=[cells(row)[: len(names)] for row in rows],
+        words=frozenset((0, _TRAINING)),
+        bold=frozenset((place, 1) for place, row in enumerate(rows) if row.best),
+        styles=styles,
+        notes=run_notes(rows),
+        row_notes={place: row_notes(row, rows, defaults or {}) for place, row in enumerate(rows)},
+        compact=True,
+        titled=bool(title),
+    )
+
+
+def headers(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The column names: without labels agreement instead of accuracy; speed-up only where it was measured."""
+    names = UNLABELLED_HEADERS if _unlabelled(rows) else HEADERS
+    return names if any(row.speedup is not None for row in rows) else names[:_SPEEDUP]
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The cells of a row, one for each of `HEADERS`."""
+    dense = row.method == BASELINE
     return (
         row.method,
-        *_measured(row),
+        *_accuracy(row),
         _number(row.gflops, "{:.3f}"),
         _number(None if row.reduction is None else 100 * row.reduction, "{:.2f} %"),
         row.training,
-        "; ".join(note),
+        "" if dense else _number(row.speedup, "{:.2f}"),
     )
 
 
-def headers(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Of the short table: without labels agreement takes the place of accuracy."""
-    return UNLABELLED_HEADERS if _unlabelled(rows) else TABLE_HEADERS
+def run_notes(rows: Sequence[Row]) -> list[str]:
+    """What holds for all rows of a run, in one sentence."""
+    row = next((row for row in rows if row.n_images is not None), None)
+    if row is None:
+        return []
+    protocols = {other.protocol for other in rows if other.protocol}
+    protocol = f"{protocols.pop()} stages" if len(protocols) == 1 else ""
+    pixels = f"{row.img_size} pixels" if row.img_size else ""
+    text = ", ".join(filter(None, (*_shared(rows), row.precision, pixels, protocol)))
+    return [f"{text[:1].upper()}{text[1:]}."]
 
 
-def _unlabelled(rows: Iterable[Row]) -> bool:
-    measured = [row for row in rows if row.top1 is not None or row.agreement is not None]
-    return bool(measured) and all(row.top1 is None for row in measured)
+def row_notes(row: Row, rows: Sequence[Row] = (), defaults: Mapping[str, str] | None = None) -> list[str]:
+    """What a reader has to know of one row beside its cells.
+
+    Args:
+        row: the row.
+        rows: all rows of its run; what `run_notes` says of all of them is left out.
+        defaults: the default options by method.
+    """
+    notes = ["control"] if row.control else []
+    if defaults is not None and row.options and row.options != defaults.get(row.method):
+        usual = defaults.get(row.method, "").split(" ")
+        notes.append(f"with {' '.join(option for option in row.options.split(' ') if option not in usual)}")
+    if row.unbeaten:
+        notes.append(f"not significantly better than {', '.join(row.unbeaten.split())}")
+    if row.published_top1 is not None and row.top1 is not None:
+        off = f", off by {row.top1 - row.published_top1:+.3f}: check images and preparation"
+        notes.append(f"published: {row.published_top1:.3f}{off if row.baseline_off else ''}")
+    elif row.baseline_off:
+        notes.append("baseline off")
+    if row.unfitted:
+        notes.append("unfitted: random parameters, no result")
+    if row.training == PUBLISHED:
+        notes.append("published checkpoint, which its authors chose by validation accuracy")
+    if row.fitted_here:
+        notes.append("fitted on or chosen by these images")
+    notes += [
+        fact for fact in _facts(row) if fact not in _shared(rows) and (row.limited or fact != _images(row))
+    ]
+    if row.status != "ok":
+        notes.append(row.error if row.status == "unfitted" else f"{row.status}: {row.error}")
+    elif row.gap:
+        notes.append(f"saves {100 * abs(row.gap):.2f} points {'more' if row.gap > 0 else 'less'} than asked")
+    return notes
 
 
-def _measured(row: Row) -> tuple[str, str, str]:
-    """Accuracy, drop and its interval; without labels agreement, its interval and KL divergence."""
+def sweep_table(rows: Sequence[Row], title: str = "") -> Table:
+    """Accuracy, or agreement, by method and budget; a dash where a method cannot reach a budget."""
+    budgets, lines = by_budget(rows)
+    firsts = [next(iter(line.values())) for line in lines.values()]
+    return Table(
+        title=title,
+        headers=(f"{_score_name(rows)} at a reduction of", *(f"{100 * budget:.12g} %" for budget in budgets)),
+        rows=[[method, *(_score(line.get(budget)) for budget in budgets)] for method, line in lines.items()],
+        bold=frozenset(
+            (place, column)
+            for place, line in enumerate(lines.values())
+            for column, budget in enumerate(budgets, start=1)
+            if budget in line and line[budget].best
+        ),
+        styles=["" if _style(row) == "red" else _style(row) for row in firsts],
+        notes=run_notes(rows),
+    )
+
+
+def by_budget(rows: Iterable[Row]) -> tuple[list[float], dict[str, dict[float, Row]]]:
+    """The budgets of a sweep, and each method's row at each of them; plans at a knob are left out."""
+    rows = list(rows)
+    budgets = sorted({row.budget for row in rows if row.budget is not None})
+    lines: dict[str, dict[float, Row]] = {}
+    for row in rows:
+        if row.budget is not None:
+            lines.setdefault(row.method, {})[row.budget] = row
+        elif not row.knob:  # the baseline and the smaller model are the same at all budgets
+            lines.setdefault(row.method, {}).update(dict.fromkeys(budgets, row))
+    return budgets, {method: line for method, line in lines.items() if line}
+
+
+def aside(row: Row) -> str:
+    """What has to stand beside a row's accuracy where there is no room for notes."""
+    parts = [f"at {100 * (row.reduction or 0):.1f} %"] if row.gap else []
+    parts += ["random parameters"] if row.unfitted else []
+    parts += ["fitted here"] if row.fitted_here else []
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def formatted(
+    rows: Sequence[Row],
+    title: str,
+    form: str,
+    swept: bool = False,
+    defaults: Mapping[str, str] | None = None,
+) -> str | RenderableType:
+    """The rows in one of `render.FORMATS`: CSV and JSON have all columns and raw numbers."""
+    if form == "csv":
+        return to_csv(rows)
+    if form == "json":
+        return json.dumps([{name: getattr(row, name) for name in COLUMNS} for row in rows], indent=2) + "\n"
+    table = sweep_table(rows, title) if swept else results_table(rows, title, defaults)
+    return table.render(form)
+
+
+def _style(row: Row) -> str:
+    if row.method == BASELINE:
+        return "bold"
+    if row.control:
+        return "dim"
+    return "red" if row.status != "ok" else ""
+
+
+def _accuracy(row: Row) -> tuple[str, str]:
+    """Top-1 and the drop with its interval; without labels agreement with its interval and KL."""
     if row.top1 is None and row.agreement is not None:
-        low, high = row.agreement_lo, row.agreement_hi
-        between = "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
-        return f"{100 * row.agreement:.2f}", between, _number(row.kl, "{:.4f}")
-    return (
-        _number(row.top1, "{:.2f}"),
-        _number(None if row.method == BASELINE else row.drop, "{:.2f}"),
-        "" if row.drop_lo is None or row.method == BASELINE else f"{row.drop_lo:.2f} to {row.drop_hi:.2f}",
-    )
+        share = (row.agreement, row.agreement_lo, row.agreement_hi)
+        return _between(*(None if value is None else 100 * value for value in share)), _number(
+            row.kl, "{:.4f}"
+        )
+    dense = row.method == BASELINE
+    return _number(row.top1, "{:.2f}"), "" if dense else _between(row.drop, row.drop_lo, row.drop_hi)
+
+
+def _between(value: float | None, low: float | None, high: float | None) -> str:
+    """A value with the limits of its interval."""
+    limits = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return "" if value is None else f"{value:.2f}{limits}"
 
 
 def _number(value: float | None, pattern: str) -> str:
     return "" if value is None else pattern.format(value)
 
 
-def short_table(rows: Sequence[Row], title: str = "") -> Table:
-    """The short table: best methods first, controls dimmed, and the best one bold where it is shown to be the best."""
-    styles = [
-        "bold" if row.method == BASELINE else "dim" if row.control else "red" if row.status != "ok" else ""
-        for row in rows
-    ]
-    bold = frozenset((number, 1) for number, row in enumerate(rows) if row.best)
-    return Table(
-        title=title,
-        headers=headers(rows),
-        rows=[display(row) for row in rows],
-        words=frozenset((0, 6, 7)),
-        bold=bold,
-        styles=styles,
-    )
+def _unlabelled(rows: Sequence[Row]) -> bool:
+    measured = [row for row in rows if row.top1 is not None or row.agreement is not None]
+    return bool(measured) and all(row.top1 is None for row in measured)
 
 
-def sweep_table(rows: Sequence[Row], title: str = "") -> Table:
-    """Top-1, or agreement, of each method at each budget, best method first; what a method cannot reach is a dash."""
-    budgets, lines = by_budget(rows)
-    cells = [[method, *(_cell(line.get(budget)) for budget in budgets)] for method, line in lines.items()]
-    of = [next(iter(line.values())) for line in lines.values()]
-    styles = ["bold" if row.method == BASELINE else "dim" if row.control else "" for row in of]
-    bold = frozenset(
-        (i, 1 + j)
-        for i, line in enumerate(lines.values())
-        for j, b in enumerate(budgets)
-        if b in line and line[b].best
-    )
-    columns = (f"{headers(rows)[1]} at a reduction of", *(f"{100 * budget:.12g} %" for budget in budgets))
-    notes = [f"First {row.n_images} images only." for row in rows if row.limited][:1]
-    return Table(title=title, headers=columns, rows=cells, bold=bold, styles=styles, notes=notes)
+def _score_name(rows: Sequence[Row]) -> str:
+    return "Agreement (%)" if _unlabelled(rows) else "Top-1 (%)"
 
 
-def by_budget(rows: Iterable[Row]) -> tuple[list[float], dict[str, dict[float, Row]]]:
-    """The budgets of a sweep, and the row of each method at each; plans at a knob are at none."""
-    rows = list(rows)
-    budgets = sorted({row.budget for row in rows if row.budget is not None})
-    lines: dict[str, dict[float, Row]] = {}
-    for row in rows:
-        same = row.budget is None and not row.knob  # the baseline and the smaller model are the same at all
-        for budget in budgets if same else [] if row.budget is None else [row.budget]:
-            lines.setdefault(row.method, {})[budget] = row
-    return budgets, lines
+def _score(row: Row | None) -> str:
+    """A row's accuracy, or agreement, in the table of a sweep."""
+    if row is None or (row.top1 is None and row.agreement is None):
+        return "-"
+    return f"{100 * (row.agreement or 0) if row.top1 is None else row.top1:.2f}{aside(row)}"
 
 
-def aside(row: Row) -> str:
-    """What has to stand beside a row's accuracy where there is no room for its note."""
-    said = [f"at {100 * (row.reduction or 0):.1f} %"] if row.gap else []
-    said += [
-        text for text, true in (("random parameters", row.unfitted), ("fitted here", row.fitted_here)) if true
-    ]
-    return f" ({', '.join(said)})" if said else ""
+def _shared(rows: Sequence[Row]) -> list[str]:
+    """The facts about images and batches that hold for all rows."""
+    facts = [_facts(row) for row in rows if row.n_images is not None]
+    return [fact for fact in facts[0] if all(fact in other for other in facts)] if facts else []
 
 
-def _cell(row: Row | None) -> str:
-    """A row's accuracy in the table of a sweep."""
-    return "-" if row is None or not _measured(row)[0] else _measured(row)[0] + aside(row)
+def _facts(row: Row) -> list[str]:
+    """What a row says of its images and batches."""
+    facts = [_images(row)] if row.n_images is not None else []
+    if row.n_failed:
+        count = "1 image" if row.n_failed == 1 else f"{row.n_failed} images"
+        facts.append(f"{count} unreadable, {'left out' if row.on_error == 'skip' else 'counted as wrong'}")
+    if row.smallest_batch:
+        facts.append(f"batches of {row.smallest_batch} for lack of memory")
+    return facts
 
 
-def terminal_table(rows: Sequence[Row], title: str) -> RenderableType:
-    """The short table for a terminal."""
-    return render.terminal(short_table(rows, title))
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """The short table in Markdown."""
-    return render.markdown(short_table(rows))
-
-
-def latex(rows: Sequence[Row]) -> str:
-    """The short table in LaTeX."""
-    return render.latex(short_table(rows))
-
-
-def formatted(rows: Sequence[Row], title: str, form: str, swept: bool = False) -> str | RenderableType:
-    """The rows in one of `tables.FORMATS`: CSV and JSON hold all columns and raw numbers, the others the short table."""
-    if form == "csv":
-        return csv_text(rows)
-    if form == "json":
-        return json.dumps([{name: getattr(row, name) for name in COLUMNS} for row in rows], indent=2) + "\n"
-    return (sweep_table if swept else short_table)(rows, title).render(form)
+def _images(row: Row) -> str:
+    count = f"{row.n_images:,} image{'' if row.n_images == 1 else 's'}"
+    if row.limited:
+        return "first image only" if row.n_images == 1 else f"first {count} only"
+    return count

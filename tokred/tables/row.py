@@ -16,25 +16,79 @@ if TYPE_CHECKING:
 
 BASELINE = "baseline"
 PUBLISHED = (
-    "published"  # training of rows whose weights somebody else has trained with the reduction in place
+    "published"  # training of rows whose weights come from elsewhere, trained with the reduction in place
 )
-TOLERANCE = 0.001  # of the unreduced model's FLOPs, by which a budget may be missed: 0.1 percentage points
+TOLERANCE = 0.001  # of the dense model's FLOPs, by which a budget may be missed: 0.1 percentage points
 SCHEMA = 2  # one more whenever a column is appended or comes to mean something else
 
 
 @dataclass
 class Row:
-    """One line of a leaderboard; the field order is the column order, and columns are only ever appended.
+    """One row of a leaderboard: one method at one budget.
 
-    Budget, reduction, agreement and promise_share are fractions; top1, top5, drop and their limits are per cent; gflops count one
-    multiply-accumulate as one; stages and tokens are space-separated. None is "not measured" and an empty cell. `adapter` is the hash
-    of the fitted parameters, `unfitted` says that a learned method ran with random ones, `fitted_here` that
-    these images fitted or chose them. `schema` is the version of these columns; rows from before it have none. `n_failed` counts
-    images that could not be read; `on_error` says whether they were left out ("skip") or counted as wrong. `smallest_batch` is there
-    where memory did not suffice for `batch_size` images. `published_top1` is what timm publishes of these weights on ImageNet-1K, in
-    the baseline's row; `baseline_off` says that the baseline measured here is not that. `unbeaten` has the controls, space-separated,
-    that this method is not shown to beat; `best` says that it is shown to beat every other method of its table. Without labels
-    accuracies and drop are empty, and agreement has limits of its own, fractions like itself.
+    The field order is the column order of the CSV, and columns are only ever appended. None is an empty cell:
+    not measured, or not applicable. Fractions are from 0 to 1, accuracies in per cent, drops in percentage
+    points; FLOPs count one for each multiply-accumulate. `_lo` and `_hi` are the limits of 95 % intervals.
+
+    Attributes:
+        method: its name; "baseline" for the dense model.
+        options: the method's options, "name=value" with spaces between.
+        control: whether this is a control rather than a method.
+        model: the backbone's name.
+        dataset: the images' name.
+        split: the part of them that was evaluated.
+        n_images: the number of images that count.
+        n_failed: the number of images that could not be read; see `on_error`.
+        limited: whether these are the first images of the split only.
+        budget: the fraction of FLOPs that was to be saved; None where the plan was set by its knob.
+        reduction: the fraction of FLOPs that is saved.
+        gflops: billions of FLOPs for an image, those of the reducers included.
+        reducer_gflops: billions of FLOPs that the reducers cost.
+        protocol: "native", "common" or "custom": how the stages were chosen.
+        stages: the layers that reduce, with spaces between.
+        tokens: the numbers of tokens after the stages, with spaces between.
+        knob: the method's published parameter, as text.
+        top1: accuracy; None without labels.
+        top1_lo, top1_hi: limits of top1.
+        top5: accuracy of the five most likely classes.
+        drop: the baseline's top-1 minus this one.
+        drop_lo, drop_hi: limits of drop, paired by image.
+        p_value: of McNemar's test against the baseline.
+        agreement: the fraction of images on which the prediction is the baseline's.
+        kl: mean Kullback-Leibler divergence from the baseline's distribution, in nats.
+        images_per_s: measured throughput.
+        latency_ms: measured time of a batch.
+        speedup: measured, over the dense model.
+        promise_share: efficiency, which is `speedup` over the theoretical speed-up.
+        peak_mem_mb: peak memory in MB.
+        training: what was trained: "none", "reducer", "full" or "published".
+        images_seen: the number of images it was trained on.
+        weights: the weights' name.
+        weights_hash: their hash.
+        data_hash: the hash of images and labels.
+        img_size: the side of the images in pixels.
+        crop_pct: the fraction of the image's side that the crop keeps.
+        interpolation: how images were resized.
+        precision: the number format, such as "float32".
+        device: the kind of device.
+        batch_size: images in a batch.
+        seed: the seed of all random choices.
+        status: "ok", "failed", "unfitted" or "unreachable".
+        error: why the status is not "ok".
+        tokred, torch, timm, fvcore: versions.
+        commit: the commit of tokred.
+        date: the day of the run.
+        adapter: the hash of the fitted parameters.
+        unfitted: whether a learned method ran with random parameters.
+        fitted_here: whether these images fitted or chose the parameters.
+        schema: the version of these columns.
+        on_error: "skip" where unreadable images are left out, "count-wrong" where they count as wrong.
+        smallest_batch: the batch size to which memory forced some batches; None where `batch_size` fitted.
+        published_top1: in the baseline's row, the accuracy on ImageNet-1K that timm publishes.
+        baseline_off: whether the measured baseline differs from `published_top1`.
+        unbeaten: controls that this method is not significantly better than, with spaces between.
+        best: whether it is significantly better than every other method of its budget.
+        agreement_lo, agreement_hi: limits of agreement, without labels.
     """
 
     method: str
@@ -104,20 +158,21 @@ class Row:
 
     @property
     def gap(self) -> float:
-        """How much more than its budget it saves, a fraction; 0 within the tolerance, and where there is no budget."""
+        """The fraction of FLOPs saved beyond the budget; 0 within `TOLERANCE` and without a budget."""
         gap = 0.0 if self.budget is None or self.reduction is None else self.reduction - self.budget
         return gap if abs(gap) > TOLERANCE else 0.0
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
+_FIRST_COLUMNS = COLUMNS.index("date") + 1  # how many the first leaderboards had
 
 
 def outcome_name(
     arrays: Iterable[str], method: str, budget: float | None, knob: str, stages: str
 ) -> str | None:
-    """What the outcomes of a row are called in predictions.npz, among the names of its arrays; None where they are not there.
+    """The name of a row's predictions in predictions.npz, which holds `arrays`; None if they are not in it.
 
-    That is the method, with the budget or the knob where there are several; CSV has 12 digits of either.
+    It is the method, with the budget or the knob where there are several. A CSV has 12 digits of either.
     """
     here = {
         _rounded(name): name
@@ -128,7 +183,7 @@ def outcome_name(
     elif knob:
         wanted = [f"{method}@{knob}@{stages}", f"{method}@{knob}"]
     else:
-        wanted = [method]  # the unreduced model, and controls that have no budget
+        wanted = [method]  # the baseline, and controls that have no budget
     return next((here[name] for name in wanted if name in here), None)
 
 
@@ -145,7 +200,10 @@ def _rounded(name: str) -> str:
 
 
 def rank(rows: Iterable[Row]) -> list[Row]:
-    """The baseline first, then methods by accuracy, without labels by agreement, then by FLOPs, then by name; failed ones last."""
+    """The rows in the order of tables: the baseline, then the methods from the most accurate on.
+
+    Without labels agreement counts. Ties go by FLOPs, then by name. Rows that failed are last.
+    """
 
     def key(row: Row) -> tuple[Any, ...]:
         good = row.agreement if row.top1 is None else row.top1
@@ -170,77 +228,100 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
     )
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """The rows as CSV with all columns: raw numbers, empty cells for what was not measured."""
-    return str(frame(rows).map(csv_cell).to_csv(index=False, lineterminator="\n"))
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV with all columns: raw numbers to 12 digits, empty cells for what was not measured."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([csv_cell(getattr(row, name)) for name in COLUMNS] for row in rows)
+    return text.getvalue()
 
 
 def csv_cell(value: Any) -> str:
-    r"""A value as CSV holds it. Lines end in \n alone, and what is no text (half a surrogate pair, NUL) is written as Python writes it."""
+    r"""A value as CSV holds it.
+
+    Lines end in \n alone, and what is no text (half a surrogate pair, NUL) is written as Python writes it.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.12g}"
-    return (
-        str(value)
-        .replace("\r\n", "\n")
-        .replace("\r", "\n")
-        .replace("\0", "\\x00")
-        .encode(errors="backslashreplace")
-        .decode()
-    )
+    text = str(value).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\\x00")
+    return text.encode(errors="backslashreplace").decode()
 
 
-def read(text: str) -> list[Row]:
-    """The rows of a leaderboard in CSV, each value of its column's type again: what `csv_text` has written comes back, to 12 digits.
+def from_csv(text: str, name: str = "This file") -> list[Row]:
+    """The rows of a leaderboard, which `to_csv` has written.
 
     Columns that an older tokred did not have yet are at their defaults.
 
+    Args:
+        text: the CSV.
+        name: the file's name, for messages.
+
     Raises:
-        TokredError: this is no leaderboard, or a cell is not what its column holds.
+        TokredError: this is no leaderboard, is a newer tokred's, or has a cell of the wrong type.
     """
     try:
-        header, *body = [cells for cells in csv.reader(io.StringIO(text, newline=""), strict=True) if cells]
+        lines = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True))
     except (csv.Error, ValueError) as error:
+        raise TokredError(f"{name} is no leaderboard of tokred, or damaged ({error}).") from error
+    if not lines:
+        raise TokredError(f"{name} is empty; a leaderboard of tokred has at least a header.")
+    header = lines[0]
+    _check_header(header, name)
+    body = [cells for cells in lines[1:] if cells]  # an editor may leave an empty line at the end
+    return [_row(header, cells, number, name) for number, cells in enumerate(body, start=1)]
+
+
+def _check_header(header: Sequence[str], name: str) -> None:
+    if tuple(header[: len(COLUMNS)]) == COLUMNS and len(header) > len(COLUMNS):
         raise TokredError(
-            f"This is no leaderboard of tokred ({error}); expected CSV with its columns."
-        ) from error
-    unknown = [name for name in header if name not in COLUMNS]
-    if unknown or "method" not in header:
-        what = f"it has a column {visible(unknown[0])!r}" if unknown else "it has no column 'method'"
-        raise TokredError(
-            f"This is no leaderboard of tokred: {what}; expected {COLUMNS[0]}, {COLUMNS[1]} and so on."
+            f"{name} was written by a newer tokred: this one does not know its column "
+            f"{visible(header[len(COLUMNS)])!r}; update tokred."
         )
-    for number, cells in enumerate(body, start=1):
-        if len(cells) != len(header):
-            raise TokredError(
-                f"This leaderboard is damaged: its row {number} has {len(cells)} cells for {len(header)} columns."
-            )
-    return [
-        Row(**{name: _typed(name, cell) for name, cell in zip(header, cells, strict=True)}) for cells in body
-    ]
+    odd = next((column for column, own in zip(header, COLUMNS, strict=False) if column != own), None)
+    if odd is not None or len(header) < _FIRST_COLUMNS:
+        reason = "columns are missing" if odd is None else f"column {visible(odd)!r} is not tokred's"
+        raise TokredError(f"{name} is no leaderboard of tokred: {reason}.")
 
 
-_KINDS: dict[str, str] = {field.name: str(field.type) for field in fields(Row)}
+_SCHEMAS = frozenset(("", *map(str, range(1, SCHEMA + 1))))
 
 
-def _typed(name: str, cell: str) -> Any:
+def _row(header: Sequence[str], cells: Sequence[str], number: int, name: str) -> Row:
+    if len(cells) != len(header):
+        raise TokredError(
+            f"{name} is damaged: its row {number} has {len(cells)} cells for {len(header)} columns."
+        )
+    values = dict(zip(header, cells, strict=True))
+    if values.get("schema", "") not in _SCHEMAS:
+        raise TokredError(
+            f"{name} has a row of schema {visible(values['schema'])!r}, and this tokred knows those up to "
+            f"{SCHEMA}; update tokred."
+        )
+    values.setdefault("schema", "")
+    return Row(**{column: _typed(column, cell, name) for column, cell in values.items()})
+
+
+_TYPES: dict[str, str] = {field.name: str(field.type) for field in fields(Row)}
+
+
+def _typed(column: str, cell: str, name: str) -> Any:
     """The value of a cell, by the type of its column."""
-    kind = _KINDS[name]
+    kind = _TYPES[column]
     if kind == "str":
         return cell
-    if cell == "":  # "not measured", or a column that is newer than the row
+    if cell == "":  # not measured, or a column that is newer than the row
         return {"bool": False, "int": 1}.get(kind)
     try:
-        return (
-            {"true": True, "false": False}[cell]
-            if kind == "bool"
-            else (int if "int" in kind else float)(cell)
-        )
+        if kind == "bool":
+            return {"true": True, "false": False}[cell]
+        return (int if "int" in kind else float)(cell)
     except (KeyError, ValueError):
-        wanted = "true or false" if kind == "bool" else "a whole number" if "int" in kind else "a number"
+        wanted = {"bool": "true or false", "float | None": "a number"}.get(kind, "a whole number")
         raise TokredError(
-            f"This leaderboard is damaged: its column {name} holds {visible(cell)!r}, expected {wanted}."
+            f"{name} is damaged: its column {column} holds {visible(cell)!r}, expected {wanted}."
         ) from None
