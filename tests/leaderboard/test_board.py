@@ -288,9 +288,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 def test_where_nothing_can_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    refused(
-        tmp_path / "file" / "board.csv", match="Cannot write .*file .*choose another place with --board"
-    )
+    refused(tmp_path / "file" / "board.csv", match="Cannot write .*file .*choose another place with --board")
     board = tmp_path / "board.csv"
     add(board, [ROW])
 

@@ -210,9 +210,7 @@ def entry(path, method, images, budget=0.15, **options):
     settings = {"adapters": (str(path),), "options": {method: options} if options else {}, "controls": False}
     backbone = tiny_vit()
     loaded = zoo.Loaded(backbone, "tiny", "random weights", tensor_files.hash_weights(backbone))
-    made = build(
-        Config("tiny", (budget,), (method,), **settings), loaded, CostTable(backbone)
-    )[0]
+    made = build(Config("tiny", (budget,), (method,), **settings), loaded, CostTable(backbone))[0]
     if made.refused:
         raise made.refused
     with torch.no_grad():

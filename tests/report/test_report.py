@@ -481,7 +481,9 @@ def test_report_of_what_is_no_run(tmp_path):
     refused("maps.npz is damaged")
     (folder / "maps.npz").unlink()
     assert command("report", folder)[0] == 0  # without predictions there are no classes, but a page
-    (folder / "leaderboard.csv").write_text(to_csv(rows).replace("\n" + rows[0].method + ",,false", "\nlotm,,much"))
+    (folder / "leaderboard.csv").write_text(
+        to_csv(rows).replace("\n" + rows[0].method + ",,false", "\nlotm,,much")
+    )
     refused("column control holds 'much', expected a number")
     (folder / "leaderboard.csv").write_text("a,b\n1,2\n")
     refused("column 'a' is not tokred's")

@@ -113,7 +113,12 @@ def test_a_latex_row_is_one_line_without_commands_of_the_text(text):
     assert len(body) == 10
     line = body[5]
     assert len(re.findall(r"(?<!\\)&", line)) == len(table.headers) - 1
-    assert set(re.findall(r"\\[a-z]+", line)) <= {r"\textbackslash", r"\textasciitilde", r"\textasciicircum", r"\textsuperscript"}
+    assert set(re.findall(r"\\[a-z]+", line)) <= {
+        r"\textbackslash",
+        r"\textasciitilde",
+        r"\textasciicircum",
+        r"\textsuperscript",
+    }
     assert not line.startswith(("[", "*"))  # after a line end, LaTeX would take them for its arguments
     assert re.search(r"(?<!\\)[%$#^~_]", line) is None
 
