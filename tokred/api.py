@@ -88,15 +88,12 @@ def compare(
     Raises:
         TokredError: see `Job`.
     """
-    from tokred.evaluation.comparison import HASHED, Job
+    from tokred.evaluation.comparison import Job
     from tokred.evaluation.config import Config
     from tokred.report import outputs
 
-    settings |= {name: str(settings[name]) for name in HASHED if settings.get(name) is not None}
-    if "adapters" in settings:
-        settings["adapters"] = tuple(map(str, settings["adapters"]))
-    budgets = (float(budget),) if isinstance(budget, (int, float)) else tuple(map(float, budget))
-    job = Job(Config(model=model, budgets=budgets, **settings), outputs=outputs.files)
+    config = Config.from_mapping({"model": model, "budgets": budget, **settings})
+    job = Job(config, outputs=outputs.files)
     if out:
         job.open(Path(out))
     return job.run(workers)

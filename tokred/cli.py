@@ -11,7 +11,8 @@ from rich.markup import escape
 from tokred import __version__
 from tokred.commands import compare, data, fit, leaderboard, match, report, reproduce, show, similarity
 from tokred.commands.console import err, out
-from tokred.errors import TokredError
+from tokred.commands.options import flag
+from tokred.errors import InvalidSetting, TokredError
 from tokred.utils.text import visible
 
 app = typer.Typer(
@@ -50,5 +51,6 @@ def main() -> None:
         app(standalone_mode=True)
     except TokredError as error:
         err.quiet = False
-        err.print(f"[red]Error:[/red] {escape(visible(str(error)))}", soft_wrap=True)
+        text = error.named(flag(error.setting)) if isinstance(error, InvalidSetting) else str(error)
+        err.print(f"[red]Error:[/red] {escape(visible(text))}", soft_wrap=True)
         raise SystemExit(2) from None

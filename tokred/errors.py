@@ -43,6 +43,26 @@ class UnreadableImage(TokredError):
         return type(self), (str(self), self.label)
 
 
+class InvalidSetting(TokredError):
+    """A value of a configuration that cannot be used.
+
+    Args:
+        setting: name of the argument, which is the key in a configuration file; a command line puts its flag in its place.
+        sentence: what is wrong; "{}" stands for the setting's name.
+    """
+
+    def __init__(self, setting: str, sentence: str) -> None:
+        super().__init__(setting, sentence)
+        self.setting, self.sentence = setting, sentence
+
+    def __str__(self) -> str:
+        return self.named(self.setting)
+
+    def named(self, name: str) -> str:
+        """The sentence with another name for the setting, such as a flag of the command line."""
+        return self.sentence.replace("{}", name)
+
+
 class Unfitted(TokredError):
     """A learned method without an adapter: random parameters are no result."""
 

@@ -35,7 +35,6 @@ def match(
 
     from tokred.core.flops import CostTable
     from tokred.core.match import match_each
-    from tokred.evaluation.config import method_names
     from tokred.models import zoo
     from tokred.tables.row import TOLERANCE
 
@@ -43,7 +42,7 @@ def match(
     costs = CostTable(zoo.build(model, img_size=img_size))
     matches, refused = match_each(
         costs,
-        method_names(config),
+        config.methods or (),
         budget,
         protocol=config.protocol,
         stages=config.stages,

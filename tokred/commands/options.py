@@ -118,7 +118,7 @@ class PlanOptions:
         """As fields of `Config`, once the plugins' methods are known."""
         load(self.plugins)
         return {
-            "methods": parse_names(self.methods),
+            "methods": None if self.methods is None else parse_names(self.methods),
             "options": parse_settings(self.settings),
             "protocol": self.protocol,
             "stages": parse_layers(self.stages),
@@ -187,6 +187,20 @@ class RunOptions:
             "precision": self.precision,
             "batch_size": self.batch_size,
         }
+
+
+_FLAGS = {
+    "budgets": "--budget",
+    "options": "--set",
+    "labels": "--no-labels",
+    "controls": "--no-controls",
+    "fixed": "fixed",
+}
+
+
+def flag(setting: str) -> str:
+    """The flag of a setting of `Config`; a setting without one keeps its name."""
+    return _FLAGS.get(setting, f"--{setting.replace('_', '-')}")
 
 
 def configuration(model: str, budgets: tuple[float, ...], *groups: Any) -> Config:

@@ -15,8 +15,8 @@ from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unfitted, Unreachable
 from tokred.evaluation import foreign_plans
-from tokred.evaluation.config import Config, Fixed, method_names
-from tokred.evaluation.controls import LOWRES, RANDOM, SMALLER, Control, lowres, smaller
+from tokred.evaluation.config import RANDOM, Config, Fixed
+from tokred.evaluation.controls import LOWRES, SMALLER, Control, lowres, smaller
 from tokred.evaluation.rows import Facts
 from tokred.models import adapters, foreign
 from tokred.models.adapters import Adapter
@@ -124,7 +124,7 @@ def build(config: Config, loaded: Loaded, costs: CostTable) -> list[Candidate]:
     Raises:
         TokredError: unknown names or options, adapters for methods that are not compared, or no method that can run.
     """
-    names = method_names(config)
+    names = list(config.methods or ())
     wants_random = config.controls and RANDOM not in names and config.budgets
     methods = [*names, RANDOM] if wants_random else names
     files = _find_adapters(config, names)

@@ -19,7 +19,7 @@ from tokred.core.vit import num_patches
 from tokred.data import loading, preflight
 from tokred.errors import TokredError
 from tokred.evaluation import candidates, published_accuracy
-from tokred.evaluation.config import Config, method_names
+from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.engine import Pass, dense_model
 from tokred.evaluation.inputs import open_inputs
 from tokred.evaluation.predictions import Evaluation, RunPredictions
@@ -33,7 +33,6 @@ from tokred.utils.distributed import Processes
 from tokred.utils.interrupts import Interrupts
 from tokred.utils.provenance import versions
 
-HASHED = ("data", "weights", "class_map", "devkit", "data_dir")  # what these name counts, not where it lies
 _EARLY = 200  # images after which a model at chance is noticed
 
 
@@ -94,7 +93,6 @@ class Job:
         self.device = Processes.device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
         self.batch_size = config.batch_size or (16 if self.device.type == "cpu" else 256)
-        names = method_names(config)
         inputs = open_inputs(config)
         self.source, self.loaded, self.preparation = inputs.source, inputs.loaded, inputs.preparation
         self.costs = CostTable(self.loaded.model)
@@ -103,11 +101,11 @@ class Job:
             candidate.name: candidate.model for candidate in self.candidates if candidate.model is not None
         }
         self.configuration = {
-            **{name: value for name, value in asdict(config).items() if name not in HASHED},
+            **{name: value for name, value in config.to_mapping().items() if name not in PLACES},
             "device": self.device.type,
             "precision": str(self.dtype),
             "batch_size": self.batch_size,
-            "methods": names,
+            "options": self._options(),
             "weights_hash": self.loaded.weights_hash,
             "data_hash": self.source.hash,
             "adapters": {
@@ -123,6 +121,15 @@ class Job:
         self.evaluation = Evaluation.empty(len(self.source), self.models)
         self.folder: Folder | None = None
         self.speeds: dict[str, dict[str, Any]] = {}
+
+    def _options(self) -> dict[str, Mapping[str, Any]]:
+        """All options in force, by method: however an option was written, or left at its default, the run is the same."""
+        methods = [candidate for candidate in self.candidates if candidate.control is None]
+        return {
+            candidate.method: candidate.match.plan.options if candidate.match else candidate.options
+            for candidate in methods
+            if candidate.match or candidate.options
+        }
 
     @property
     def key(self) -> str:
@@ -238,9 +245,9 @@ class Job:
         Raises:
             TokredError: it is not writable, in use, or holds something that is no run.
         """
-        first, used = self.processes.rank == 0, software(method_names(self.config))
+        first, used = self.processes.rank == 0, software(list(self.config.methods or ()))
         self.processes.alike("comparison", {**self.configuration, **used})
-        about = {**{name: getattr(self.config, name) for name in HASHED}, **versions()}
+        about = {**{name: getattr(self.config, name) for name in PLACES}, **versions()}
         self.folder = Folder(
             out, self.configuration, {**used, "files": self.source.fingerprint}, about, lock=first
         )

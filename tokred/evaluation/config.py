@@ -1,18 +1,28 @@
-"""What to compare: everything that decides a comparison's numbers."""
+"""What to compare: everything that decides the numbers of a comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import TypeAdapter, ValidationError
+
 from tokred.core import registry
+from tokred.core.options import typed_options
 from tokred.core.plan import Protocol
 from tokred.data.loading import OnError
-from tokred.errors import TokredError, UnknownName, did_you_mean
+from tokred.errors import InvalidSetting, TokredError, UnknownName, did_you_mean
 from tokred.utils.text import spaced
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+
+PLACES = ("data", "weights", "class_map", "devkit", "data_dir")
+"""Settings that name a place. The contents of the place decide the numbers, wherever it lies."""
+
+RANDOM = "random"
+_MAX_BUDGETS, _MAX_PIXELS = 100, 4096
 
 
 @dataclass(frozen=True)
@@ -31,46 +41,54 @@ class Fixed:
 
     @property
     def name(self) -> str:
-        """Of the method's outcomes."""
+        """The name of its predictions."""
         return f"{self.method}@{self.knob:g}" + ("" if self.stages is None else f"@{spaced(self.stages)}")
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to compare. Everything here decides the numbers; where they are written does not.
+    """What to compare. Everything here decides the numbers of a comparison; where they are written does not.
 
     Attributes:
         model: a name of tokred or timm, with or without the tag of its weights, or "hf-hub:owner/name".
         budgets: fractions of FLOPs to save.
-        methods: names; by default all registered.
-        options: of methods, {"lotm": {"order": "append"}}.
+        methods: names of methods; by default all registered ones.
+        options: options of methods, such as {"lotm": {"order": "append"}}; text is converted to values.
         protocol: "native" or "common" stages.
         stages: layers for all methods, in place of the protocol's.
         data: folder or timm data set; None for PhotoDigits.
-        split: of the data.
-            labels: use the labels of the data; without them methods are compared with the unreduced model.
+        split: split of the data.
+        labels: whether to use the labels of the data; without them methods are compared with the dense model.
         class_map: a file that says which class each label is.
-        devkit: the labels of ImageNet's validation files, where they lie in one folder; by default looked for beside them.
+        devkit: the labels of ImageNet's validation files, where these lie in one folder; by default looked for
+            beside them.
         data_dir: where a data set that has a name in timm lies.
         img_size: side of the model's input in pixels; by default the model's own.
-        crop_pct: how much of the resized image's side is seen; by default as the model wants it, and 1 for PhotoDigits.
-        interpolation: of the resizing; by default as the model wants it.
-        weights: a file or "hf-hub:owner/name"; by default the shipped weights for PhotoDigits, timm's pretrained ones elsewhere.
-            limit: evaluate only the first images.
-        seed: of the random control and of the intervals.
+        crop_pct: visible fraction of the resized image's side; by default the model's, and 1 for PhotoDigits.
+        interpolation: how images are resized; by default as the model wants it.
+        weights: a file or "hf-hub:owner/name"; by default the shipped weights for PhotoDigits, and timm's pretrained
+            ones elsewhere.
+        limit: number of images to evaluate, the first ones; None for all.
+        seed: seed of the random control and of the intervals.
         device: "auto", "cpu", "cuda" ...
         precision: "auto", "fp32", "bf16" or "fp16".
-        batch_size: images that run together; by default 16 on a CPU, whose caches hold that much, and 256 elsewhere.
-        adapters: files or folders of fitted parameters or published checkpoints, looked through before those that tokred ships.
-        allow_unfitted: show learned methods without an adapter too, with random parameters.
+        batch_size: images that run together; by default 16 on a CPU, whose caches hold that much, and 256
+            elsewhere.
+        adapters: files or folders of fitted parameters or foreign checkpoints, used before the adapters that tokred
+            ships.
+        allow_unfitted: whether to show learned methods without an adapter too, with random parameters.
         on_error: what an unreadable image does: "fail" the run, "skip" it, or "count-wrong" for all models.
-        controls: add what every method must beat: random, and dense models of lower resolution and of smaller size.
+        controls: whether to add what every method must beat: random, and dense models of lower resolution and of
+            smaller size.
         fixed: methods at a knob, in addition to those at the budgets.
+
+    Raises:
+        TokredError: a value that cannot be used, or an unknown method or option.
     """
 
     model: str = "deit_s"
     budgets: tuple[float, ...] = (0.3,)
-    methods: tuple[str, ...] = ()
+    methods: tuple[str, ...] | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     protocol: Protocol = "native"
     stages: tuple[int, ...] | None = None
@@ -95,61 +113,135 @@ class Config:
     controls: bool = True
     fixed: tuple[Fixed, ...] = ()
 
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Config:
+        """The configuration in a mapping of names to values, such as the contents of a YAML file; the rest is at its default.
+
+        Raises:
+            TokredError: an unknown name, a value of the wrong type, or anything else that is wrong with a configuration.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in names:
+                raise UnknownName(did_you_mean("setting", str(name), names))
+        plain = {name: _plain(value) for name, value in values.items()}
+        if isinstance(plain.get("budgets"), (int, float, str)):
+            plain["budgets"] = [plain["budgets"]]
+        try:
+            return _SCHEMA.validate_python(plain)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name, *inner = map(str, first["loc"])
+            where = "".join(f".{key}" for key in inner)
+            message = first["msg"].removeprefix("Input ").replace("tuple", "list")
+            raise InvalidSetting(name, f"{{}}{where}: {message}, got {first['input']!r}.") from error
+
+    def to_mapping(self) -> dict[str, Any]:
+        """All settings, defaults included, as JSON and YAML hold them; the inverse of `from_mapping`."""
+        mapping: dict[str, Any] = _plain(asdict(self))
+        return mapping
+
     def __post_init__(self) -> None:
-        if not self.budgets and not self.fixed:
-            raise TokredError("There is no budget to compare at; give at least one, such as 0.3.")
+        for field_ in fields(self):
+            if getattr(self, field_.name) == "" and field_.default is not MISSING:
+                raise InvalidSetting(field_.name, "{} is empty; leave it out, or give a value.")
         object.__setattr__(self, "budgets", tuple(dict.fromkeys(self.budgets)))
+        self._check_budgets()
+        self._check_numbers()
+        for name, choices in (
+            ("on_error", OnError),
+            ("interpolation", Interpolation),
+            ("protocol", Protocol),
+        ):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(choices):
+                raise InvalidSetting(name, did_you_mean("{}", value, list(get_args(choices))))
+        object.__setattr__(self, "methods", self._checked_methods())
+        object.__setattr__(self, "options", self._checked_options())
+
+    def _check_budgets(self) -> None:
+        if not self.budgets and not self.fixed:
+            raise InvalidSetting(
+                "budgets", "{} names no budget to compare at; give at least one, such as 0.3."
+            )
+        if len(self.budgets) > _MAX_BUDGETS:
+            raise InvalidSetting("budgets", f"{{}} may name {_MAX_BUDGETS} budgets, got {len(self.budgets)}.")
         for budget in self.budgets:
             if not 0 < budget < 1:
-                raise TokredError(
-                    f"--budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3 for 30 %; got {budget:g}."
+                raise InvalidSetting(
+                    "budgets",
+                    "{} is the fraction of FLOPs to save, between 0 and 1, such as 0.3 for 30 %; "
+                    f"got {budget:g}.",
                 )
-        if self.limit is not None and self.limit < 1:
-            raise TokredError(
-                f"--limit is the number of images to evaluate and must be at least 1, got {self.limit}."
-            )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise TokredError(
-                f"--batch-size is the number of images that run together and must be at least 1, got {self.batch_size}."
-            )
-        self._check_pixels()
-        if not 0 <= self.seed < 2**32:
-            raise TokredError(f"--seed must lie between 0 and {2**32 - 1}, got {self.seed}.")
-        if self.stages is not None and not self.stages:
-            raise TokredError('--stages needs at least one layer, such as "4 7 10".')
-        if self.on_error not in get_args(OnError):
-            raise TokredError(did_you_mean("--on-error", self.on_error, list(get_args(OnError))))
 
-    def _check_pixels(self) -> None:
-        if self.img_size is not None and self.img_size < 1:
-            raise TokredError(
-                f"--img-size is the side of the model's input in pixels and must be at least 1, got {self.img_size}."
+    def _check_numbers(self) -> None:
+        least = {
+            "limit": "the number of images to evaluate",
+            "batch_size": "the number of images that run together",
+            "img_size": "the side of the model's input in pixels",
+        }
+        for name, meaning in least.items():
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidSetting(name, f"{{}} is {meaning} and must be at least 1, got {value}.")
+        if self.img_size is not None and self.img_size > _MAX_PIXELS:
+            raise InvalidSetting(
+                "img_size", f"{{}} can be {_MAX_PIXELS} pixels at most, got {self.img_size}."
             )
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
-            raise TokredError(
-                f"--crop-pct is a fraction of the resized image's side, above 0 and at most 1, got {self.crop_pct:g}."
+            raise InvalidSetting(
+                "crop_pct",
+                "{} is a fraction of the resized image's side, above 0 and at most 1, "
+                f"got {self.crop_pct:g}.",
             )
-        if self.interpolation is not None and self.interpolation not in get_args(Interpolation):
-            raise TokredError(
-                did_you_mean("--interpolation", self.interpolation, list(get_args(Interpolation)))
-            )
+        if not 0 <= self.seed < 2**32:
+            raise InvalidSetting("seed", f"{{}} must lie between 0 and {2**32 - 1}, got {self.seed}.")
+        if self.stages is not None and not self.stages:
+            raise InvalidSetting("stages", '{} needs at least one layer, such as "4 7 10".')
+
+    def _checked_methods(self) -> tuple[str, ...]:
+        """The names of the methods, each once; all registered ones for None."""
+        known = registry.names()
+        if self.methods is None:
+            return tuple(known)
+        if not self.methods:
+            raise InvalidSetting("methods", "{} names no method; leave it out to compare all.")
+        for name in (*self.methods, *(fixed.method for fixed in self.fixed)):
+            if name not in known:
+                raise UnknownName(did_you_mean("method", name, known))
+        return tuple(dict.fromkeys(self.methods))
+
+    def _checked_options(self) -> dict[str, dict[str, Any]]:
+        """The options of each method as values of their types."""
+        compared = {*(self.methods or ()), *(fixed.method for fixed in self.fixed)}
+        compared |= {RANDOM} if self.controls and self.budgets else set()
+        for name in self.options:
+            if name not in registry.names():
+                raise UnknownName(did_you_mean("method", name, registry.names()))
+            if name not in compared:
+                raise InvalidSetting("options", f"{{}} sets an option of {name}, which is not compared.")
+        return {name: typed_options(registry.get(name), chosen) for name, chosen in self.options.items()}
 
 
-def method_names(config: Config) -> list[str]:
-    """The methods that a configuration asks for, all of them by default; unknown names are an error."""
-    known = registry.names()
-    names = list(dict.fromkeys(config.methods)) or known
-    for name in (*names, *config.options, *(fixed.method for fixed in config.fixed)):
-        if name not in known:
-            raise UnknownName(did_you_mean("method", name, known))
-    return names
+_SCHEMA = TypeAdapter(Config)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON and YAML hold it: lists in place of tuples, text in place of paths."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Fixed):
+        return _plain(asdict(value))
+    return str(value) if isinstance(value, Path) else value
 
 
 def budget_range(text: str) -> tuple[float, ...]:
-    """Budgets from "0.1:0.6:0.1" (first, last, step; the last one belongs to them) or "0.2,0.3".
+    """Budgets from "0.1:0.6:0.1" (first, last, step; the last one is included) or "0.2,0.3".
 
     Raises:
-        TokredError: it is neither.
+        TokredError: the text is neither, or a range of too many budgets.
     """
     try:
         if ":" not in text:
@@ -158,8 +250,10 @@ def budget_range(text: str) -> tuple[float, ...]:
         count = round((last - first) / step)
         if count < 0 or abs(first + count * step - last) > 1e-9:
             raise ValueError
-        return tuple(round(first + i * step, 9) for i in range(count + 1))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise TokredError(
             f"--budgets takes FIRST:LAST:STEP, such as 0.1:0.6:0.1, or budgets such as 0.2,0.3; got {text!r}."
         ) from None
+    if count >= _MAX_BUDGETS:
+        raise TokredError(f"--budgets may name {_MAX_BUDGETS} budgets, got {count + 1} in {text!r}.")
+    return tuple(round(first + i * step, 9) for i in range(count + 1))

@@ -22,7 +22,7 @@ from tokred.errors import TokredError, Unreachable
 from tokred.models import zoo
 from tokred.models.zoo import Loaded
 
-LOWRES, SMALLER, RANDOM = "lowres", "smaller", "random"
+LOWRES, SMALLER = "lowres", "smaller"
 _SIZES = ("tiny", "small", "base", "large", "huge", "giant", "gigantic")
 
 

@@ -12,7 +12,7 @@ from tokred.data.source import Source
 from tokred.data.user_images import Given
 from tokred.errors import TokredError
 from tokred.evaluation import candidates
-from tokred.evaluation.config import Config, method_names
+from tokred.evaluation.config import Config
 from tokred.evaluation.inputs import load_weights, open_images, prepare
 from tokred.models import zoo
 from tokred.tables.row import Row
@@ -56,14 +56,8 @@ def show(
     Raises:
         TokredError: wrong input, or no method that can run.
     """
-    budgets = (float(budget),) if isinstance(budget, (int, float)) else tuple(map(float, budget))
-    for name in ("weights", "data"):
-        if settings.get(name) is not None:
-            settings[name] = str(settings[name])
-    if "adapters" in settings:
-        settings["adapters"] = tuple(map(str, settings["adapters"]))
     return Showing(
-        Config(model=model, budgets=budgets, methods=tuple(methods), **settings),
+        Config.from_mapping({"model": model, "budgets": budget, "methods": methods or None, **settings}),
         images,
         index,
         disagree,
@@ -88,7 +82,6 @@ class Showing:
         layers: Shown = "last",
         size: int | None = None,
     ) -> None:
-        method_names(config)
         if sum((bool(images), index is not None, disagree is not None)) > 1:
             raise TokredError(
                 "Give image files, or --index, or --disagree; they are three ways to say which images."
