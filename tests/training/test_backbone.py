@@ -62,7 +62,7 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
 
 def test_training_lowers_the_loss(tmp_path):
     trainer = Trainer(Recipe(images=16_000, batch_size=16, lr=2e-3, warmup=0.0), tmp_path, workers=0)
-    batch = next(trainer._batches())
+    batch = next(iter(trainer.batches()))
 
     def loss():
         with torch.no_grad():
@@ -73,7 +73,7 @@ def test_training_lowers_the_loss(tmp_path):
 
     before = loss()
     for _ in range(40):
-        trainer._train_step(*batch)
+        trainer.learn(batch)
     assert loss() < 0.3 * before  # one batch is learned by heart
 
 

@@ -176,6 +176,7 @@ def test_a_finished_fit_trains_no_further(tmp_path, pictures):
     first = finished(tmp_path, pictures)
     again = finished(tmp_path, pictures)
     assert again.step == first.step
+    assert not again.stop_reason
     assert again.finish("x").read_bytes() == first.finish("x").read_bytes()
 
 
@@ -229,6 +230,9 @@ def test_it_stops_when_validation_gets_no_better_and_keeps_the_best(tmp_path, pi
     run.run()
     assert run.step == 5
     assert (run.best.step, run.best.loss) == (2, 1.0)
+    assert run.stop_reason.startswith(
+        "Stopped after 5 of 8 steps: the last 3 validations brought no lower loss than"
+    )
     assert finished(tmp_path, pictures, recipe=run.recipe).step == 5  # and is not taken up again
 
 
@@ -251,7 +255,7 @@ def test_a_batch_in_chunks_gives_the_same_gradient(tmp_path, pictures):
             labels=False,
         )
         run.resume()
-        run.learner.learn(next(run._batches()), 0, run.steps)
+        run.learner.learn(next(run.batches()), 0, run.steps)
         gradients.append(torch.cat([p.grad.flatten() for p in run.learner.parameters.values()]))
     assert torch.allclose(*gradients, atol=1e-5)
 

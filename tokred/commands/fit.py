@@ -132,5 +132,7 @@ def fit(
         out.print(f"Going on at image {run.step * chosen.batch_size} of {run.steps * chosen.batch_size}.")
     with Progress(run.steps, "steps", run.step) as advance:
         run.run(lambda state: advance(1, state.status()))
+    if run.stop_reason:
+        out.print(run.stop_reason, soft_wrap=True, highlight=False)
     path = run.finish("tokred " + shlex.join(sys.argv[1:]))
     out.print(escape(f"{run.status()}. Adapter and card: {path}"), soft_wrap=True)

@@ -1,9 +1,8 @@
-"""Train a backbone on PhotoDigits by a `Recipe`, with checkpoints; measure it and write its weights and card."""
+"""Train a backbone on PhotoDigits by a `Recipe`, measure it, and write its weights and their card."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,52 @@ from torch.utils.data import DataLoader
 from tokred.data import photodigits
 from tokred.errors import TokredError
 from tokred.models import tensor_files, zoo
-from tokred.training import checkpoint
 from tokred.training.backbone.images import TrainingImages
 from tokred.training.backbone.init import initialize
 from tokred.training.backbone.net2net import widen
 from tokred.training.backbone.recipe import Recipe
+from tokred.training.loop import TrainingRun
 from tokred.utils.provenance import versions
 
 
 def features(model: Any, x: Tensor, tokens: Tensor) -> Tensor:
-    """Final features, prefix first, of images whose patches stand at the given positions [B, N] of the whole image."""
+    """Final features [B, 1 + N, C] of image windows, CLS token first.
+
+    Args:
+        model: A plain ViT with a CLS token.
+        x: The windows' pixels, [B, 3, H, W], normalised.
+        tokens: Positions of the windows' patches in the whole image, [B, N].
+    """
     prefix = model.pos_embed.shape[1] - model.patch_embed.num_patches
-    # An embedding, not an index: the gradient of an index is summed by all threads in any order, and no run would repeat another.
+    # An embedding, not an index: threads sum the gradient of an index in any order, and no run would repeat.
     patches = model.patch_embed.proj(x).flatten(2).mT + F.embedding(prefix + tokens, model.pos_embed[0])
     cls = (model.cls_token + model.pos_embed[:, :1]).expand(len(x), -1, -1)
     return model.norm(model.blocks(torch.cat([cls, patches], dim=1)))
 
 
-class Trainer:
-    """One run: a model, its optimiser and how far it is. `out` holds the checkpoint, then the weights and their card."""
+class Trainer(TrainingRun):
+    """A run that trains a backbone. `out` holds the checkpoint, then the weights and their card.
+
+    Args:
+        recipe: What is trained, and how.
+        out: Output folder.
+        precision: The dtype of matrix products.
+        workers: Number of processes that draw images.
+
+    Raises:
+        TokredError: the model is not a plain ViT with one CLS token.
+    """
 
     def __init__(
         self, recipe: Recipe, out: Path, precision: torch.dtype = torch.float32, workers: int = 1
     ) -> None:
-        self.recipe, self.out, self.precision, self.workers = recipe, out, precision, workers
+        super().__init__(out)
+        self.recipe, self.precision, self.workers = recipe, precision, workers
         self.model = zoo.build(recipe.model, photodigits.NUM_CLASSES)
         if not _trainable(self.model):
             raise TokredError(
-                f"tokred train takes plain ViT and DeiT models with one CLS token, not {recipe.model}; try deit_t or deit_s."
+                "tokred train takes plain ViT and DeiT models with one CLS token, "
+                f"not {recipe.model}; try deit_t or deit_s."
             )
         self.normalize = Normalize(self.model)
         rng = torch.Generator().manual_seed(recipe.seed)
@@ -56,74 +73,42 @@ class Trainer:
         if recipe.grow_from:
             widen(_source(recipe.grow_from).model, self.model, rng)
         self.parameters = [*self.model.parameters(), *self.token_head.parameters()]
-        decayed = [p for p in self.parameters if p.ndim > 1]
-        plain = [p for p in self.parameters if p.ndim <= 1]
         groups = [
-            {"params": decayed, "weight_decay": recipe.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.99))
-        self.step, self.seconds = 0, 0.0
         self.accuracy = 0.0  # running mean over recent batches
 
-    def save(self) -> None:
-        """Write the checkpoint.
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.recipe.model_dump()
 
-        Raises:
-            TokredError: it cannot be written.
-        """
-        state = {
+    def state(self) -> dict[str, Any]:
+        return {
             "model": self.model.state_dict(),
             "token_head": self.token_head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
             "accuracy": self.accuracy,
         }
-        checkpoint.save(self.out / "checkpoint.pt", self.recipe.model_dump(), state)
 
-    def resume(self) -> bool:
-        """Continue from the checkpoint, if there is one of this recipe.
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for name in ("model", "token_head", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.accuracy = state["accuracy"]
 
-        Raises:
-            TokredError: the folder cannot be written or holds a run of another recipe, or the checkpoint cannot be read.
-        """
-        state = checkpoint.load(self.out / "checkpoint.pt", self.recipe.model_dump())
-        if state is None:
-            return False
-        self.model.load_state_dict(state["model"])
-        self.token_head.load_state_dict(state["token_head"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.accuracy = state["step"], state["seconds"], state["accuracy"]
-        return True
-
-    def run(self, progress: Callable[[Trainer], None], interval: float = 60.0) -> None:
-        """Train to the end, calling `progress` after every step and saving every `interval` seconds and when interrupted."""
-        last_save = start = time.monotonic()
-        before = self.seconds
-        try:
-            for images, labels, targets, tokens in self._batches():
-                self._train_step(images, labels, targets, tokens)
-                now = time.monotonic()
-                self.seconds = before + now - start
-                if now - last_save > interval:
-                    self.save()
-                    last_save = now
-                progress(self)
-        finally:
-            self.save()
-
-    def _batches(self) -> Iterator[Any]:
+    def batches(self) -> Iterable[Any]:
         size = self.recipe.batch_size
-        indices = range(self.step * size, self.recipe.steps * size)
-        patch = self.model.patch_embed.patch_size[0]
         # Every batch lies within one step, so all its images have one size.
-        loader = DataLoader(
-            TrainingImages(self.recipe, patch), size, sampler=indices, num_workers=self.workers
-        )  # type: ignore[arg-type]
-        return iter(loader)
+        return DataLoader(
+            TrainingImages(self.recipe, self.model.patch_embed.patch_size[0]),
+            size,
+            sampler=range(self.step * size, self.recipe.steps * size),  # type: ignore[arg-type]
+            num_workers=self.workers,
+        )
 
-    def _train_step(self, images: Tensor, labels: Tensor, targets: Tensor, tokens: Tensor) -> None:
+    def learn(self, batch: Any) -> None:
+        images, labels, targets, tokens = batch
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * self.recipe.lr_scale(self.step)
@@ -140,7 +125,6 @@ class Trainer:
         self.optimizer.step()
         hits = (logits.argmax(1) == labels).float().mean().item()
         self.accuracy += (hits - self.accuracy) * max(0.02, 1 / (self.step + 1))
-        self.step += 1
 
     def finish(self, command: str) -> Path:
         """Measure the trained model, write its float16 weights and their card, and return the path."""
@@ -165,7 +149,7 @@ class Trainer:
 
 
 def _trainable(model: Any) -> bool:
-    """Whether `features` computes what the model does: a CLS token, learned positions, no norm before the blocks."""
+    """Whether `features` computes what the model does: CLS token, learned positions, no norm before blocks."""
     norms = (model.norm_pre, model.patch_embed.norm)
     plain = type(model).__name__ == "VisionTransformer" and all(
         isinstance(norm, nn.Identity) for norm in norms
@@ -180,7 +164,7 @@ def _trainable(model: Any) -> bool:
 
 
 class Normalize:
-    """uint8 pixels [B, 3, H, W] to what a model expects: timm's mean and deviation, as `compare` uses them."""
+    """Normalise uint8 pixels [B, 3, H, W] by the model's mean and deviation, as `compare` does."""
 
     def __init__(self, model: Any) -> None:
         config = resolve_data_config({}, model=model)

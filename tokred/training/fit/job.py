@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,22 +17,18 @@ from tokred.core.match import Match, match
 from tokred.data import loading, sources
 from tokred.errors import TokredError, Unreachable
 from tokred.models import adapters, zoo
-from tokred.training import checkpoint
 from tokred.training.fit.config import FitConfig
 from tokred.training.fit.data import Shuffled, open_images, training_batches, training_transform
 from tokred.training.fit.learner import Learner
 from tokred.training.fit.student import Student
 from tokred.training.fit.validation import Validator
+from tokred.training.loop import TrainingRun
 from tokred.utils.devices import resolve_precision
 from tokred.utils.distributed import Processes
 from tokred.utils.provenance import versions
 
-VALIDATED_BUDGETS = (
-    0.3,
-    0.2,
-    0.1,
-    0.05,
-)  # a fit for any budget is validated at the first that the method can reach
+# A fit for any budget is validated at the first of these that the method can reach.
+VALIDATED_BUDGETS = (0.3, 0.2, 0.1, 0.05)
 _CALIBRATION_IMAGES = 64
 
 
@@ -47,20 +42,21 @@ class Best:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Fit:
-    """One run: a student, its optimiser and how far it is. `out` holds the checkpoint, then the adapter and its card.
+class Fit(TrainingRun):
+    """A run that fits a method's reducers. `out` holds the checkpoint, then the adapter and its card.
 
     Args:
-        config: what to fit.
-        out: folder.
-        loaded: the unreduced model, if it is not the one that `config` names.
+        config: What to fit.
+        out: Output folder.
+        loaded: The dense model, if it is not the one that `config` names.
 
     Raises:
-        TokredError: anything wrong with the configuration, before any image is read.
+        TokredError: anything is wrong with the configuration. No image has been read then.
     """
 
     def __init__(self, config: FitConfig, out: Path, loaded: zoo.Loaded | None = None) -> None:
-        self.config, self.recipe, self.out = config, config.recipe, out
+        super().__init__(out)
+        self.config, self.recipe = config, config.recipe
         self.device = Processes.device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
         if self.dtype == torch.float16:
@@ -81,18 +77,24 @@ class Fit:
                 f"A batch of {self.recipe.batch_size} images cannot be shared by {self.processes.world} processes."
             )
         self.learner = Learner(
-            self.student, self.recipe, self.images, self.processes, self.device, self.dtype, chunk
+            student=self.student,
+            recipe=self.recipe,
+            images=self.images,
+            processes=self.processes,
+            device=self.device,
+            dtype=self.dtype,
+            chunk=chunk,
         )
         self.validate = Validator(
-            self.images,
-            self.student,
-            self.processes,
-            self.device,
-            self.learner.autocast,
-            chunk,
-            config.workers,
+            images=self.images,
+            student=self.student,
+            processes=self.processes,
+            device=self.device,
+            autocast=self.learner.autocast,
+            chunk=chunk,
+            workers=config.workers,
         )
-        self.step, self.seconds, self.running_loss = 0, 0.0, float("nan")
+        self.running_loss = float("nan")
         self.best, self.history = Best(), list[dict[str, float]]()
 
     def _match(self) -> Match:
@@ -133,11 +135,7 @@ class Fit:
         aim = "any budget" if self.config.budget is None else f"{100 * self.config.budget:g} % fewer FLOPs"
         layers = " ".join(map(str, plan.stages))
         length = f"{self.steps} steps of {self.recipe.batch_size} images from {images.name}"
-        how = (
-            ""
-            if images.labelled
-            else " Without labels: accuracy below is agreement with the unreduced model."
-        )
+        how = "" if images.labelled else " Without labels: accuracy below is agreement with the dense model."
         return (
             f"Fitting {what} of {plan.reducer.name} at layers {layers} for {aim}: {count:,} parameters, {length}. "
             f"Weights: {self.loaded.weights}.{how}{' ' if images.note else ''}{images.note}"
@@ -158,53 +156,56 @@ class Fit:
         """Everything that decides the result."""
         config = self.config
         return {
-            "method": config.method, "recipe": self.recipe.model_dump(mode="json"), "model": config.model,
-            "budget": config.budget, "options": self.student.plan.options, "stages": list(self.student.plan.stages),
-            "labels": self.images.labelled, "weights_hash": self.loaded.weights_hash, "data_hash": self.images.hash,
-            "validation_hash": self.images.validation.hash, "tokens": list(self.student.plan.tokens), "precision": str(self.dtype),
-            "chunk": self.learner.chunk, "processes": self.processes.world,
-        }  # fmt: skip
+            "method": config.method,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "model": config.model,
+            "budget": config.budget,
+            "options": self.student.plan.options,
+            "stages": list(self.student.plan.stages),
+            "labels": self.images.labelled,
+            "weights_hash": self.loaded.weights_hash,
+            "data_hash": self.images.hash,
+            "validation_hash": self.images.validation.hash,
+            "tokens": list(self.student.plan.tokens),
+            "precision": str(self.dtype),
+            "chunk": self.learner.chunk,
+            "processes": self.processes.world,
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "parameters": {name: p.detach() for name, p in self.learner.parameters.items()},
+            "average": self.learner.average,
+            "optimizer": self.learner.optimizer.state_dict(),
+            "running_loss": self.running_loss,
+            "best": asdict(self.best),
+            "history": self.history,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.student.load(state["parameters"])
+        self.learner.optimizer.load_state_dict(state["optimizer"])
+        self.learner.average, self.running_loss = state["average"], state["running_loss"]
+        self.history, self.best = state["history"], Best(**state["best"])
 
     def save(self) -> None:
-        """Write the checkpoint.
-
-        Raises:
-            TokredError: it cannot be written.
-        """
-        if self.processes.rank:
-            return
-        state = {
-            "parameters": {name: p.detach() for name, p in self.learner.parameters.items()}, "average": self.learner.average,
-            "optimizer": self.learner.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
-            "running_loss": self.running_loss, "best": asdict(self.best), "history": self.history,
-        }  # fmt: skip
-        checkpoint.save(self.out / "checkpoint.pt", self.identity, state)
+        if not self.processes.rank:
+            super().save()
 
     def resume(self) -> bool:
-        """Continue from the checkpoint, if there is one of this configuration; else give the parameters their start.
+        """Continue from the checkpoint if there is one, else give the parameters their initial values.
 
         Raises:
             TokredError: the folder cannot be written or holds another fit, or the checkpoint cannot be read.
         """
-        state = checkpoint.load(self.out / "checkpoint.pt", self.identity, self.device)
-        if state is None:
-            if self.recipe.calibrate:
-                self._calibrate()
-            self.processes.agree(self.step, self.learner.parameters.values())
-            return False
-        self.student.load(state["parameters"])
-        self.learner.optimizer.load_state_dict(state["optimizer"])
-        self.learner.average, self.history, self.best = (
-            state["average"],
-            state["history"],
-            Best(**state["best"]),
-        )
-        self.step, self.seconds, self.running_loss = state["step"], state["seconds"], state["running_loss"]
+        resumed = super().resume()
+        if not resumed and self.recipe.calibrate:
+            self._calibrate()
         self.processes.agree(self.step, self.learner.parameters.values())
-        return True
+        return resumed
 
     def _calibrate(self) -> None:
-        """On the first training images, which all processes look at alike."""
+        """Give the reducers initial values by the first training images, the same in all processes."""
         count = -(-_CALIBRATION_IMAGES // self.recipe.batch_size)
         batches = training_batches(self._data(), range(count), self.recipe.batch_size, 0, 1, 0)
         self.student.calibrate(
@@ -213,40 +214,24 @@ class Fit:
         for name, value in self.learner.average.items():
             value.copy_(self.learner.parameters[name].detach())
 
-    def run(self, progress: Callable[[Fit], None] = lambda fit: None, interval: float = 60.0) -> None:
-        """Train to the end, calling `progress` after every step and saving every `interval` seconds and when interrupted."""
-        last_save = start = time.monotonic()
-        before, whole = self.seconds, True
-        try:
-            self._evaluate_if_due()  # a kill may have cut the last one off
-            for batch in self._batches():
-                whole = False  # a step that is cut off is not saved: it would be done again on half-changed parameters
-                loss = self.learner.learn(batch, self.step, self.steps)
-                self.running_loss = (
-                    loss if np.isnan(self.running_loss) else 0.95 * self.running_loss + 0.05 * loss
-                )
-                self.step += 1
-                whole = True
-                self._evaluate_if_due()
-                now = time.monotonic()
-                self.seconds = before + now - start
-                if now - last_save > interval:
-                    self.save()
-                    last_save = now
-                progress(self)
-                if self.stopped:
-                    break
-        except TokredError:  # which leaves the parameters as they were
-            whole = True
-            raise
-        finally:
-            if whole:
-                self.save()
+    def learn(self, batch: loading.Batch) -> None:
+        loss = self.learner.learn(batch, self.step, self.steps)
+        self.running_loss = loss if np.isnan(self.running_loss) else 0.95 * self.running_loss + 0.05 * loss
 
     @property
     def stopped(self) -> bool:
-        """Whether the validation loss has not become better for `patience` validations."""
+        """Whether the last `patience` validations brought no lower loss."""
         return sum(entry["step"] > self.best.step for entry in self.history) >= self.recipe.patience
+
+    @property
+    def stop_reason(self) -> str:
+        """A sentence on why the fit ended before its last step; empty if it did not."""
+        if not self.stopped or self.step == self.steps:
+            return ""
+        return (
+            f"Stopped after {self.step} of {self.steps} steps: the last {self.recipe.patience} validations brought "
+            f"no lower loss than step {self.best.step}. Give a recipe with more patience to train on."
+        )
 
     @property
     def _evaluations(self) -> set[int]:
@@ -261,15 +246,15 @@ class Fit:
             self.recipe.seed,
         )
 
-    def _batches(self) -> Iterator[loading.Batch]:
+    def batches(self) -> Iterator[loading.Batch]:
         steps = range(self.step, self.step if self.stopped else self.steps)
         share = self.processes
         return training_batches(
             self._data(), steps, self.recipe.batch_size, share.rank, share.world, self.config.workers
         )
 
-    def _evaluate_if_due(self) -> None:
-        """Validate the parameters, and their running mean where there is one, and remember the best; at some steps only."""
+    def between_steps(self) -> None:
+        """Validate the parameters and their running mean, if validation is due, and remember the best."""
         if self.step not in self._evaluations or any(entry["step"] == self.step for entry in self.history):
             return
         entry: dict[str, float] = {"step": self.step}
@@ -296,16 +281,8 @@ class Fit:
         with self.student.holding(tensors):
             loss, top1 = self.validate()
         if not self.processes.rank:
-            adapters.write(
-                path,
-                tensors,
-                {
-                    **self._card(),
-                    "command": command,
-                    "validation_loss": round(loss, 4),
-                    "validation_top1": round(top1, 2),
-                },
-            )
+            validation = {"validation_loss": round(loss, 4), "validation_top1": round(top1, 2)}
+            adapters.write(path, tensors, {**self._card(), "command": command, **validation})
         self.processes.close()
         return path
 
