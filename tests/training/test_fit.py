@@ -365,10 +365,10 @@ def test_augmentation_is_a_function_of_the_position(pictures):
     images = open_images(pictures, 0, 2)
     data = Shuffled(images, training_transform(tiny_vit(), recipe, embedded=False), seed=3)
     state = torch.get_rng_state()
-    assert torch.equal(data[5][0], data[5][0])
+    assert torch.equal(data[5].image, data[5].image)
     assert torch.equal(state, torch.get_rng_state())
     same = next(p for p in range(40, 80) if data.index(p) == data.index(5))
-    assert not torch.equal(data[5][0], data[same][0])
+    assert not torch.equal(data[5].image, data[same].image)
 
 
 def test_validation_images_come_from_all_over_the_validation_split(pictures, monkeypatch):

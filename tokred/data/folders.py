@@ -12,9 +12,9 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from tokred.data import imagenet
-from tokred.data.images import UNLABELLED, Files, StrictImages
+from tokred.data.images import Files, StrictImages
 from tokred.data.source import Source
-from tokred.errors import TokredError
+from tokred.errors import UNLABELLED, TokredError
 
 _SPLITS = (
     {"validation", "val", "valid", "evaluation", "eval"},

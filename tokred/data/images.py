@@ -10,9 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
-from tokred.errors import UnreadableImage
-
-UNLABELLED = -2  # the label of an image that has none
+from tokred.errors import UNLABELLED, UnreadableImage
 
 
 class Files:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image
@@ -18,15 +19,36 @@ from tokred.errors import TokredError, UnreadableImage
 OnError = Literal["fail", "skip", "count-wrong"]
 
 
+@dataclass(frozen=True)
+class Item:
+    """One prepared image [3, H, W]; `kind` says what its file is, if not plain 8-bit colour."""
+
+    image: Tensor
+    label: int
+    index: int
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class LoadError:
+    """What takes the place of an image, or of its batch, that cannot be loaded.
+
+    It is a value because an error that a worker process raises carries that process's traceback.
+    """
+
+    index: int
+    error: TokredError
+
+
 class Batch(NamedTuple):
     """Some images of a source.
 
     Attributes:
         images: [B, 3, H, W].
         labels: [B] int64.
-        indices: [B] int64, of the images in their source.
-        unreadable: images, by index, that could not be read and are black here, with the reason.
-        kinds: images, by index, whose file is not plain 8-bit colour, with what it is.
+        indices: [B] int64, the images' places in their source.
+        unreadable: by index, why an image could not be read; it is black here.
+        kinds: by index, what an image's file is, if not plain 8-bit colour.
     """
 
     images: Tensor
@@ -39,59 +61,80 @@ class Batch(NamedTuple):
 def batches(
     source: Source,
     preparation: Preparation,
-    batches: Sequence[range],
+    batches: Sequence[Sequence[int]],
     workers: int,
     on_error: OnError = "fail",
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """The images of each range of indices, one batch a range, whatever the number of workers.
+    """Load images of a source, in the given batches.
 
     Args:
-        source: of the images.
-        preparation: of each of them.
-        batches: indices of each batch.
-        workers: processes that load images; none for 0.
+        source: images to load.
+        preparation: transform of each image.
+        batches: indices of the images of each batch.
+        workers: number of processes that load images; 0 loads them in this one.
         on_error: "fail" raises at an image that cannot be read; else it is black and named in its batch.
-        pin: put the images where a GPU fetches them fastest.
+        pin: whether to use page-locked memory, from which a GPU copies faster.
 
     Raises:
         TokredError: an image cannot be read.
     """
-    data = Indexed(source.images, preparation.transform)
-    collated = collate if on_error == "fail" else Collate(preparation.transform(Image.new("RGB", (256, 256))))
+    black = None if on_error == "fail" else preparation.transform(Image.new("RGB", (256, 256)))
+    return stream(Indexed(source.images, preparation.transform), _Listed(batches), workers, black, pin)
+
+
+def stream(
+    data: Dataset[Any],
+    batches: Sampler[list[int]],
+    workers: int,
+    black: Tensor | None = None,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """Load batches of a data set whose elements are `Item` or `LoadError`.
+
+    Args:
+        data: data set.
+        batches: indices of the elements of each batch.
+        workers: number of processes that load images.
+        black: image [3, H, W] that takes the place of an unreadable one; None raises instead.
+        pin: whether to use page-locked memory.
+
+    Raises:
+        TokredError: an image cannot be read.
+    """
     loader = DataLoader(
         data,
-        batch_sampler=_Ranges(batches),
+        batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collated,
+        collate_fn=_Collate(black),
         pin_memory=pin,
-        worker_init_fn=_hush,
+        worker_init_fn=_silence,
     )
     for batch in loader:
-        if isinstance(batch, TokredError):
-            raise batch
+        if isinstance(batch, LoadError):
+            raise batch.error
         yield batch
 
 
 def default_workers(on_gpu: bool) -> int:
-    """Processes that load images: a CPU that computes has little to spare, a GPU wants as many as there are cores, up to eight."""
+    """Number of processes that load images: one beside a computing CPU, beside a GPU one for each core, up to eight."""
     return min(8, os.cpu_count() or 1) if on_gpu else 1
 
 
 def ranges(n: int, batch_size: int) -> list[range]:
-    """The batches of n images: their boundaries are fixed, in one process or many, and in a run that goes on after a kill."""
+    """Indices of the batches of n images; they are the same in one process or many, and in a resumed run."""
     return [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
 
 
-def _hush(worker: int) -> None:
-    """What goes wrong with an image comes back in its batch; what else a worker prints is that an interrupted run no longer listens."""
+def _silence(worker: int) -> None:
+    """Print no tracebacks in a worker: image errors come back as values, and the rest is noise after Ctrl-C."""
     sys.excepthook = lambda kind, error, trace: None
 
 
-class _Ranges(Sampler[list[int]]):
-    """Indices of each batch, listed one batch at a time: a large data set has a great many."""
+class _Listed(Sampler[list[int]]):
+    """Indices of each batch, listed one batch at a time, since a large data set has many."""
 
-    def __init__(self, batches: Sequence[range]) -> None:
+    def __init__(self, batches: Sequence[Iterable[int]]) -> None:
         self.batches = batches
 
     def __len__(self) -> int:
@@ -102,10 +145,7 @@ class _Ranges(Sampler[list[int]]):
 
 
 class Indexed(Dataset[Any]):
-    """Prepared images with their labels, indices and kinds of file.
-
-    An error is returned: raised in a worker process, it would carry that process's traceback.
-    """
+    """Prepared images with their labels, indices and kinds of file; index to `Item` or `LoadError`."""
 
     def __init__(self, images: Any, transform: Any) -> None:
         self.images, self.transform = images, transform
@@ -113,38 +153,31 @@ class Indexed(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int, str] | tuple[TokredError, int]:
+    def __getitem__(self, index: int) -> Item | LoadError:
         try:
             image, label = self.images[index]
         except TokredError as error:
-            return error, index
-        return self.transform(image), label, index, image.info.get("kind", "")
+            return LoadError(index, error)
+        return Item(self.transform(image), label, index, image.info.get("kind", ""))
 
 
-def collate(items: list[Any]) -> Batch | TokredError:
-    """A batch, or the first error in it."""
-    error = next((item[0] for item in items if isinstance(item[0], TokredError)), None)
-    if error is not None:
-        return error
-    images, labels, indices, kinds = zip(*items, strict=True)
-    named = {index: kind for index, kind in zip(indices, kinds, strict=True) if kind}
-    tensors = default_collate(list(zip(images, labels, indices, strict=True)))
-    return Batch(tensors[0], tensors[1], tensors[2], kinds=named)
+class _Collate:
+    """Make a batch of items. An unreadable image becomes `black`, so that the batch keeps its boundaries; else an error replaces the batch."""
 
-
-class Collate:
-    """A batch in which unreadable images are black and named, so that its boundaries stay where they are."""
-
-    def __init__(self, black: Tensor) -> None:
+    def __init__(self, black: Tensor | None) -> None:
         self.black = black
 
-    def __call__(self, items: list[Any]) -> Batch | TokredError:
-        errors = {item[1]: item[0] for item in items if isinstance(item[0], UnreadableImage)}
-        whole = [
-            (self.black, item[0].label, item[1], "") if isinstance(item[0], UnreadableImage) else item
-            for item in items
-        ]
-        batch = collate(whole)
-        if isinstance(batch, TokredError):
-            return batch
-        return batch._replace(unreadable={index: str(error) for index, error in errors.items()})
+    def __call__(self, elements: list[Item | LoadError]) -> Batch | LoadError:
+        items, unreadable = list[Item](), dict[int, str]()
+        for element in elements:
+            if isinstance(element, Item):
+                items.append(element)
+            elif self.black is not None and isinstance(element.error, UnreadableImage):
+                unreadable[element.index] = str(element.error)
+                items.append(Item(self.black, element.error.label, element.index))
+            else:
+                return element
+        images, labels, indices = default_collate([(item.image, item.label, item.index) for item in items])
+        return Batch(
+            images, labels, indices, unreadable, {item.index: item.kind for item in items if item.kind}
+        )

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 
-from tokred.data.images import UNLABELLED, Relabelled
-from tokred.errors import TokredError
+from tokred.data.images import Relabelled
+from tokred.errors import UNLABELLED, TokredError
 from tokred.models.zoo import DefaultWeights
 
 Origin = Literal["", "validation", "training"]  # by the names of ImageNet's files

@@ -10,9 +10,9 @@ import numpy as np
 from timm.data import create_dataset
 
 from tokred.data import webdataset
-from tokred.data.images import UNLABELLED, StrictImages
+from tokred.data.images import StrictImages
 from tokred.data.source import Source
-from tokred.errors import TokredError
+from tokred.errors import UNLABELLED, TokredError
 
 _PREFIXES = ("hfds", "torch", "wds", "tfds", "hfids")
 

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from tokred.data.images import UNLABELLED, StrictImages
+from tokred.data.images import StrictImages
 from tokred.data.source import Source
-from tokred.errors import TokredError
+from tokred.errors import UNLABELLED, TokredError
 from tokred.models.zoo import Loaded
 
 Given = str | Path | Image.Image

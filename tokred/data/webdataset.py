@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from timm.utils.misc import natural_key
 
-from tokred.data.images import UNLABELLED, StrictImages
+from tokred.data.images import StrictImages
 from tokred.data.source import Source
-from tokred.errors import TokredError
+from tokred.errors import UNLABELLED, TokredError
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _SAMPLE = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")

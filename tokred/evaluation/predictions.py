@@ -157,7 +157,7 @@ class Evaluation:
     """Per-image predictions of all models in one pass over n images.
 
     Attributes:
-        labels: [n] int64; -2 where an image and its label could not be read.
+        labels: [n] int64; `UNLABELLED` where an image and its label could not be read.
         done: [n] bool, whether the image's batch has been evaluated.
         dense: predictions of the dense model.
         methods: predictions of each method, by its name.

@@ -84,12 +84,8 @@ def load(
     Raises:
         TokredError: one cannot be read.
     """
-    data = loading.Indexed(source.images, preparation.transform)
-    for start in range(0, len(index), batch_size):
-        batch = loading.collate([data[i] for i in index[start : start + batch_size]])
-        if isinstance(batch, TokredError):
-            raise batch
-        yield batch
+    batches = [[int(i) for i in index[start : start + batch_size]] for start in range(0, len(index), batch_size)]
+    return loading.batches(source, preparation, batches, workers=0)
 
 
 def trace(

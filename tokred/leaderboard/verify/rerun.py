@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokred.data import loading
-from tokred.errors import TokredError, UnknownName
+from tokred.errors import UNLABELLED, TokredError, UnknownName
 from tokred.evaluation.comparison import Job
 from tokred.evaluation.config import Config, Fixed
 from tokred.evaluation.engine import Pass, dense_model
@@ -165,7 +165,7 @@ def run(
     models = {name: model for name, model in job.models.items() if name in before}
     dense = Again.of(before[BASELINE]) if BASELINE in before else Predictions.empty(n)
     evaluation = Evaluation(
-        np.full(n, -2), np.zeros(n, dtype=bool), dense, {name: Again.of(before[name]) for name in models}
+        np.full(n, UNLABELLED), np.zeros(n, dtype=bool), dense, {name: Again.of(before[name]) for name in models}
     )
     images = loading.batches(
         job.source,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from tokred.data import folders, imagenet, loading, photodigits, preflight, preprocessing, sources
 from tokred.data.source import Source
@@ -165,13 +165,13 @@ class Shuffled(Dataset[Any]):
             )
         return int(self._order[offset])
 
-    def __getitem__(self, position: int) -> Any:
+    def __getitem__(self, position: int) -> loading.Item | loading.LoadError:
         try:
             image, label = self.images.train[self.index(position)]
         except TokredError as error:
-            return error, position
+            return loading.LoadError(position, error)
         with drawn_from(self.seed, position):
-            return self.transform(image), label, position, ""
+            return loading.Item(self.transform(image), label, position)
 
 
 @contextmanager
@@ -236,7 +236,4 @@ def training_batches(
         TokredError: an image cannot be read.
     """
     shares = _Shares(steps, batch_size, rank, world)
-    for batch in DataLoader(data, batch_sampler=shares, num_workers=workers, collate_fn=loading.collate):
-        if isinstance(batch, TokredError):
-            raise batch
-        yield batch
+    return loading.stream(data, shares, workers)

@@ -209,7 +209,7 @@ class Fit(TrainingRun):
         count = -(-_CALIBRATION_IMAGES // self.recipe.batch_size)
         batches = training_batches(self._data(), range(count), self.recipe.batch_size, 0, 1, 0)
         self.student.calibrate(
-            torch.cat([batch[0] for batch in batches])[:_CALIBRATION_IMAGES].to(self.device)
+            torch.cat([batch.images for batch in batches])[:_CALIBRATION_IMAGES].to(self.device)
         )
         for name, value in self.learner.average.items():
             value.copy_(self.learner.parameters[name].detach())

@@ -112,8 +112,9 @@ class Learner:
     def _chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         """Images, targets and keys that run together."""
         if self.images.labelled:
-            check_labels(batch[1], self.student.teacher.backbone.num_classes)
-        images, labels, keys = (tensor.to(self.device, non_blocking=True) for tensor in batch[:3])
+            check_labels(batch.labels, self.student.teacher.backbone.num_classes)
+        tensors = (batch.images, batch.labels, batch.indices)
+        images, labels, keys = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
         targets: Tensor | None = labels if self.images.labelled else None
         if self.mixup is not None:
             images, targets = self.mixup(images, labels)

@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from tokred.data import loading, preprocessing
-from tokred.errors import TokredError
 from tokred.training.fit.data import FitImages, check_labels
 from tokred.training.fit.student import Student
 from tokred.utils.distributed import Processes
@@ -41,16 +39,9 @@ class Validator:
     ) -> None:
         self.student, self.processes, self.device, self.autocast = student, processes, device, autocast
         self.labelled, source = images.labelled, images.validation
-        data = loading.Indexed(
-            source.images, preprocessing.prepare(student.teacher.backbone, source.crop_pct).transform
-        )
-        batches = [
-            list(range(start, min(start + chunk, len(source)))) for start in range(0, len(source), chunk)
-        ]
-        share = batches[processes.rank :: processes.world]
-        self.loader: DataLoader[Any] = DataLoader(
-            data, batch_sampler=share, num_workers=workers, collate_fn=loading.collate
-        )
+        self._source, self._workers = source, workers
+        self._preparation = preprocessing.prepare(student.teacher.backbone, source.crop_pct)
+        self._ranges = loading.ranges(len(source), chunk)[processes.rank :: processes.world]
         self._logits: list[Tensor] = []  # of the unreduced model
 
     def __call__(self) -> tuple[float, float]:
@@ -69,12 +60,11 @@ class Validator:
 
     @torch.no_grad()
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for index, batch in enumerate(self.loader):
-            if isinstance(batch, TokredError):
-                raise batch
+        batches = loading.batches(self._source, self._preparation, self._ranges, self._workers)
+        for index, batch in enumerate(batches):
             if self.labelled:
-                check_labels(batch[1], self.student.teacher.backbone.num_classes)
-            images, labels = batch[0].to(self.device), batch[1].to(self.device)
+                check_labels(batch.labels, self.student.teacher.backbone.num_classes)
+            images, labels = batch.images.to(self.device), batch.labels.to(self.device)
             if index == len(self._logits):
                 with self.autocast():
                     self._logits.append(self.student.teacher(images).float())
