@@ -169,7 +169,9 @@ def test_control_c_leaves_a_marked_table_and_goes_on(checked, tmp_path):
     with pytest.raises(Interrupted) as ended:
         job.run(workers=0, progress=interrupt)
     partial = ended.value.comparison
-    assert "INTERRUPTED after" in partial.title
+    assert f"INTERRUPTED after {partial.rows[0].n_images} images" in partial.title
+    saved = [np.load(file)["rows"] for file in (tmp_path / "out" / "outcomes").iterdir()]
+    assert sum(map(len, saved)) == partial.rows[0].n_images
     assert {row.method for row in partial.rows} == {"baseline", "lotm", "random", "lowres"}
     assert all(row.limited and 4 <= row.n_images < 10 for row in partial.rows)
     expected = 100 * np.mean((whole[1]["lotm/prediction"] == whole[1]["labels"])[job.evaluation.done])
@@ -328,6 +330,37 @@ def test_a_read_only_folder(checked, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(TokredError, match="cannot be written"):
         fresh(checked).open(tmp_path / "out")
+
+
+@pytest.mark.parametrize("edited", ["", "method,options\n", None])
+def test_what_was_changed_in_a_finished_run_is_written_again(checked, tmp_path, edited):
+    whole = finished(checked, tmp_path)
+    rows = (tmp_path / "leaderboard.csv").read_text()
+    contents = rows.replace("lotm", "tome") if edited is None else edited
+    (tmp_path / "leaderboard.csv").write_text(contents)
+    (tmp_path / "report.html").write_text("")
+    job = fresh(checked)
+    assert job.open(tmp_path).endswith("and written again: leaderboard.csv, report.html.")
+    job.run(workers=0)
+    assert [(tmp_path / name).read_bytes() for name in PLAIN] == whole[0]
+    assert (tmp_path / "report.html").stat().st_size
+
+
+def test_a_finished_run_that_cannot_be_written_is_shown(checked, tmp_path, monkeypatch):
+    finished(checked, tmp_path)
+    (tmp_path / "table.md").write_text("")  # nothing can be done about that
+
+    def read_only(*arguments):
+        raise TokredError("it cannot be written")
+
+    monkeypatch.setattr("tokred.evaluation.run_folder.check_writable", read_only)
+    monkeypatch.setattr("tokred.evaluation.run_folder.replace_file", read_only)
+    job = fresh(checked)
+    assert "was finished on" in job.open(tmp_path)
+    assert {row.method for row in job.run(workers=0).rows} == {"baseline", "lotm", "random", "lowres"}
+    (tmp_path / "predictions.npz").write_bytes(b"")
+    with pytest.raises(TokredError, match="its predictions are damaged"):
+        fresh(checked).open(tmp_path)
 
 
 def test_a_full_disk_loses_nothing(checked, tmp_path, monkeypatch):

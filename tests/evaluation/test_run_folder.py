@@ -92,7 +92,8 @@ def test_going_back_to_an_earlier_run_finds_it_again(tmp_path):
     two.release()
     for _ in range(2):
         back = opened(tmp_path, seed=1)
-        assert back.whole
+        assert back.finished
+        assert not back.damaged
         assert "goes on where it was put aside" in back.notice
         assert not (tmp_path / "outcomes").exists()
         back.release()
@@ -290,3 +291,42 @@ def test_a_record_knows_what_is_missing(tmp_path, monkeypatch):
     assert record.missing(batches) == batches[1:]
     record.finished(np.arange(4))
     assert len(list((tmp_path / "outcomes").iterdir())) == 1
+    evaluation.done[4:6] = True
+    record.flush_all()
+    saved = {file.name for file in (tmp_path / "outcomes").iterdir()}
+    assert saved == {"000000000.npz", "000000004.npz"}
+
+
+def test_a_finished_run_knows_which_of_its_files_were_changed(tmp_path):
+    folder = opened(tmp_path)
+    packed = filled(key=folder.key).take(np.arange(10)).pack()
+    files = dict.fromkeys((name for name in FILES if name != "run.json"), "contents\n")
+    folder.finish({}, {**files, "predictions.npz": packed, "maps.npz": b"maps"})
+    folder.release()
+    assert opened(tmp_path).damaged == []
+    (tmp_path / "leaderboard.csv").write_text("")
+    (tmp_path / "table.md").write_text("content\n")
+    (tmp_path / "maps.npz").unlink()
+    assert sorted(opened(tmp_path).damaged) == ["leaderboard.csv", "maps.npz", "table.md"]
+
+
+def test_a_finished_run_that_cannot_be_written_can_be_read(tmp_path, monkeypatch):
+    folder = opened(tmp_path, methods=["lotm"])
+    source = filled(key=folder.key)
+
+    def read_only(path, option="--out"):
+        raise TokredError(f"The output folder {path} cannot be written.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tokred.evaluation.run_folder.check_writable", read_only)
+        with pytest.raises(TokredError, match="cannot be written"):  # it is not finished
+            opened(tmp_path, methods=["lotm"])
+        folder.finish({}, {"predictions.npz": source.take(np.arange(10)).pack()})
+        folder.release()
+        again = opened(tmp_path, methods=["lotm"])
+        assert (again.read_only, again.finished) == (True, True)
+        back = Evaluation.empty(10, ["lotm", "topk"])
+        again.read_outcomes(back)
+        same(back, source)
+        with pytest.raises(TokredError, match="cannot be written"):  # another run
+            opened(tmp_path, methods=["tome"])

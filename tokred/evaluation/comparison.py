@@ -257,10 +257,15 @@ class Job:
         self.folder.read_outcomes(self.evaluation)
         self.speeds = self.folder.run.get("speeds", {})
         done = int(self.evaluation.done.sum())
-        if self.folder.finished and done == len(self.source):
-            return (
-                f"This comparison was finished on {self.folder.run['date']}; to run it again, delete {out}."
+        if self.folder.read_only and done < len(self.source):
+            raise TokredError(
+                f"{out} cannot be written, and its predictions are damaged; choose another folder with --out."
             )
+        if self.folder.finished and done == len(self.source):
+            changed = "" if self.folder.read_only else ", ".join(self.folder.damaged)
+            again = f" Changed or removed since, and written again: {changed}." if changed else ""
+            date = self.folder.run["date"]
+            return f"This comparison was finished on {date}; to run it again, delete {out}.{again}"
         return self.folder.notice or (
             f"Going on: {done} of {len(self.source)} images were evaluated before." if done else ""
         )
@@ -295,7 +300,6 @@ class Job:
     ) -> Comparison:
         share, record = self.processes, Record(self.evaluation, self.folder, self.processes.world)
         missing = share.share(record.missing(loading.ranges(len(self.source), self.batch_size)))
-        progress(len(self.source) - sum(map(len, missing)))
         mine = missing[share.rank :: share.world]
         run = Pass(
             dense_model(self.loaded.model, self.models.values()),
@@ -305,13 +309,18 @@ class Job:
             dtype=self.dtype,
         )
 
+        shown, warned = [len(self.source) - sum(map(len, missing))], list[str]()
+        progress(shown[0])
+
         def finished(rows: np.ndarray) -> None:
             record.finished(rows)
             interrupts.check()
-            progress(len(rows) * share.world)
-            done = int(self.evaluation.done.sum())
-            if done - len(rows) < min(_EARLY, len(self.source)) <= done and (sentence := self._at_chance()):
-                warn(sentence)
+            shown.append(min(len(rows) * share.world, len(self.source) - sum(shown)))  # others are estimated
+            progress(shown[-1])
+            if not warned and self.evaluation.done.sum() >= min(_EARLY, len(self.source)):
+                warned.append(self._at_chance())
+                if warned[0]:
+                    warn(warned[0])
 
         with Interrupts() as interrupts:
             try:
@@ -319,7 +328,7 @@ class Job:
                     run.run(self._batches(mine, workers), finished)
                 interrupts.check()
             except KeyboardInterrupt:
-                record.flush()
+                record.flush_all()
                 raise Interrupted(self._comparison(run.waiting)) from None
             except TokredError:
                 record.flush()
@@ -329,7 +338,11 @@ class Job:
         comparison = self._comparison(run.waiting)
         if share.rank:
             return comparison
-        if self.folder and (missing or not self.folder.whole):
+        if (
+            self.folder
+            and not self.folder.read_only
+            and (missing or self.folder.damaged or not self.folder.finished)
+        ):
             self._finish(comparison)
         if bench:
             self.speeds = self._measure(bench)

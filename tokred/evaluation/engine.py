@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -67,8 +67,9 @@ class Pass:
         with _lanes(self.device) as (lanes, threads):
             clock = _Clock(lanes)
             try:
-                for rows in _side_by_side(self._work, batches, threads, clock):
-                    finished(rows)
+                with closing(_side_by_side(self._work, batches, threads, clock)) as results:
+                    for rows in results:
+                        finished(rows)
             finally:
                 self.waiting = clock.share
         return self.evaluation
@@ -137,7 +138,7 @@ class Pass:
             if finite(logits):
                 return logits
             reason = f"{name} gives numbers that are not finite, first in {_where_not_finite(model, images, index)}, {_span(index)}."
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the method's code may do anything
             if _is_out_of_memory(error) and len(images) > 1:
                 raise
             reason = f"{error}".strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -198,7 +199,7 @@ def _span(indices: Any) -> str:
     return f"on images {int(indices[0])} to {int(indices[-1])}"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was what lacked, on a GPU or on the CPU, whose allocator raises a plain RuntimeError."""
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError)
@@ -238,7 +239,7 @@ class _Clock:
 
 def _side_by_side(
     work: Callable[[Batch], np.ndarray], batches: Iterable[Batch], threads: int, clock: _Clock
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     """Results of `work` in order. At most one batch for each lane is in work, and one more waits beside what the loader has."""
     running: deque[Future[np.ndarray]] = deque()
     ended: dict[Future[np.ndarray], float] = {}

@@ -43,10 +43,17 @@ _INTERVAL = 10.0  # seconds of work that a kill may cost
 
 
 class Record:
-    """What a pass has found so far, in memory and, every few seconds, in its folder."""
+    """What of an evaluation is saved in the run's folder: finished batches, every few seconds.
+
+    Args:
+        evaluation: the evaluation, with what earlier runs have saved.
+        folder: the run's folder; None to save nothing.
+        processes: number of processes that share the run, and so its seconds.
+    """
 
     def __init__(self, evaluation: Evaluation, folder: Folder | None, processes: int = 1) -> None:
         self.evaluation, self.folder, self.processes = evaluation, folder, processes
+        self._saved = evaluation.done.copy()
         self._pending: list[np.ndarray] = []
         self._last = time.monotonic()
 
@@ -55,25 +62,35 @@ class Record:
         done = self.evaluation.done
         return [batch for batch in batches if not done[batch.start : batch.stop].all()]
 
-    def finished(self, rows: np.ndarray) -> None:
-        """A batch is done."""
-        self._pending.append(rows)
+    def finished(self, images: np.ndarray) -> None:
+        """Note the indices of a finished batch, and save what is pending if the last time is long ago."""
+        self._pending.append(images)
         if time.monotonic() - self._last >= _INTERVAL:
             self.flush()
 
-    def flush(self) -> None:
-        """Write what is not on disk yet.
+    def flush_all(self) -> None:
+        """Save everything that is evaluated, batches that nobody has noted yet included.
 
         Raises:
             TokredError: it cannot be written.
         """
+        self._pending = [np.flatnonzero(self.evaluation.done & ~self._saved)]
+        self.flush()
+
+    def flush(self) -> None:
+        """Save the batches that were noted.
+
+        Raises:
+            TokredError: they cannot be written.
+        """
         now = time.monotonic()
-        if self._pending:
-            rows, seconds = np.concatenate(self._pending), (now - self._last) / self.processes
+        if sum(map(len, self._pending)):
+            images, seconds = np.concatenate(self._pending), (now - self._last) / self.processes
             self.evaluation.seconds += seconds
             if self.folder:
-                self.folder.write_outcomes(self.evaluation, rows, seconds)
-            self._pending.clear()
+                self.folder.write_outcomes(self.evaluation, images, seconds)
+            self._saved[images] = True
+        self._pending.clear()
         self._last = now
 
 
@@ -81,14 +98,15 @@ class Folder:
     """The folder of one run.
 
     Args:
-        path: is made where it does not exist.
+        path: the folder, which is made where it does not exist.
         configuration: everything that the user chose and that decides the run's numbers.
-        software: everything else that does: code and libraries.
-        about: what else run.json says from the start; a run that goes on keeps it.
+        software: everything else that decides them: code and libraries.
+        about: further contents of run.json from the start; a resumed run keeps its own.
         lock: whether to keep other processes out; of several that share a run the first one does.
 
     Attributes:
         notice: a sentence about what was there before; empty if nothing was.
+        read_only: whether this is a finished run that can be shown but not written.
 
     Raises:
         TokredError: the folder holds files that are no run's, is in use, or cannot be written.
@@ -102,18 +120,35 @@ class Folder:
         about: Mapping[str, Any],
         lock: bool = True,
     ) -> None:
-        self.path, self.notice = path, ""
+        self.path, self.notice, self.read_only = path, "", False
         identity = {"configuration": dict(configuration), "software": dict(software)}
         self.run = _plain({**identity, **about, "finished": False})
-        check_writable(path)
         self._lock = FileLock(path / _LOCK, timeout=0)
-        if lock:
+        try:
+            check_writable(path)
+        except TokredError:
+            if not self._open_read_only():
+                raise
+        if lock and not self.read_only:
             self._acquire()
             try:
                 self._take_over()
             except BaseException:
                 self.release()
                 raise
+
+    def _open_read_only(self) -> bool:
+        """Open the finished run that is there, if it is this very run."""
+        file = self.path / "run.json"
+        before = _read_about(file, "choose another folder with --out") if file.is_file() else {}
+        self.read_only = bool(before.get("finished")) and not self._changes(before)
+        self.run = before if self.read_only else self.run
+        return self.read_only
+
+    def _changes(self, before: Mapping[str, Any]) -> list[str]:
+        """What decides the numbers of this run and was different in another one."""
+        pairs = [(before.get(part, {}), self.run[part]) for part in ("configuration", "software")]
+        return [key for then, now in pairs for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
 
     def _acquire(self) -> None:
         try:
@@ -132,11 +167,7 @@ class Folder:
             sweep(folder)
         if file.exists():
             before = _read_about(file, "choose another folder with --out")
-            changed = [
-                key
-                for part in ("configuration", "software")
-                for key in _changed(before.get(part, {}), self.run[part])
-            ]
+            changed = self._changes(before)
             if changed:
                 aside = self._move(self.path, self.path / _PREVIOUS / _key(before), (*OPTIONAL, *FILES))
                 self.notice = f"{self.path} holds a run with another {', '.join(changed)}: it is in {aside} now, and this one starts anew."
@@ -191,18 +222,29 @@ class Folder:
         Raises:
             TokredError: it cannot be written; what was there before is unchanged.
         """
-        replace_file(self.path / name, content.encode() if isinstance(content, str) else content)
+        replace_file(self.path / name, _encoded(content))
 
     @property
-    def whole(self) -> bool:
-        """Whether the run has come to its end and nothing of what it left has been removed since."""
-        return self.finished and all((self.path / name).exists() for name in FILES)
+    def damaged(self) -> list[str]:
+        """Files of a finished run that have been changed or removed since; all but the predictions follow from these."""
+        hashes = {"predictions.npz": "", **dict.fromkeys(FILES, ""), **self.run.get("contents", {})}
+        del hashes["run.json"]
+        return [name for name, digest in hashes.items() if not self._unchanged(name, digest)]
+
+    def _unchanged(self, name: str, digest: str) -> bool:
+        """Whether a file is there and has the recorded contents; predictions are checked where they are read."""
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError:
+            return False
+        return name == "predictions.npz" or _hash(data) == digest
 
     def finish(self, run: Mapping[str, Any], files: Mapping[str, str | bytes]) -> None:
         """Write what the run leaves behind, `run.json` last: from then on it counts as finished."""
         for name, content in files.items():
             self.write(name, content)
-        self.run = {**self.run, **_plain(run), "finished": True}
+        contents = {name: _hash(_encoded(content)) for name, content in files.items()}
+        self.run = {**self.run, **_plain(run), "contents": contents, "finished": True}
         self._begin()
         shutil.rmtree(self.path / _OUTCOMES, ignore_errors=True)
 
@@ -320,8 +362,12 @@ def _key(run: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+def _encoded(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
