@@ -18,7 +18,8 @@ from tokred.core.vit import ReducedViT
 from tokred.data import loading, preprocessing, sources
 from tokred.data.loading import Batch
 from tokred.errors import TokredError
-from tokred.evaluation.engine import Pass, _Clock, dense_model, evaluate
+from tokred.evaluation.engine import Pass, dense_model, evaluate
+from tokred.evaluation.lanes import Clock
 from tokred.evaluation.predictions import Evaluation
 from tokred.models import zoo
 from tokred.testing import tiny_plan, tiny_vit
@@ -116,7 +117,7 @@ def test_images_are_read_once_whatever_the_number_of_methods():
 
     def counted():
         for batch in batches():
-            reads.append(len(batch[0]))
+            reads.append(len(batch.images))
             yield batch
 
     together = models(["lotm", "tome", "topk"])
@@ -211,8 +212,8 @@ def test_twins_share_parameters_and_nothing_else():
 
 def test_the_clock_counts_lanes_that_wait_for_images(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("tokred.evaluation.engine.time.monotonic", lambda: now[0])
-    clock = _Clock(2)
+    monkeypatch.setattr("tokred.evaluation.lanes.time.monotonic", lambda: now[0])
+    clock = Clock(2)
     now[0] = 4.0
     clock.waited(1.0, [3.0])  # one lane was done at 3, the other is busy
     now[0] = 10.0

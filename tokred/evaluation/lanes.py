@@ -1,0 +1,149 @@
+"""How batches share the machine: side by side in threads on a CPU, and in parts where memory has no room for a whole one."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from tokred.data.loading import Batch
+from tokred.errors import TokredError
+
+_MAX_LANES = 8  # batches that run side by side, and so are in memory at once
+
+Work = Callable[[Batch], np.ndarray]
+
+
+class Lanes:
+    """Threads that work on batches side by side.
+
+    On a CPU there is one for each core, up to eight, which uses the cores better than splitting every operator over them; else there
+    is one.
+
+    Args:
+        device: device on which the batches run.
+
+    Attributes:
+        idle: fraction of the threads' time that went by waiting for images.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        threads = torch.get_num_threads()
+        self.count = min(threads, _MAX_LANES) if device.type == "cpu" else 1
+        self.threads = threads // self.count  # of each lane, within operators
+        self.idle = 0.0
+
+    def run(self, work: Work, batches: Iterable[Batch], finished: Callable[[np.ndarray], None]) -> None:
+        """Work on all batches; at most one for each lane is in work, and one more waits beside what the loader has.
+
+        Args:
+            work: called with each batch in a thread.
+            batches: batches, loaded in the calling thread.
+            finished: called with the results in the order of the batches.
+        """
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        clock, running, ends = (
+            Clock(self.count),
+            deque[Future[np.ndarray]](),
+            dict[Future[np.ndarray], float](),
+        )
+        loader = iter(batches)
+        settings = (torch.set_num_threads, (self.threads,))
+        try:
+            with ThreadPoolExecutor(self.count, "lane", *settings) as pool:
+                try:
+                    while True:
+                        since = time.monotonic()
+                        batch = next(loader, None)
+                        unused = [since] * (self.count - len(running))
+                        done = [ends.get(future, time.monotonic()) for future in running if future.done()]
+                        clock.waited(since, unused + done)
+                        if batch is None:
+                            break
+                        if len(running) == self.count:
+                            first = running.popleft()
+                            finished(first.result())
+                            ends.pop(first, None)
+                        future = pool.submit(work, batch)
+                        future.add_done_callback(lambda done: ends.setdefault(done, time.monotonic()))
+                        running.append(future)
+                    while running:
+                        finished(running.popleft().result())
+                finally:
+                    for future in running:
+                        future.cancel()
+        finally:
+            torch.set_num_threads(before)
+            self.idle = clock.share
+
+
+class Clock:
+    """Measures how long lanes are idle because the next images are not loaded yet."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes, self.start = lanes, time.monotonic()
+        self.idle = 0.0  # seconds, summed over lanes
+
+    def waited(self, since: float, ends: list[float]) -> None:
+        """Count the wait for images since a time; the lanes that are idle ended their work at `ends`, perhaps meanwhile."""
+        now = time.monotonic()
+        self.idle += sum(now - max(since, end) for end in ends)
+
+    @property
+    def share(self) -> float:
+        """Idle fraction of the lanes' time."""
+        return self.idle / max(1e-9, self.lanes * (time.monotonic() - self.start))
+
+
+class Portions:
+    """Runs batches in as many parts as memory asks for.
+
+    Args:
+        device: device on which the batches run.
+        shrink: called with the number of images that a part may have, whenever that becomes smaller.
+
+    Attributes:
+        limit: number of images that memory has room for; None while it has had room for all.
+    """
+
+    def __init__(self, device: torch.device, shrink: Callable[[int], None]) -> None:
+        self.device, self.shrink = device, shrink
+        self.limit: int | None = None
+
+    def run(self, work: Callable[[Batch], None], batch: Batch) -> None:
+        """Work on all parts of a batch.
+
+        Raises:
+            TokredError: memory has no room for a single image.
+        """
+        start, total = 0, len(batch.indices)
+        while start < total:
+            size = min(total - start, self.limit or total)
+            part = slice(start, start + size)
+            try:
+                work(Batch(batch.images[part], batch.labels[part], batch.indices[part]))
+                start += size
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise TokredError(
+                        f"{self.device} has no memory even for one image of the dense model."
+                    ) from None
+                self.limit = min(self.limit or size, size // 2)
+                self.shrink(self.limit)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is an out-of-memory error; the CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    messages = ("can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
