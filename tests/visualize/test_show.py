@@ -10,16 +10,17 @@ import pytest
 from helpers.command import run
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageFont
+from PIL import Image
 from rich.console import Console
 
 import tokred
+from tokred.data import sources
 from tokred.data import user_images as named
 from tokred.errors import TokredError
 from tokred.models import zoo
 from tokred.tables.row import Row
 from tokred.testing import tiny_vit
-from tokred.visualize import captions, gallery, layout, overlay, show, terminal, trace
+from tokred.visualize import overlay, panels, sheet, show, terminal, trace
 from tokred.visualize.trace import Map
 
 
@@ -107,7 +108,7 @@ def test_an_image_without_labels_stays_as_it_is():
 
 def test_half_blocks_have_two_pixels_in_a_character():
     image = an_image(5, 4)
-    text = overlay.half_blocks(Image.fromarray(image))
+    text = terminal.half_blocks(Image.fromarray(image))
     lines = text.plain.split("\n")
     assert lines == ["▀" * 4] * 3
     first = text.spans[0].style
@@ -116,37 +117,35 @@ def test_half_blocks_have_two_pixels_in_a_character():
     assert text.spans[-1].style.bgcolor.triplet == tuple(image[4, 3])  # the last line stands for itself twice
 
 
-FONT = layout._font(False, 12)
-
-
 def test_text_is_shortened_only_where_it_must_be():
-    assert layout.fitted(("a long text", "short"), FONT, 500) == "a long text"
-    assert layout.fitted(("a long text " * 9, "short"), FONT, 60) == "short"
-    cut = layout.fitted(("a long text " * 9,), FONT, 60)
-    assert cut.endswith("…")
-    assert FONT.getlength(cut) <= 60
-    assert FONT.getlength(("a long text " * 9)[: len(cut) + 1] + "…") > 60
-    assert layout.fitted(("abc",), FONT, 1) == "…"
-    cut = layout.fitted(("variant-of-a-method-7",), FONT, 90, middle=True)
-    assert FONT.getlength(cut) <= 90
+    long = "variant-of-a-method-7"
+    assert sheet.fitted((long, "short"), 500, 12) == long
+    assert sheet.fitted((long * 9, "short"), 60, 12) == "short"
+    cut = sheet.fitted((long,), 90, 12)
     start, end = cut.split("…")
-    assert "variant-of-a-method-7".startswith(start)
+    assert sheet.text_width(cut, 12) <= 90
+    assert sheet.text_width(f"{start}{long[len(start)]}…{end}", 12) > 90
+    assert long.startswith(start)
     assert end.endswith("-7")
+    assert sheet.fitted(("abc",), 1, 12) == "…"
 
 
-@given(st.text("ab c", max_size=60), st.integers(30, 200))
-def test_wrapped_lines_fit_and_lose_no_word(text, width):
-    lines = layout.wrapped(text, FONT, width)
-    assert all(FONT.getlength(line) <= width for line in lines)
-    if all(FONT.getlength(word) <= width for word in text.split()):
-        assert " ".join(lines).split() == text.split()
+@given(st.text("ab cW", max_size=60), st.integers(640, 900))
+def test_paragraphs_stay_on_the_sheet_and_lose_no_word(text, width):
+    page = sheet._Sheet(width, (224, 224))
+    page.paragraph(text, sheet.Line(()), 16)
+    written = [line.get_text() for line in page.axes.texts]
+    assert all(sheet.text_width(line, 16) <= width - 2 * sheet.MARGIN for line in written)
+    assert " ".join(written).split() == text.split()
 
 
-def test_the_font_has_all_signs_that_pages_use():
-    missing = FONT.getmask("\U0010ffff")
-    for sign in "→✓✗…·é":
-        assert bytes(FONT.getmask(sign)) != bytes(missing), sign
-    assert isinstance(FONT, ImageFont.FreeTypeFont)
+@pytest.mark.filterwarnings("error:Glyph")
+def test_the_font_has_all_signs_that_sheets_use():
+    import matplotlib.font_manager
+    from matplotlib.ft2font import FT2Font
+
+    path = matplotlib.font_manager.findfont("DejaVu Sans", fallback_to_default=False)
+    assert all(FT2Font(path).get_char_index(ord(sign)) for sign in "→✓✗…·é")
 
 
 def a_map(layers, tokens, m=1, n=4, classes=3):
@@ -154,29 +153,29 @@ def a_map(layers, tokens, m=1, n=4, classes=3):
 
 
 def test_tokens_under_a_picture():
-    assert captions.token_counts(a_map((4, 7), (196, 150, 110))) == (
+    assert panels.token_counts(a_map((4, 7), (196, 150, 110))) == (
         "196 → 150 → 110",
         "196 → 110 in 2 stages",
         "196 → 110",
     )
     assert (
-        captions.token_counts(a_map(tuple(range(1, 13)), tuple(range(196, 183, -1))))[0]
+        panels.token_counts(a_map(tuple(range(1, 13)), tuple(range(196, 183, -1))))[0]
         == "196 → 184 in 12 stages"
     )
-    assert captions.token_counts(a_map((), (196,)))[0] == "196 tokens, nothing reduced"
+    assert panels.token_counts(a_map((), (196,)))[0] == "196 tokens, nothing reduced"
 
 
 def test_long_names_keep_what_matters():
-    said = gallery.Verdict("ice bear, polar bear", 0.5, "hamster, a rodent", 0.7, True, False)
-    assert captions.prediction(said) == (
+    verdict = panels.Verdict("ice bear, polar bear", 0.5, "hamster, a rodent", 0.7, True, False)
+    assert verdict.prediction == (
         "hamster, a rodent → ice bear, polar bear ✗",
         "hamster → ice bear ✗",
         "→ ice bear ✗",
     )
-    same = gallery.Verdict("ice bear, polar bear", 0.5, "ice bear, polar bear", 0.7, False, None)
-    assert captions.prediction(same) == ("ice bear, polar bear", "ice bear")
-    long = captions.prediction(gallery.Verdict("a class of a very long name", 0.5, "", 0.7, False, True))
-    assert layout.fitted(long, FONT, 80, middle=True).endswith("✓")
+    same = panels.Verdict("ice bear, polar bear", 0.5, "ice bear, polar bear", 0.7, False, None)
+    assert same.prediction == ("ice bear, polar bear", "ice bear")
+    long = panels.Verdict("a class of a very long name", 0.5, "", 0.7, False, True).prediction
+    assert sheet.fitted(long, 80, 12).endswith("✓")
 
 
 def test_which_layers_are_drawn():
@@ -193,30 +192,29 @@ def test_which_layers_are_drawn():
 
 
 def test_columns_fill_rows_of_equal_length():
-    assert [captions._across(k, 224) for k in (1, 3, 6, 7, 11, 12, 30)] == [1, 3, 6, 4, 6, 6, 6]
-    assert captions._across(33, 224, budgets=3) == 6
-    assert captions._across(20, 224, budgets=4) == 4
-    assert captions._across(3, 384) == 3
-    assert captions._across(0, 224) == 1
-    assert captions._across(2, 4000) == 1
+    assert [sheet.columns(k, 224) for k in (1, 3, 6, 7, 11, 12, 30)] == [1, 3, 6, 4, 6, 6, 6]
+    assert sheet.columns(33, 224, budgets=3) == 6
+    assert sheet.columns(20, 224, budgets=4) == 4
+    assert sheet.columns(3, 384) == 3
+    assert sheet.columns(0, 224) == 1
+    assert sheet.columns(2, 4000) == 1
 
 
 def test_names_of_classes():
     model = SimpleNamespace(num_classes=2)
     folders = SimpleNamespace(class_names=("n01440764", "n01443537"))
     own = zoo.Loaded(model, "x", "file.pth", "")
-    assert named.class_names(folders, own, False) == ("tench, Tinca tinca", "goldfish, Carassius auratus")
-    assert named.class_names(SimpleNamespace(class_names=("cat", "n01443537")), own, False) == (
+    assert named.class_names(folders, own) == ("tench, Tinca tinca", "goldfish, Carassius auratus")
+    assert named.class_names(SimpleNamespace(class_names=("cat", "n01443537")), own) == (
         "cat",
         "n01443537",
     )
-    assert named.class_names(SimpleNamespace(class_names=("cat",)), own, False) is None
-    assert named.class_names(None, own, False) is None
+    assert named.class_names(SimpleNamespace(class_names=("cat",)), own) is None
+    assert named.class_names(None, own) is None
     pretrained = zoo.Loaded(zoo.build("deit_t"), "deit_t", "timm deit_tiny_patch16_224.fb_in1k", "")
-    assert named.class_names(None, pretrained, False)[1] == "goldfish, Carassius auratus"
-    assert named.class_names(None, zoo.Loaded(SimpleNamespace(num_classes=10), "x", "", ""), True) == tuple(
-        "0123456789"
-    )
+    assert named.class_names(None, pretrained)[1] == "goldfish, Carassius auratus"
+    digits = zoo.Loaded(SimpleNamespace(num_classes=10), "x", "", "")
+    assert named.class_names(sources.open_source(), digits) == tuple("0123456789")
 
 
 # The command, on a tiny model.
@@ -243,7 +241,7 @@ def test_show_draws_and_tells(tiny, tmp_path):
     with Image.open(out) as page:
         assert page.format == "PNG"
         # Two blocks of pictures five times as large as 48 pixels, the input and three methods side by side.
-        assert page.width == 2 * layout.MARGIN + 4 * 240 + 3 * layout.GAP
+        assert page.width == 2 * sheet.MARGIN + 4 * 240 + 3 * sheet.GAP
         assert page.height > 2 * 240
     for word in ("test 5", "test 2", "lotm", "tome", "topk", "Confidence", str(out.name)):
         assert word in text
@@ -263,7 +261,7 @@ def test_odd_grids_and_models_without_cls(tiny, tmp_path):
     else:
         assert code == 0
         with Image.open(tmp_path / "page.png") as page:
-            assert page.width == 2 * layout.MARGIN + 4 * 256 + 3 * layout.GAP
+            assert page.width == 2 * sheet.MARGIN + 4 * 256 + 3 * sheet.GAP
 
 
 def test_the_default_is_the_first_images_and_a_file_under_runs(tiny, tmp_path, monkeypatch):
@@ -369,8 +367,8 @@ def test_a_method_that_cannot_does_not_keep_the_others_from_being_shown(tiny, tm
     assert "tome: tome" in text
     assert "topk" in text
     allowed = tokred.show(index=[0], methods=["patchmerger", "topk"], stages=(2, 3), allow_unfitted=True)
-    assert "random parameters" in captions._header(allowed, "patchmerger")[0].versions[0]
-    assert any(note.startswith("Soft (patchmerger)") for note in captions._notes(allowed))
+    assert "random parameters" in allowed.header("patchmerger")[0][0]
+    assert any(note.startswith("Soft (patchmerger)") for note in allowed.notes)
 
 
 def test_what_changes_is_marked(tiny):
@@ -385,12 +383,15 @@ def test_what_changes_is_marked(tiny):
     object.__setattr__(traced.dense, "probabilities", dense)
     object.__setattr__(traced.maps["topk"], "probabilities", after)
     right, wrong, same = str(truth[1]), str((truth[1] + 1) % 10), str(truth[0])
-    assert captions.prediction(shown.verdict("topk", 0))[0] == f"{same} ✓"
-    assert captions.prediction(shown.verdict("topk", 1))[0] == f"{right} → {wrong} ✗"
-    assert captions.confidence(shown.verdict("topk", 1)) == "75.0 → 99.9 %"
-    page, _ = captions.page(shown)
-    assert [block.rows[0][0].alert for block in page.blocks] == [False, True]
-    assert "the prediction changes" in [meaning for _, meaning in page.legend]
+    assert shown.verdict("topk", 0).prediction[0] == f"{same} ✓"
+    assert shown.verdict("topk", 1).prediction[0] == f"{right} → {wrong} ✗"
+    assert shown.verdict("topk", 1).confidence == "75.0 → 99.9 %"
+    assert [sheet._cell(shown, "topk", image, 5.0, None).alert for image in (0, 1)] == [False, True]
+    assert "the prediction changes" in [meaning for _, meaning in sheet._legend(shown)]
+    edge = np.asarray(shown.picture)[:, sheet.MARGIN + 240 + sheet.GAP - 3]  # left of the method's pictures
+    framed = np.flatnonzero((edge[120:] == (0xD5, 0x5E, 0x00)).all(axis=1))
+    assert 240 <= len(framed) <= 250  # one picture, the second one
+    assert framed[0] > 240
     assert shown.frame.changed.tolist() == [False, True]
     assert shown.frame.right.tolist() == [True, False]
     console = Console(width=150, file=io.StringIO())
@@ -401,32 +402,58 @@ def test_what_changes_is_marked(tiny):
     assert table.count("yes") == 1
 
 
+def place(page, picture, x):
+    """Where a picture stands on a page at that x, pixel by pixel."""
+    column = np.asarray(page)[:, x : x + picture.width]
+    wanted = np.asarray(picture)
+    tops = range(len(column) - len(wanted) + 1)
+    return [
+        y for y in tops if (column[y] == wanted[0]).all() and (column[y : y + len(wanted)] == wanted).all()
+    ]
+
+
+@pytest.mark.parametrize("methods", [["topk"], ["lotm", "tome", "topk"] * 4])
+def test_pictures_are_on_the_sheet_pixel_by_pixel_and_nothing_is_cut(tiny, methods):
+    shown = tokred.show(index=[0, 1], methods=methods[:3], stages=(2, 3), size=96)
+    maps = {f"{name} {k}": shown.traced.maps[name] for k, name in enumerate(methods)}
+    rows = {f"{name} {k}": shown.rows[name] for k, name in enumerate(methods)}
+    object.__setattr__(shown.traced, "maps", maps)
+    shown.rows = rows
+    page = sheet.render(shown)
+    for image in (0, 1):
+        for column, name in enumerate(maps):
+            labels = maps[name].labels[image, -1]
+            picture = overlay.cell(shown.traced.images[image], labels, shown.traced.grid, 2.0)
+            tops = place(page, picture, sheet.MARGIN + (1 + column) * (96 + sheet.GAP))
+            assert len(tops) == 1
+    pixels = np.asarray(page)
+    for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
+        assert (edge == 255).all()
+
+
 def test_a_dense_control_is_its_image_alone(tiny):
     shown = tokred.show(index=[0], methods=["topk"], stages=(2, 3), layers="all")
     shown.traced.maps["lowres"] = Map(
         (), (25,), np.zeros((1, 0, 25), dtype=int), shown.traced.dense.probabilities
     )
     shown.rows["lowres"] = Row("lowres", gflops=0.7, reduction=0.3)
-    page, side = captions.page(shown)
-    assert len(page.blocks[0].rows) == 2
-    for row in page.blocks[0].rows:
-        assert row[1].picture.tobytes() == page.blocks[0].first.picture.tobytes()
-        assert row[0].picture.tobytes() != row[1].picture.tobytes()
-    assert page.columns[1][1].versions[0] == "30.00 % saved · 0.70 G"
-    assert layout.sheet(page, side).width == 2 * layout.MARGIN + 3 * side[0] + 2 * layout.GAP
+    image = overlay.cell(shown.traced.images[0], None, shown.traced.grid, 5.0)
+    places = [place(shown.picture, image, sheet.MARGIN + column * (240 + sheet.GAP)) for column in range(3)]
+    assert [len(tops) for tops in places] == [1, 0, 2]  # the input, topk, and lowres after each of two layers
+    assert shown.header("lowres")[1][0] == "30.00 % saved · 0.70 G"
+    assert shown.picture.width == 2 * sheet.MARGIN + 3 * 240 + 2 * sheet.GAP
     assert len(list(terminal.pictures(shown, 200))) == 1
 
 
 def test_every_layer_has_a_row_and_predictions_stand_under_the_last(tiny):
     shown = tokred.show(index=[0], methods=["topk", "lotm"], stages=(2, 3), layers="all")
-    page, side = captions.page(shown)
     assert shown.layers == (2, 3)
     tokens = shown.traced.maps["topk"].tokens
-    first, last = (row[0] for row in page.blocks[0].rows)
+    first, last = (sheet._cell(shown, "topk", 0, 5.0, layer) for layer in (2, 3))
     assert [line.versions[0] for line in first.lines] == [f"layer 2: {tokens[1]} tokens"]
     assert last.lines[0].versions[0] == f"layer 3: {tokens[2]} tokens"
     assert len(last.lines) == 3
-    assert side == (240, 240)
+    assert first.picture.size == (240, 240)
 
 
 def test_disagreeing_images_are_those_that_choose_names(tiny, monkeypatch):
@@ -470,6 +497,9 @@ def test_notebooks_and_files_get_the_same_picture(tiny, tmp_path):
     shown = tokred.show([Image.fromarray(an_image(50, 50))], ["topk"], stages=(2, 3))
     shown.save(tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes() == shown._repr_png_()
+    again = tokred.show([Image.fromarray(an_image(50, 50))], ["topk"], stages=(2, 3))
+    for suffix in (".png", ".webp", ".jpg"):
+        assert again._encoded(suffix) == shown._encoded(suffix)
     assert shown.captions == ["image 0"]
     (tmp_path / "taken.png").mkdir()
     with pytest.raises(TokredError, match="cannot be written"):
@@ -477,7 +507,9 @@ def test_notebooks_and_files_get_the_same_picture(tiny, tmp_path):
 
 
 def test_help_needs_no_heavy_library():
-    code = "import sys, tokred.cli; print([name for name in ('torch', 'matplotlib', 'PIL', 'pandas') if name in sys.modules])"
+    code = (
+        "import sys, tokred.cli; print(sorted({'torch', 'matplotlib', 'PIL', 'pandas'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,6 +1,7 @@
-"""Where tokens go, against walks over Python lists; which images are worth a look; what a report keeps of them."""
+"""Where tokens go, against walks over Python lists; on which images models disagree; what a report keeps."""
 
 import copy
+import io
 
 import numpy as np
 import pytest
@@ -169,11 +170,11 @@ def test_a_method_that_fails_does_not_take_the_others_along():
     assert len(traced.maps["lotm"].labels) == 6
 
 
-def test_a_broken_unreduced_model_and_no_images_are_errors():
+def test_a_broken_dense_model_and_no_images_are_errors():
     broken = copy.deepcopy(tiny_vit())
     with torch.no_grad():
         broken.norm.weight.fill_(torch.nan)
-    with pytest.raises(TokredError, match="unreduced model fails: its numbers are not finite"):
+    with pytest.raises(TokredError, match="dense model fails: its numbers are not finite"):
         trace.trace(broken, {}, [batch(broken)])
     with pytest.raises(TokredError, match="no image to show"):
         trace.trace(tiny_vit(), {}, [])
@@ -249,7 +250,7 @@ def test_packed_maps_come_back():
         "topk": reduced(registry.get("topk"), backbone),
     }
     traced = trace.trace(backbone, models, [batch(backbone)])
-    arrays = trace.unpack(trace.pack(traced))
+    arrays = dict(np.load(io.BytesIO(trace.pack(traced)), allow_pickle=False))
     assert set(arrays) == {"index", "images", "names", "labels", "grid"}
     assert arrays["names"].tolist() == ["lotm", "topk"]  # the dense one has no tokens to draw
     assert arrays["grid"].tolist() == [5, 8]
@@ -258,17 +259,3 @@ def test_packed_maps_come_back():
     np.testing.assert_array_equal(arrays["images"], traced.images)
     assert (arrays["index"].dtype, arrays["index"].tolist()) == (np.int64, [7, 8, 9])
     assert (arrays["labels"][:, 1] == -1).any()
-
-
-@pytest.mark.parametrize("data", [b"", b"no zip", "cut", "other"])
-def test_what_is_no_packed_map_is_refused(data):
-    backbone = tiny_vit()
-    whole = trace.pack(
-        trace.trace(backbone, {"lotm": reduced(registry.get("lotm"), backbone)}, [batch(backbone)])
-    )
-    if data == "cut":
-        data = whole[:-40]
-    elif data == "other":
-        data = Evaluation.empty(3, ["a"]).pack(np.arange(3))
-    with pytest.raises(ValueError, match="no packed maps"):
-        trace.unpack(data)

@@ -85,7 +85,7 @@ def show(
     """Draw which tokens methods merge, keep and drop on images, and which predictions change."""
     from tokred.evaluation.config import budget_range
     from tokred.utils.atomic import check_writable
-    from tokred.visualize.gallery import check_kind
+    from tokred.visualize.gallery import check_suffix
     from tokred.visualize.show import Showing
 
     config = configuration(model, budget_range(budget), plans, images, fitted, how)
@@ -96,7 +96,7 @@ def show(
     )
     index = None if images.index is None else _numbers(images.index, "--index", "numbers of images")
     if target is not None:
-        check_kind(target)
+        check_suffix(target)
     showing = Showing(config, files or (), index, images.disagree, layers, size)
     path = target or Path("runs") / f"{_name(showing)}.png"
     check_writable(path.parent)

@@ -67,7 +67,7 @@ def svg(drawn: Figure) -> str:
 def png(drawn: Figure, dpi: int = 160) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
-    with style(), _any_script():
+    with style(), any_script():
         drawn.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
@@ -96,7 +96,7 @@ def inline(drawn: Figure, name: str = "figure") -> str:
 
 
 @contextmanager
-def _any_script() -> Iterator[None]:
+def any_script() -> Iterator[None]:
     """Names may be in a script that matplotlib's own font lacks: a browser has it, and on paper a box stands for it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -105,6 +105,6 @@ def _any_script() -> Iterator[None]:
 
 def _svg(drawn: Figure, transparent: bool) -> str:
     buffer = io.StringIO()
-    with style(), _any_script():
+    with style(), any_script():
         drawn.savefig(buffer, format="svg", transparent=transparent, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

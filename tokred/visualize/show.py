@@ -1,4 +1,4 @@
-"""`show`: from a user's images, methods and budgets to a gallery."""
+"""`show`: from images, methods and budgets to a gallery."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tokred.data.user_images import Given
 from tokred.errors import TokredError
 from tokred.evaluation import candidates
 from tokred.evaluation.config import Config
+from tokred.evaluation.engine import dense_model, evaluate
 from tokred.evaluation.inputs import load_weights, open_images, prepare
 from tokred.models import zoo
 from tokred.tables.row import Row
@@ -20,12 +21,12 @@ from tokred.utils.devices import resolve_precision
 from tokred.utils.distributed import Processes
 from tokred.utils.text import spaced, visible
 from tokred.visualize import trace
-from tokred.visualize.captions import check_extent
 from tokred.visualize.gallery import Gallery
+from tokred.visualize.sheet import check_extent
 from tokred.visualize.trace import Map
 
-Shown = Literal["last", "all"] | tuple[int, ...]
-_FEW = 4  # stages; a method with more adds no rows of its own to a page
+Layers = Literal["last", "all"] | tuple[int, ...]
+_FEW = 4  # stages; a method with more adds only its last to a sheet
 
 
 def show(
@@ -36,38 +37,36 @@ def show(
     *,
     index: Sequence[int] | None = None,
     disagree: int | None = None,
-    layers: Shown = "last",
+    layers: Layers = "last",
     size: int | None = None,
     **settings: Any,
 ) -> Gallery:
     """Draw what methods make of images: files, Pillow images, or images of a data set.
 
     Args:
-        images: to show; by default those of the data set.
-        methods: names; by default all registered.
-        budget: fraction of FLOPs to save, or several.
+        images: files or Pillow images; by default those of the data set.
+        methods: names of methods; by default all registered ones.
+        budget: the fraction of FLOPs to save, or several.
         model: a name of tokred or timm.
-        index: of images of the data set; by default the first three.
-        disagree: show so many images on which models disagree most, of the first `limit` of the data set, by default 64.
+        index: which images of the data set; by default the first three.
+        disagree: show so many images on which models disagree most, of the first `limit` of the data set, by
+            default 64.
         layers: "last" to draw the end, "all" for a row after each stage, or the layers after which to draw.
-        size: of the longer side of each picture in pixels.
-        settings: the other fields of `Config`. With `images`, `data` says which data set's weights and class names to use.
+        size: the longer side of each picture in pixels.
+        settings: the other fields of `Config`. With `images`, `data` names the data set whose weights and
+            class names to use.
 
     Raises:
         TokredError: wrong input, or no method that can run.
     """
-    return Showing(
-        Config.from_mapping({"model": model, "budgets": budget, "methods": methods or None, **settings}),
-        images,
-        index,
-        disagree,
-        layers,
-        size,
-    ).run()
+    config = Config.from_mapping({"model": model, "budgets": budget, "methods": methods or None, **settings})
+    return Showing(config, images, index, disagree, layers, size).run()
 
 
 class Showing:
-    """A gallery whose input has been checked: `run` makes it.
+    """A gallery whose input has been checked; `run` makes it.
+
+    Args: as for `show`.
 
     Raises:
         TokredError: anything wrong with the input, before any model runs.
@@ -79,35 +78,18 @@ class Showing:
         images: Sequence[Given] = (),
         index: Sequence[int] | None = None,
         disagree: int | None = None,
-        layers: Shown = "last",
+        layers: Layers = "last",
         size: int | None = None,
     ) -> None:
-        if sum((bool(images), index is not None, disagree is not None)) > 1:
-            raise TokredError(
-                "Give image files, or --index, or --disagree; they are three ways to say which images."
-            )
-        if size is not None and not 32 <= size <= 2048:
-            raise TokredError(
-                f"--size is the longer side of each picture, from 32 to 2048 pixels; got {size}."
-            )
-        if disagree is not None and disagree < 1:
-            raise TokredError(
-                f"--disagree is the number of images to show and must be at least 1, got {disagree}."
-            )
-        self.config, self.images, self.wanted, self.size, self.disagree = (
-            config,
-            list(images),
-            layers,
-            size,
-            disagree,
-        )
+        _check(images, index, disagree, size)
+        self.config, self.images, self.disagree = config, images, disagree
+        self.layers, self.size = layers, size
         files = user_images.source(images) if images else None
         data = None if images and config.data is None else open_images(config)
         self.loaded = self._load(data)
         if data is not None and not images:
-            data = preflight.align(
-                data, self.loaded.model.num_classes, self.loaded.weights, own=config.weights is not None
-            )
+            own = config.weights is not None
+            data = preflight.align(data, self.loaded.model.num_classes, self.loaded.weights, own=own)
         self.source = files or data or user_images.source(images)
         self.index = user_images.check_index(self.source, index, default=len(images) or 3)
         self.names = user_images.class_names(data, self.loaded)
@@ -120,17 +102,11 @@ class Showing:
         try:
             return load_weights(self.config, data)
         except TokredError as error:
-            if (
-                self.images
-                and self.config.data is None
-                and self.config.weights is None
-                and "cannot be loaded" in str(error)
-            ):
-                text = str(error).rstrip(".")
-                raise TokredError(
-                    f"{text}, or use those for PhotoDigits that tokred ships with --data {sources.PHOTODIGITS}."
-                ) from error
-            raise
+            named = self.config.data is not None or self.config.weights is not None
+            if not self.images or named or "cannot be loaded" not in str(error):
+                raise
+            hint = f"use those for PhotoDigits that tokred ships with --data {sources.PHOTODIGITS}"
+            raise TokredError(f"{str(error).rstrip('.')}, or {hint}.") from error
 
     def _plan(self) -> None:
         costs, model = CostTable(self.loaded.model), self.loaded.model
@@ -139,62 +115,78 @@ class Showing:
         self.models = {name: model for name, model in models.items() if model is not None}
         self.rows = {candidate.name: Row(**vars(candidate.facts(costs))) for candidate in self.candidates}
         depth = len(model.blocks)
-        if not isinstance(self.wanted, str) and not all(1 <= layer <= depth for layer in self.wanted or (0,)):
-            raise TokredError(
-                f'--show-stages takes last, all, or layers from 1 to {depth}, such as "4 7 10"; got {spaced(self.wanted)!r}.'
-            )
-        rows = 5 if self.wanted == "all" else 1 if self.wanted == "last" else len(self.wanted)
-        check_extent(
-            self.disagree or len(self.index), len(self.models), rows, model.patch_embed.img_size, self.size
-        )
+        if not isinstance(self.layers, str) and not all(1 <= layer <= depth for layer in self.layers or (0,)):
+            expected = f'last, all, or layers from 1 to {depth}, such as "4 7 10"'
+            raise TokredError(f"--show-stages takes {expected}; got {spaced(self.layers)!r}.")
+        rows = {"all": 5, "last": 1}[self.layers] if isinstance(self.layers, str) else len(self.layers)
+        images = self.disagree or len(self.index)
+        check_extent(images, len(self.models), rows, model.patch_embed.img_size, self.size)
         self.gflops = costs.dense / 1e9
 
     def run(self) -> Gallery:
         """Run all models over the images.
 
         Raises:
-            TokredError: an image cannot be read, or the unreduced model fails.
+            TokredError: an image cannot be read, or the dense model fails.
         """
         index = self.index if self.disagree is None else self._disagreeing(self.disagree)
         batches = trace.load(self.source, self.preparation, index, self.config.batch_size or 16)
         traced = trace.trace(self.loaded.model, self.models, batches, device=self.device, dtype=self.dtype)
         for name, reason in traced.failed.items():
             self.rows[name] = replace(self.rows[name], status="failed", error=reason)
-        captions = (
-            user_images.names(self.images) if self.images else [f"{self.source.split} {i}" for i in index]
-        )
+        numbered = [f"{self.source.split} {i}" for i in index]
+        captions = user_images.names(self.images) if self.images else numbered
         saved = ", ".join(f"{100 * budget:g}" for budget in self.config.budgets)
-        what = "" if self.images else f" on {self.source.name}, {self.source.split} split"
+        where = "" if self.images else f" on {self.source.name}, {self.source.split} split"
         return Gallery(
-            traced, self.rows, self.gflops, self.names, [visible(caption) for caption in captions],
-            visible(f"{self.config.model}{what}, {saved} % fewer FLOPs"), visible(f"Weights: {self.loaded.weights}."),
-            shown_layers(list(traced.maps.values()), self.wanted), self.size,
-        )  # fmt: skip
+            traced=traced,
+            rows=self.rows,
+            gflops=self.gflops,
+            names=self.names,
+            captions=[visible(caption) for caption in captions],
+            title=visible(f"{self.config.model}{where}, {saved} % fewer FLOPs"),
+            subtitle=visible(f"Weights: {self.loaded.weights}."),
+            layers=shown_layers(list(traced.maps.values()), self.layers),
+            size=self.size,
+        )
 
     def _disagreeing(self, count: int) -> list[int]:
-        """Images on which models disagree most, among the first."""
-        from tokred.evaluation.engine import dense_model, evaluate
-
+        """The images on which models disagree most, among the first."""
         source = self.source.limit(self.config.limit or 64)
         batches = trace.load(source, self.preparation, range(len(source)), self.config.batch_size or 16)
         dense = dense_model(self.loaded.model, self.models.values())
-        found = evaluate(dense, self.models, batches, len(source), device=self.device, dtype=self.dtype)
-        return [int(i) for i in trace.choose(found, count)]
+        evaluation = evaluate(dense, self.models, batches, len(source), device=self.device, dtype=self.dtype)
+        return [int(i) for i in trace.choose(evaluation, count)]
 
 
-def shown_layers(found: Sequence[Map], wanted: Shown) -> tuple[int, ...]:
-    """The layers after which to draw; none for only the end.
+def _check(
+    images: Sequence[Given], index: Sequence[int] | None, disagree: int | None, size: int | None
+) -> None:
+    if sum((bool(images), index is not None, disagree is not None)) > 1:
+        raise TokredError(
+            "Give image files, or --index, or --disagree; they are three ways to say which images."
+        )
+    if size is not None and not 32 <= size <= 2048:
+        raise TokredError(f"--size is the longer side of each picture, from 32 to 2048 pixels; got {size}.")
+    if disagree is not None and disagree < 1:
+        raise TokredError(
+            f"--disagree is the number of images to show and must be at least 1, got {disagree}."
+        )
 
-    "all" is after each stage of any model. One with more stages than four would make a page of its own: it adds only its last, or, where
-    all are like that, four that are evenly spread.
+
+def shown_layers(maps: Sequence[Map], layers: Layers) -> tuple[int, ...]:
+    """The layers after which to draw; empty for the last stage alone.
+
+    "all" means after each stage of any model. A model with more than four stages adds only its last one;
+    where all models are like that, four stages of the longest plan are drawn.
     """
-    if wanted == "last":
+    if layers == "last":
         return ()
-    if wanted != "all":
-        return tuple(sorted(set(wanted)))
-    few = [model.layers for model in found if 0 < len(model.layers) <= _FEW]
-    many = [model.layers for model in found if len(model.layers) > _FEW]
-    chosen = {layer for layers in few for layer in layers} | {layers[-1] for layers in many}
+    if layers != "all":
+        return tuple(sorted(set(layers)))
+    few = [tokens.layers for tokens in maps if 0 < len(tokens.layers) <= _FEW]
+    many = [tokens.layers for tokens in maps if len(tokens.layers) > _FEW]
+    chosen = {layer for plan in few for layer in plan} | {plan[-1] for plan in many}
     if many and not few:
         longest = max(many, key=len)
         chosen |= {longest[round(len(longest) * part / _FEW) - 1] for part in range(1, _FEW + 1)}

@@ -1,90 +1,94 @@
-"""A gallery in the terminal: small pictures of half blocks where it has colours, and a table where it has not."""
+"""A gallery in the terminal: small pictures of half blocks where it has colours, else a table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
+from rich.color import Color
 from rich.markup import escape
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from tokred.utils.text import visible
-from tokred.visualize.captions import confidence, prediction, token_counts
-from tokred.visualize.overlay import cell, half_blocks
-from tokred.visualize.trace import Map
+from tokred.visualize.overlay import cell
+from tokred.visualize.panels import Panels, Texts, token_counts
 
-if TYPE_CHECKING:
-    from tokred.visualize.gallery import Gallery
-
-_LEAST, _MOST = 14, 36  # characters across a picture
+_NARROW, _WIDE = 14, 36  # characters across a picture
 
 
-def pictures(gallery: Gallery, width: int) -> Iterator[Table]:
+def pictures(panels: Panels, width: int) -> Iterator[Table]:
     """Each image with every method beside it, in rows that fit into so many characters."""
-    names: list[str | None] = [None, *gallery.traced.maps]
-    columns = gallery.traced.grid[1]
-    wide = next((size for size in (2 * columns, columns) if _LEAST <= size <= _MOST), _MOST)
+    names: list[str | None] = [None, *panels.traced.maps]
+    patches = panels.traced.grid[1]
+    wide = next((size for size in (2 * patches, patches) if _NARROW <= size <= _WIDE), _WIDE)
     wide = max(8, min(wide, width))
     across = max(1, (width + 2) // (wide + 2))
-    for image in range(len(gallery.captions)):
+    for image, caption in enumerate(panels.captions):
         for start in range(0, len(names), across):
-            grid = Table.grid(padding=(0, 2, 0, 0))
-            some = names[start : start + across]
-            for _ in some:
+            group, grid = names[start : start + across], Table.grid(padding=(0, 2, 0, 0))
+            for _ in group:
                 grid.add_column(width=wide, no_wrap=True, overflow="ellipsis")
-            grid.add_row(*(Text(visible(_title(gallery, name, image)), "bold") for name in some))
-            grid.add_row(*(_picture(gallery, name, image, wide) for name in some))
-            grid.add_row(*(_tokens(gallery, name, wide) for name in some))
-            grid.add_row(*(_verdict(gallery, name, image, wide) for name in some), end_section=True)
+            grid.add_row(*(Text(visible(name or caption), "bold") for name in group))
+            grid.add_row(*(_picture(panels, name, image, wide) for name in group))
+            grid.add_row(*(_tokens(panels, name, wide) for name in group))
+            grid.add_row(*(_prediction(panels, name, image, wide) for name in group), end_section=True)
             grid.add_row()
             yield grid
 
 
-def table(gallery: Gallery) -> Table:
-    """One row for each image and method."""
-    made = Table(title=escape(visible(gallery.title)), title_justify="left", header_style="bold")
+def table(panels: Panels) -> Table:
+    """A table with one row for each image and method."""
+    drawn = Table(title=escape(visible(panels.title)), title_justify="left", header_style="bold")
     for header in ("Image", "Method", "Tokens", "Prediction", "Confidence", "Changed"):
-        made.add_column(header, overflow="fold", justify="right" if header == "Confidence" else "left")
-    for image, caption in enumerate(gallery.captions):
-        for row, (name, found) in enumerate(gallery.traced.maps.items()):
-            said = gallery.verdict(name, image)
-            texts = (
-                ("", "", "")
-                if said is None
-                else (prediction(said)[0], confidence(said), "yes" if said.changed else "")
-            )
-            first = caption if row == 0 else ""
-            tokens = " ".join(map(str, found.tokens))
-            made.add_row(
-                *map(escape, (first, visible(name), tokens, *texts)),
-                end_section=row == len(gallery.traced.maps) - 1,
-            )
-    return made
+        drawn.add_column(header, overflow="fold", justify="right" if header == "Confidence" else "left")
+    for image, caption in enumerate(panels.captions):
+        for number, (name, tokens) in enumerate(panels.traced.maps.items(), start=1):
+            cells = [caption if number == 1 else "", visible(name), " ".join(map(str, tokens.tokens))]
+            if verdict := panels.verdict(name, image):
+                cells += [verdict.prediction[0], verdict.confidence, "yes" if verdict.changed else ""]
+            drawn.add_row(*map(escape, cells), end_section=number == len(panels.traced.maps))
+    return drawn
 
 
-def _title(gallery: Gallery, name: str | None, image: int) -> str:
-    return gallery.captions[image] if name is None else name
+def half_blocks(image: Image.Image) -> Text:
+    """A small picture as lines of text: each character shows two pixels, one above the other."""
+    pixels = np.asarray(image.convert("RGB"))
+    if len(pixels) % 2:
+        pixels = np.concatenate([pixels, pixels[-1:]])
+    text = Text(no_wrap=True, end="")
+    for row, (above, below) in enumerate(zip(pixels[::2].tolist(), pixels[1::2].tolist(), strict=True)):
+        text.append("\n" if row else "")
+        for high, low in zip(above, below, strict=True):
+            text.append("▀", Style(color=Color.from_rgb(*high), bgcolor=Color.from_rgb(*low)))
+    return text
 
 
-def _picture(gallery: Gallery, name: str | None, image: int, wide: int) -> Text:
-    traced = gallery.traced
-    found = None if name is None else traced.maps[name]
-    labels = found.labels[image, -1] if found is not None and found.layers else None
+def _picture(panels: Panels, name: str | None, image: int, wide: int) -> Text:
+    traced = panels.traced
+    tokens = None if name is None else traced.maps[name]
+    labels = tokens.labels[image, -1] if tokens is not None and tokens.layers else None
     pixels = traced.images[image]
     return half_blocks(cell(pixels, labels, traced.grid, wide / pixels.shape[1], lines=False))
 
 
-def _tokens(gallery: Gallery, name: str | None, wide: int) -> str:
-    found: Map = gallery.traced.dense if name is None else gallery.traced.maps[name]
-    versions = (f"{found.tokens[0]} tokens",) if name is None else token_counts(found)
-    return next((text for text in versions if len(text) <= wide), versions[-1])
+def _tokens(panels: Panels, name: str | None, wide: int) -> str:
+    if name is None:
+        return f"{panels.traced.dense.tokens[0]} tokens"
+    return _longest(token_counts(panels.traced.maps[name]), wide)
 
 
-def _verdict(gallery: Gallery, name: str | None, image: int, wide: int) -> Text:
-    said = gallery.verdict(name, image)
-    if said is None:
+def _prediction(panels: Panels, name: str | None, image: int, wide: int) -> Text:
+    verdict = panels.verdict(name, image)
+    if verdict is None:
         return Text("")
-    share = f"  {100 * said.share:.0f} %"
-    text = next((text for text in prediction(said) if len(text) + len(share) <= wide), prediction(said)[-1])
-    return Text(text + share, "bold red" if said.changed else "")
+    share = f"  {100 * verdict.share:.0f} %"
+    text = _longest(verdict.prediction, wide - len(share)) + share
+    return Text(text, "bold red" if verdict.changed else "")
+
+
+def _longest(versions: Texts, wide: int) -> str:
+    """The first version that fits into so many characters, else the last one."""
+    return next((text for text in versions if len(text) <= wide), versions[-1])

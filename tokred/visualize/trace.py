@@ -1,13 +1,14 @@
-"""Where tokens go on some images: for every patch, the token that holds it after each stage, and what the model then predicts.
+"""Where tokens go on some images: the token that holds each patch after each stage, and the prediction.
 
-`trace` follows images through models, `choose` finds images that are worth looking at, `pack` keeps the last stage of a few for a report.
+`trace` follows images through models, `choose` finds images on which models disagree, `arrays` keeps the last
+stage for a report.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,12 @@ class Map:
     """What one model does with m images.
 
     Attributes:
-        layers: of its stages, one-based; none of a dense model.
+        layers: layers of its stages, one-based; empty for a dense model.
         tokens: patch tokens before the first stage and after each.
-        labels: [m, stages, N0] int64, the token that holds each patch after each stage; -1 where it was dropped.
+        labels: [m, stages, N0] int64, the token that holds each patch after each stage; -1 where it was
+            dropped.
         probabilities: [m, classes] float32; [m, 0] where the model has no classifier.
-        soft: whether tokens are mixed: then a patch belongs to the token that has its largest share.
+        soft: whether tokens are mixtures; a patch then belongs to the token that has its largest share.
     """
 
     layers: tuple[int, ...]
@@ -43,27 +45,26 @@ class Map:
     soft: bool = False
 
     def after(self, layer: int) -> tuple[int, np.ndarray]:
-        """Tokens after a layer's stage, and the labels there, [m, N0]: those of the last stage that has run."""
-        done = sum(stage <= layer for stage in self.layers)
-        n = self.labels.shape[2]
-        return self.tokens[done], self.labels[:, done - 1] if done else np.broadcast_to(
-            np.arange(n), (len(self.labels), n)
-        )
+        """The number of tokens after a layer, and the label of each patch there, [m, N0]."""
+        done, (m, _, n) = sum(stage <= layer for stage in self.layers), self.labels.shape
+        labels = self.labels[:, done - 1] if done else np.broadcast_to(np.arange(n), (m, n))
+        return self.tokens[done], labels
 
 
 @dataclass(frozen=True)
 class Traced:
-    """Images on their way through an unreduced model and reduced ones.
+    """Images that were followed through the dense model and reduced ones.
 
     Attributes:
-        index: [m] int64, of the images in their source.
-        images: [m, H, W, 3] uint8, as the model saw them: prepared, without what lies beyond the last whole patch.
+        index: [m] int64, places of the images in their source.
+        images: [m, H, W, 3] uint8, as the model saw them: prepared, without what lies beyond the last whole
+            patch.
         truth: [m] int64, their labels; negative where unknown.
-        kinds: images, by index, whose file is not plain 8-bit colour, with what it is.
+        kinds: the kind of each file that is not plain 8-bit colour, by index.
         grid: rows and columns of patches.
-        dense: of the unreduced model.
-        maps: of the others that did not fail.
-        failed: why the rest did.
+        dense: the map of the dense model.
+        maps: the maps of the reduced models that did not fail.
+        failed: the others, with the reason.
     """
 
     index: np.ndarray
@@ -79,10 +80,10 @@ class Traced:
 def load(
     source: Source, preparation: Preparation, index: Sequence[int] | np.ndarray, batch_size: int = 16
 ) -> Iterable[Batch]:
-    """Prepared images of a source by index, some at a time.
+    """Yield prepared images of a source by index, in batches.
 
     Raises:
-        TokredError: one cannot be read.
+        TokredError: an image cannot be read.
     """
     batches = [[int(i) for i in index[start : start + batch_size]] for start in range(0, len(index), batch_size)]
     return loading.batches(source, preparation, batches, workers=0)
@@ -96,17 +97,18 @@ def trace(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Traced:
-    """Follow images through the unreduced model and through others. One that fails does not take the others along.
+    """Follow images through the dense model and reduced ones. A reduced model that fails does not affect the
+    others.
 
     Args:
-        backbone: the unreduced model.
-        models: on the same backbone or on others.
-        batches: of images, as `load` gives them.
+        backbone: the dense model.
+        models: reduced models, on the same backbone or on others.
+        batches: batches of images, from `load`.
         device: where to run; the models are moved there.
-        dtype: of matrix products, by autocast unless float32.
+        dtype: type of matrix products, by autocast unless it is float32.
 
     Raises:
-        TokredError: an image cannot be read, or there is none.
+        TokredError: an image cannot be read, there is none, or the dense model fails.
     """
     device = device or torch.device("cpu")
     everything = {"": ReducedViT(backbone), **models}
@@ -114,7 +116,7 @@ def trace(
         model.to(device).eval()
     parts: dict[str, list[Map]] = {name: [] for name in everything}
     failed: dict[str, str] = {}
-    seen = []
+    seen: list[Batch] = []
     for batch in batches:
         images, index = batch.images.to(device), batch.indices.to(device)
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -124,25 +126,25 @@ def trace(
                 except Exception as error:  # whatever a method does
                     failed[name] = str(error).strip().partition("\n")[0] or type(error).__name__
         if "" in failed:
-            raise TokredError(f"The unreduced model fails: {failed['']}")
+            raise TokredError(f"The dense model fails: {failed['']}")
         seen.append(batch)
     if not seen:
         raise TokredError("There is no image to show.")
-    maps = {name: _joined(found) for name, found in parts.items() if name not in failed}
+    maps = {name: _joined(several) for name, several in parts.items() if name not in failed}
     return Traced(
-        np.concatenate([batch.indices.numpy() for batch in seen]),
-        np.concatenate([pixels(batch.images, backbone) for batch in seen]),
-        np.concatenate([batch.labels.numpy() for batch in seen]),
-        {index: kind for batch in seen for index, kind in batch.kinds.items()},
-        tuple(backbone.patch_embed.grid_size),
-        maps.pop(""),
-        maps,
-        failed,
+        index=np.concatenate([batch.indices.numpy() for batch in seen]),
+        images=np.concatenate([pixels(batch.images, backbone) for batch in seen]),
+        truth=np.concatenate([batch.labels.numpy() for batch in seen]),
+        kinds={index: kind for batch in seen for index, kind in batch.kinds.items()},
+        grid=tuple(backbone.patch_embed.grid_size),
+        dense=maps.pop(""),
+        maps=maps,
+        failed=failed,
     )
 
 
 def pixels(images: Tensor, backbone: Any) -> np.ndarray:
-    """Prepared images [B, 3, H, W] as colours again, [B, H, W, 3] uint8, without what lies beyond the last whole patch."""
+    """Colours [B, H, W, 3] uint8 of prepared images [B, 3, H, W], cut off at the last whole patch."""
     config = preprocessing.data_config(backbone)
     mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
     (rows, columns), patch = backbone.patch_embed.grid_size, backbone.patch_embed.patch_size
@@ -151,10 +153,11 @@ def pixels(images: Tensor, backbone: Any) -> np.ndarray:
 
 
 def choose(evaluation: Evaluation, count: int) -> np.ndarray:
-    """The images on which models, the unreduced one among them, disagree most, [count] int64 or fewer.
+    """The images on which the models, the dense one included, disagree most, [count] int64 or fewer.
 
-    Disagreement is the number of pairs of models with different predictions. One image of each label comes before a second one of any, as
-    long as models disagree on it; the lower index wins a tie. Images without predictions, and methods that failed, do not count.
+    Disagreement is the number of pairs of models with different predictions. One image of each label comes
+    before a second one of any, as long as models disagree on it; the lower index wins a tie. Images without
+    predictions, and methods that failed, do not count.
     """
     predictions = [evaluation.dense.prediction]
     predictions += [
@@ -170,53 +173,35 @@ def choose(evaluation: Evaluation, count: int) -> np.ndarray:
     labels = evaluation.labels[index]
     order = np.argsort(labels, kind="stable")
     starts = np.r_[True, labels[order][1:] != labels[order][:-1]] if len(order) else np.zeros(0, dtype=bool)
-    rank = np.empty(len(order), dtype=np.int64)  # the how-manieth of its label each image is
+    rank = np.empty(len(order), dtype=np.int64)  # of each image among those with its label
     rank[order] = np.arange(len(order)) - np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
     return index[np.lexsort((np.arange(len(index)), rank, pairs[index] == 0))][:count].astype(np.int64)
 
 
-def pack(traced: Traced) -> bytes:
-    """What the last stages come to, as a small npz file.
+def arrays(traced: Traced) -> dict[str, np.ndarray]:
+    """The result of the last stages, as maps.npz holds it.
 
-    Its arrays are `index` [m] int64, `images` [m, H, W, 3] uint8, `names` [k], of those models that reduce, `labels` [m, k, N0] int16 and
-    `grid` (2,) int64.
+    The arrays are `index` [m] int64, `images` [m, H, W, 3] uint8, `names` [k] of the models that reduce,
+    `labels` [m, k, N0] int16 and `grid` (2,) int64.
     """
-    reduced = {name: found for name, found in traced.maps.items() if found.layers}
+    reduced = {name: tokens for name, tokens in traced.maps.items() if tokens.layers}
     n = int(np.prod(traced.grid))
     labels = np.zeros((len(traced.index), len(reduced), n), dtype=np.int16 if n < 2**15 else np.int32)
-    for k, found in enumerate(reduced.values()):
-        labels[:, k] = found.labels[:, -1]
+    for k, tokens in enumerate(reduced.values()):
+        labels[:, k] = tokens.labels[:, -1]
+    names, grid = np.array(list(reduced), dtype=np.str_), np.array(traced.grid, dtype=np.int64)
+    return {"index": traced.index, "images": traced.images, "names": names, "labels": labels, "grid": grid}
+
+
+def pack(traced: Traced) -> bytes:
+    """`arrays` as a compressed npz file."""
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, index=traced.index, images=traced.images, names=np.array(list(reduced), dtype=np.str_), labels=labels,
-        grid=np.array(traced.grid, dtype=np.int64),
-    )  # fmt: skip
+    np.savez_compressed(buffer, **arrays(traced))  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
-def unpack(data: bytes) -> dict[str, np.ndarray]:
-    """The arrays of `pack`, by name.
-
-    Raises:
-        ValueError: these are no packed maps.
-    """
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = dict(file)
-        m, k, n = arrays["labels"].shape
-        whole = (
-            len(arrays["index"]) == m == len(arrays["images"]) and len(arrays["names"]) == k and int(arrays["grid"].prod()) == n
-            and arrays["images"].dtype == np.uint8 and arrays["images"].shape[3] == 3
-        )  # fmt: skip
-    except Exception as error:  # whatever a damaged file makes of itself
-        raise ValueError("no packed maps") from error
-    if not whole:
-        raise ValueError("no packed maps")
-    return arrays
-
-
 def stage_labels(reductions: Sequence[Reduction], batch: int, n: int) -> Tensor:
-    """The token of each of n patches after each of the reductions, [batch, stages, n] int64; -1 where it was dropped."""
+    """The token of each patch after each reduction, [batch, stages, n] int64; -1 where it was dropped."""
     if not reductions:
         return torch.zeros(batch, 0, n, dtype=torch.long)
     return torch.stack([compose_labels(reductions[: stage + 1]) for stage in range(len(reductions))], dim=1)
@@ -229,17 +214,19 @@ def _follow(model: ReducedViT, images: Tensor, index: Tensor) -> Map:
     if not (finite(logits) and finite(state.x)):
         raise TokredError("its numbers are not finite")
     return Map(
-        tuple(stage.layer for stage in stages),
-        (count, *(stage.reducer.keep for stage in stages)),
-        stage_labels(state.reductions, len(images), count).cpu().numpy(),
-        logits.float().softmax(1).cpu().numpy(),
-        any(isinstance(reduction, Mix) for reduction in state.reductions),
+        layers=tuple(stage.layer for stage in stages),
+        tokens=(count, *(stage.reducer.keep for stage in stages)),
+        labels=stage_labels(state.reductions, len(images), count).cpu().numpy(),
+        probabilities=logits.float().softmax(1).cpu().numpy(),
+        soft=any(isinstance(reduction, Mix) for reduction in state.reductions),
     )
 
 
 def _joined(parts: Sequence[Map]) -> Map:
-    first = parts[0]
+    """The maps of several batches as one."""
     labels, probabilities = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "probabilities")
     )
-    return Map(first.layers, first.tokens, labels, probabilities, any(part.soft for part in parts))
+    return replace(
+        parts[0], labels=labels, probabilities=probabilities, soft=any(part.soft for part in parts)
+    )
