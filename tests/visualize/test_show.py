@@ -324,7 +324,7 @@ def bad(tmp_path):
         "budget": (("--budget", "a"), "got 'a'"),
         "huge page": (("--index", "0 1 2 3 4 5 6 7 8 9", "--size", "2048"), "show fewer images"),
         "no picture": (("--out", tmp_path / "page.gif"), "is no picture; give a file that ends in .png"),
-        "no folder": (("--out", tmp_path / "a file" / "page.png"), "cannot be written"),
+        "no folder": (("--out", tmp_path / "a file" / "page.png"), "Cannot write"),
     }
 
 
@@ -502,7 +502,7 @@ def test_notebooks_and_files_get_the_same_picture(tiny, tmp_path):
         assert again._encoded(suffix) == shown._encoded(suffix)
     assert shown.captions == ["image 0"]
     (tmp_path / "taken.png").mkdir()
-    with pytest.raises(TokredError, match="cannot be written"):
+    with pytest.raises(TokredError, match="Cannot write"):
         shown.save(tmp_path / "taken.png")
 
 
