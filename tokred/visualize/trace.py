@@ -85,7 +85,9 @@ def load(
     Raises:
         TokredError: an image cannot be read.
     """
-    batches = [[int(i) for i in index[start : start + batch_size]] for start in range(0, len(index), batch_size)]
+    batches = [
+        [int(i) for i in index[start : start + batch_size]] for start in range(0, len(index), batch_size)
+    ]
     return loading.batches(source, preparation, batches, workers=0)
 
 
