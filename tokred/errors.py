@@ -1,4 +1,4 @@
-"""Errors that are the user's to solve. Their text is one sentence: what was given, what was expected, what to try."""
+"""Errors that the user can solve, each with one sentence: what was given, what is expected, what to try."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class InvalidSetting(TokredError):
     """A value of a configuration that cannot be used.
 
     Args:
-        setting: name of the argument, which is the key in a configuration file; a command line puts its flag in its place.
+        setting: name of the argument and key of configuration files; the command line prints a flag instead.
         sentence: what is wrong; "{}" stands for the setting's name.
     """
 

@@ -1,4 +1,4 @@
-"""Controls are dense models: of lower resolution, of smaller size; and what a run says of methods that do not beat them."""
+"""Dense controls of lower resolution and of smaller size, and the flags of methods that do not beat them."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Whether a run is the published evaluation of its unreduced model, and what becomes of one whose baseline is off."""
+"""Runs that are the published evaluation of their dense model, and the mark of a baseline that is off."""
 
 import numpy as np
 import pytest
@@ -93,7 +93,7 @@ def test_another_preparation_is_noted_and_not_checked(setting):
 def test_every_figure_is_of_weights_that_timm_has():
     from timm.models import get_pretrained_cfg
 
-    for name, figure in published_accuracy.FIGURES.items():
+    for name, figure in published_accuracy.ACCURACIES.items():
         known = get_pretrained_cfg(name)
         assert figure.fits(Preparation(None, known.input_size[-1], known.crop_pct, known.interpolation))
 
@@ -127,7 +127,7 @@ def test_the_note_tells_by_how_much():
 
 
 def test_a_whole_run_is_marked(tmp_path, monkeypatch):
-    """A folder with ImageNet's classes, one image each, and weights in the hub's cache under a name that has a figure."""
+    """A folder with ImageNet's classes, one image each, and cached weights under a published name."""
     import io
 
     from helpers.hub import config, in_cache, small
@@ -135,8 +135,8 @@ def test_a_whole_run_is_marked(tmp_path, monkeypatch):
 
     import tokred
 
-    wanted = published_accuracy.Figure(40.0, 48, 0.8, "bilinear")
-    monkeypatch.setitem(published_accuracy.FIGURES, "vit_tiny_patch16_224.some", wanted)
+    wanted = published_accuracy.PublishedAccuracy(40.0, 48, 0.8, "bilinear")
+    monkeypatch.setitem(published_accuracy.ACCURACIES, "vit_tiny_patch16_224.some", wanted)
     monkeypatch.setattr(published_accuracy, "IMAGES", 1000)
     monkeypatch.setattr(published_accuracy, "CLASSES", 1000)
     monkeypatch.setattr("tokred.models.pretrained.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -1,4 +1,4 @@
-"""Nothing is lost: a comparison that is killed at any moment goes on to the very files of one that was not."""
+"""A comparison that is killed at any moment and resumed leaves the very files of one that was not."""
 
 import copy
 import json
@@ -94,7 +94,7 @@ class Killed(BaseException):
 
 
 def test_killed_before_or_in_the_middle_of_any_write(tmp_path, monkeypatch):
-    """All the moments that matter, one after the other: each time something is written or moved, it is the last thing that happens."""
+    """A kill at every write or move of a run, one after the other."""
     monkeypatch.setattr("tokred.evaluation.run_folder._INTERVAL", 0.0)
     checked = Job(Config(**{**OPTIONS, "limit": 4}), outputs=outputs.files)
     whole = finished(checked, tmp_path / "whole")
@@ -180,7 +180,10 @@ def test_control_c_leaves_a_marked_table_and_goes_on(checked, tmp_path):
     same(finished(checked, tmp_path / "out"), whole)
 
 
-DRIVER = "import tokred.evaluation.run_folder; tokred.evaluation.run_folder._INTERVAL = 0; from tokred.cli import main; main()"
+DRIVER = (
+    "import tokred.evaluation.run_folder; tokred.evaluation.run_folder._INTERVAL = 0; "
+    "from tokred.cli import main; main()"
+)
 
 
 def command(out, *more):
@@ -246,7 +249,7 @@ def out_of_memory(fits):
     def limited(self, x, images=None):
         if len(x) > fits:
             raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried ..."
+                "[enforce fail at alloc_cpu.cpp:127] CPUAllocator: can't allocate memory: you tried ..."
             )
         return embed(self, x, images)
 

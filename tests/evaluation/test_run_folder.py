@@ -88,7 +88,7 @@ def test_going_back_to_an_earlier_run_finds_it_again(tmp_path):
     one.finish({}, dict.fromkeys(FILES[:-1], "") | {"predictions.npz": packed(one)})
     one.release()
     two = opened(tmp_path, seed=2)
-    two.write_outcomes(filled(key=two.key), np.arange(4), 1.0)
+    two.save_predictions(filled(key=two.key), np.arange(4), 1.0)
     two.release()
     for _ in range(2):
         back = opened(tmp_path, seed=1)
@@ -99,14 +99,14 @@ def test_going_back_to_an_earlier_run_finds_it_again(tmp_path):
         back.release()
         again = opened(tmp_path, seed=2)
         found = Evaluation.empty(10, ["lotm", "topk"])
-        again.read_outcomes(found)
+        again.load_predictions(found)
         assert found.done.sum() == 4
         again.release()
 
 
 def test_a_kill_on_the_way_to_or_from_the_side_loses_nothing(tmp_path, monkeypatch):
     one = opened(tmp_path / "whole", seed=1)
-    one.write_outcomes(filled(key=one.key), np.arange(4), 1.0)
+    one.save_predictions(filled(key=one.key), np.arange(4), 1.0)
     one.release()
     replace = os.replace
     for moment in range(1, 12):
@@ -127,18 +127,18 @@ def test_a_kill_on_the_way_to_or_from_the_side_loses_nothing(tmp_path, monkeypat
                 opened(out, seed=1).release()
         back = opened(out, seed=1)
         found = Evaluation.empty(10, ["lotm", "topk"])
-        back.read_outcomes(found)
+        back.load_predictions(found)
         assert found.done.sum() == 4, moment
         back.release()
 
 
 def test_what_another_run_has_packed_is_not_taken(tmp_path):
     folder, back = opened(tmp_path), Evaluation.empty(10, ["lotm", "topk"])
-    folder.write_outcomes(filled(key="of another run"), np.arange(5), 1.0)
-    folder.write_outcomes(
+    folder.save_predictions(filled(key="of another run"), np.arange(5), 1.0)
+    folder.save_predictions(
         filled(methods=("lotm",), key=folder.key), np.arange(5, 10), 1.0
     )  # nor what lacks a method
-    folder.read_outcomes(back)
+    folder.load_predictions(back)
     assert not back.done.any()
 
 
@@ -166,9 +166,9 @@ def test_threads_may_enter_while_rows_are_packed():
 def test_a_damaged_end_falls_back_on_the_parts(tmp_path):
     folder = opened(tmp_path)
     folder.finish({}, {"predictions.npz": b"cut off"})
-    folder.write_outcomes(filled(key=folder.key), np.arange(10), 1.0)
+    folder.save_predictions(filled(key=folder.key), np.arange(10), 1.0)
     back = Evaluation.empty(10, ["lotm", "topk"])
-    folder.read_outcomes(back)
+    folder.load_predictions(back)
     assert back.done.all()
 
 
@@ -232,9 +232,9 @@ def test_rows_come_back_from_disk_whatever_the_order_of_the_parts(tmp_path):
     source = filled(key=folder.key)
     source.unreadable, source.kinds, source.smallest_batch = {3: "broken"}, {7: "CMYK"}, 2
     for rows in ([6, 7, 8], [0, 1], [2, 3, 4, 5], [9]):
-        folder.write_outcomes(source, np.array(rows), 1.5)
+        folder.save_predictions(source, np.array(rows), 1.5)
     back = Evaluation.empty(10, ["lotm", "topk"])
-    folder.read_outcomes(back)
+    folder.load_predictions(back)
     same(back, source)
     assert back.seconds == 6.0
 
@@ -242,12 +242,12 @@ def test_rows_come_back_from_disk_whatever_the_order_of_the_parts(tmp_path):
 def test_a_damaged_part_counts_as_not_there(tmp_path):
     folder = opened(tmp_path)
     source = filled(key=folder.key)
-    folder.write_outcomes(source, np.arange(5), 1.0)
-    folder.write_outcomes(source, np.arange(5, 10), 1.0)
+    folder.save_predictions(source, np.arange(5), 1.0)
+    folder.save_predictions(source, np.arange(5, 10), 1.0)
     for damage in (b"", b"no npz", (tmp_path / "outcomes" / "000000005.npz").read_bytes()[:-40]):
         (tmp_path / "outcomes" / "000000005.npz").write_bytes(damage)
         back = Evaluation.empty(10, ["lotm", "topk"])
-        folder.read_outcomes(back)
+        folder.load_predictions(back)
         assert back.done.tolist() == [True] * 5 + [False] * 5
         assert back.seconds == 1.0
 
@@ -267,7 +267,7 @@ def test_the_earliest_failure_is_the_one_that_counts(tmp_path):
 def test_a_finished_run_is_found_whole(tmp_path):
     folder = opened(tmp_path)
     source = filled(key=folder.key)
-    folder.write_outcomes(source, np.arange(10), 2.0)
+    folder.save_predictions(source, np.arange(10), 2.0)
     folder.finish(
         {"seconds": 2.0},
         {"predictions.npz": source.take(np.arange(10), seconds=2.0).pack(), "leaderboard.csv": ""},
@@ -275,7 +275,7 @@ def test_a_finished_run_is_found_whole(tmp_path):
     folder.release()
     again = opened(tmp_path)
     back = Evaluation.empty(10, ["lotm", "topk"])
-    again.read_outcomes(back)
+    again.load_predictions(back)
     same(back, source)
     assert again.finished
     assert not (tmp_path / "outcomes").exists()
@@ -326,7 +326,7 @@ def test_a_finished_run_that_cannot_be_written_can_be_read(tmp_path, monkeypatch
         again = opened(tmp_path, methods=["lotm"])
         assert (again.read_only, again.finished) == (True, True)
         back = Evaluation.empty(10, ["lotm", "topk"])
-        again.read_outcomes(back)
+        again.load_predictions(back)
         same(back, source)
         with pytest.raises(TokredError, match="cannot be written"):  # another run
             opened(tmp_path, methods=["tome"])

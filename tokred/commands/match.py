@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from tokred.commands.console import Progress, err, out, parse_batch_sizes
+from tokred.commands.console import Progress, err, out, parse_batch_sizes, show
 from tokred.commands.options import (
     Budget,
     Device,
@@ -117,9 +117,8 @@ def bench(
     target = out_file or Path("runs") / f"bench-{'-'.join(what)}.csv"
     with Progress(rounds * len(job.batch_sizes), "rounds") as advance:
         rows = job.run(target, advance)
-    out.print(
-        speed.table(rows, f"{model}, {100 * budget:g} % of FLOPs to save, {job.device}, {rows[0].precision}")
-    )
+    title = f"{model}, {100 * budget:g} % of FLOPs to save, {job.device}, {rows[0].precision}"
+    show(speed.table(rows, title).render())
     out.print(escape(f"All figures: {target}"), soft_wrap=True)
     if any(row.error for row in rows):
         raise typer.Exit(1)

@@ -1,11 +1,10 @@
-"""`bench`: how much of the FLOPs that methods save becomes time, at several batch sizes, as CSV and as a table."""
+"""The job of `bench`: time reduced models at several batch sizes, with the results as CSV and as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,17 +17,15 @@ from tokred.evaluation.config import Config
 from tokred.evaluation.speed import DENSE, Speed, measure
 from tokred.models import zoo
 from tokred.models.tensor_files import hash_weights
+from tokred.tables.render import Table
 from tokred.utils.atomic import replace_file
 from tokred.utils.devices import resolve_device, resolve_precision
 from tokred.utils.provenance import versions
 
-if TYPE_CHECKING:
-    from rich.table import Table
 
-
-@dataclass
+@dataclass(frozen=True)
 class BenchRow:
-    """One line of a benchmark, one method at one batch size; `Speed` says what the figures mean."""
+    """One line of a benchmark: one method at one batch size. `Facts` and `Speed` explain the columns."""
 
     method: str
     model: str
@@ -65,16 +62,17 @@ class BenchRow:
 
 
 class Bench:
-    """A benchmark whose input has been checked and whose models are made. Needs no data and no fitted parameters.
+    """A benchmark with checked input, whose models are made. It needs no data and no fitted parameters.
 
     Args:
-        config: as for a comparison; model, budget, methods, options, protocol, stages, device and precision count.
-        batch_sizes: by default 16 on a CPU, 256 elsewhere.
+        config: the configuration of a comparison, of which model, budgets, methods, options, protocol,
+            stages, img_size, controls, device and precision count.
+        batch_sizes: numbers of images in a forward pass; by default 16 on a CPU and 256 elsewhere.
         rounds: how often each model is timed at each batch size.
-        compiled: run everything through `torch.compile`.
+        compiled: whether to run every model through `torch.compile`.
 
     Raises:
-        TokredError: anything wrong with that.
+        TokredError: a value that cannot be used, or no method that can run.
     """
 
     def __init__(
@@ -108,7 +106,12 @@ class Bench:
     def run(
         self, out: Path | None = None, progress: Callable[[int], None] = lambda rounds: None
     ) -> list[BenchRow]:
-        """Measure every batch size; the CSV at `out` is written anew, in one step, after each."""
+        """Time all models at every batch size.
+
+        Args:
+            out: CSV file, which is rewritten after each batch size; None for no file.
+            progress: function that is called with 1 after every round.
+        """
         rows: list[BenchRow] = []
         for size in self.batch_sizes:
             failed = {
@@ -119,13 +122,21 @@ class Bench:
             saved = {name: candidate.reduction(self.costs) for name, candidate in self.candidates.items()}
             reductions = {name: reduction for name, reduction in saved.items() if reduction is not None}
             speeds = measure(
-                self.models, self.dense, size, rounds=self.rounds, device=self.device, dtype=self.dtype, compiled=self.compiled,
-                reductions=reductions, failed=failed, progress=progress,
-            )  # fmt: skip
+                self.models,
+                self.dense,
+                size,
+                rounds=self.rounds,
+                device=self.device,
+                dtype=self.dtype,
+                compiled=self.compiled,
+                reductions=reductions,
+                failed=failed,
+                progress=progress,
+            )
             rows += [self._row(name, size, speed) for name, speed in speeds.items()]
             rows += [BenchRow(name, self.config.model, size, error=error) for name, error in failed.items()]
             if out is not None:
-                write_csv(out, rows)
+                replace_file(out, to_csv(rows).encode(), "choose another file with --out")
         return rows
 
     def _row(self, name: str, batch_size: int, speed: Speed) -> BenchRow:
@@ -174,50 +185,47 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def write_csv(path: Path, rows: list[BenchRow]) -> None:
-    """Write rows as CSV in one step: a reader sees the old file or the new one.
-
-    Raises:
-        TokredError: the file cannot be written.
-    """
+def to_csv(rows: Sequence[BenchRow]) -> str:
+    """The lines as CSV, with an empty cell for what was not measured."""
     import pandas as pd
 
     columns = [field.name for field in fields(BenchRow)]
-    text = pd.DataFrame([asdict(row) for row in rows], columns=columns, dtype=object).to_csv(
-        index=False, lineterminator="\n"
+    frame = pd.DataFrame([asdict(row) for row in rows], columns=columns, dtype=object)
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def table(rows: Sequence[BenchRow], title: str) -> Table:
+    """The lines as people read them: times with their quartiles, speed-up and efficiency."""
+    return Table(
+        title=title,
+        headers=(
+            *("Batch", "Method", "Images/s", "Latency (ms)", "Quartiles", "Speed-up", "95 % interval"),
+            *("Efficiency", "Peak (MB)"),
+        ),
+        rows=[[str(row.batch_size), row.method, *_figures(row)] for row in rows],
+        words=frozenset((1,)),
+        row_notes={place: [note] for place, row in enumerate(rows) if (note := _note(row))},
+        styles=["red" if row.error else "" for row in rows],
     )
-    replace_file(path, text.encode(), "choose another file with --out")
 
 
-def table(rows: list[BenchRow], title: str) -> Table:
-    """The rows for a terminal."""
-    from rich.markup import escape
-    from rich.table import Table
+def _note(row: BenchRow) -> str:
+    return row.error or ("Unfitted parameters, which take the same time." if row.unfitted else "")
 
-    made = Table(title=title, title_justify="left", header_style="bold")
-    headers = (
-        "Batch",
-        "Method",
-        "Images/s",
-        "Latency (ms)",
-        "Quartiles",
-        "Speed-up",
-        "95 % interval",
-        "Of promise",
-        "Peak (MB)",
-        "Note",
-    )
-    for header in headers:
-        made.add_column(header, justify="left" if header in ("Method", "Note") else "right", overflow="fold")
-    for row in rows:
-        note = row.error or ("unfitted parameters, which take the same time" if row.unfitted else "")
-        cells = ["", "", "", "", "", "", ""]
-        if row.speedup is not None and row.latency_ms is not None:
-            reduced = row.method != DENSE
-            cells = [
-                f"{row.images_per_s:.1f}", f"{row.latency_ms:.1f}", f"{row.latency_q1_ms:.1f} to {row.latency_q3_ms:.1f}",
-                f"{row.speedup:.3f}" if reduced else "", f"{row.speedup_lo:.3f} to {row.speedup_hi:.3f}" if reduced else "",
-                f"{row.promise_share:.1%}" if reduced else "", "" if row.peak_mem_mb is None else f"{row.peak_mem_mb:.1f}",
-            ]  # fmt: skip
-        made.add_row(str(row.batch_size), row.method, *cells, escape(note), style="red" if row.error else "")
-    return made
+
+def _figures(row: BenchRow) -> list[str]:
+    """The cells of what was measured; a speed-up against itself is no figure."""
+    if row.speedup is None or row.promise_share is None:
+        return [""] * 7
+    ratio = [
+        f"{row.speedup:.3f}",
+        f"{row.speedup_lo:.3f} to {row.speedup_hi:.3f}",
+        f"{row.promise_share:.1%}",
+    ]
+    return [
+        f"{row.images_per_s:.1f}",
+        f"{row.latency_ms:.1f}",
+        f"{row.latency_q1_ms:.1f} to {row.latency_q3_ms:.1f}",
+        *([""] * 3 if row.method == DENSE else ratio),
+        "" if row.peak_mem_mb is None else f"{row.peak_mem_mb:.1f}",
+    ]

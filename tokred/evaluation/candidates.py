@@ -1,4 +1,4 @@
-"""The candidates of a comparison: methods at each budget or knob, with plan and parameters, or the reason why there are none; and controls."""
+"""The candidates of a comparison: methods at each budget or knob, with plans and parameters, and controls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Candidate:
 
     Attributes:
         method: name of the method or control.
-        budget: the fraction of FLOPs to save; None for a method at a knob, and for a control without a budget.
+        budget: the fraction of FLOPs to save; None for a method at a knob, and for a control without a
+            budget.
         name: name of its predictions: the method's, with the budget or knob where there are several.
         protocol: "native", "common" or "custom"; empty for a dense control.
         options: the method's complete options; for a dense control, what tells it from others of its name.
@@ -122,7 +123,8 @@ def build(config: Config, loaded: Loaded, costs: CostTable) -> list[Candidate]:
     """All candidates of a comparison: methods at the budgets, then those at a knob, then controls.
 
     Raises:
-        TokredError: unknown names or options, adapters for methods that are not compared, or no method that can run.
+        TokredError: unknown names or options, adapters for methods that are not compared, or no method that
+            can run.
     """
     names = list(config.methods or ())
     wants_random = config.controls and RANDOM not in names and config.budgets
@@ -135,7 +137,8 @@ def build(config: Config, loaded: Loaded, costs: CostTable) -> list[Candidate]:
     twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
         raise TokredError(
-            f"Two plans are called {twice}; give each knob once, with its stages where a budget is the same number."
+            f"Two plans are called {twice}; give each knob once, "
+            "with its stages where a budget is the same number."
         )
     wanted = [candidate for candidate in candidates if candidate.method in names]
     if all(candidate.model is None for candidate in wanted) and wanted[0].refused:
@@ -148,7 +151,8 @@ def _find_adapters(config: Config, names: Iterable[str]) -> list[Adapter]:
     others = [adapter for adapter in files if adapter.card["method"] not in names]
     if files and len(others) == len(files):
         raise TokredError(
-            f"The adapter {files[0].path} is for {files[0].card['method']}, which is not compared; see --methods."
+            f"The adapter {files[0].path} is for {files[0].card['method']}, "
+            "which is not compared; see --methods."
         )
     return files
 
@@ -200,7 +204,7 @@ def _at_knob(
 
 
 def _with_model(candidate: Candidate, config: Config, loaded: Loaded, files: list[Adapter]) -> Candidate:
-    """The candidate with its reduced model and fitted parameters, or refused where it needs some and there are none."""
+    """The candidate with its reduced model; refused where fitted parameters are needed and missing."""
     if candidate.match is None:
         return candidate
     plan, backbone, weights_hash = candidate.match.plan, loaded.model, loaded.weights_hash

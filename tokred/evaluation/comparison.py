@@ -38,12 +38,16 @@ _EARLY = 200  # images after which a model at chance is noticed
 
 @dataclass
 class Comparison:
-    """A comparison's rows, best first, and where they were written.
+    """The results of a comparison.
 
     Attributes:
-        seconds: of evaluation, those of earlier, interrupted runs included.
-        waiting: share of this run's time in which nothing could be done but wait for images.
-        swept: whether there are several budgets, so that a method that cannot reach one of them is no failure.
+        rows: the rows, baseline first, then the best first.
+        title: one line about model, images and budgets.
+        out: the folder of the run; None where there is none.
+        seconds: duration of the evaluation, earlier, interrupted runs included.
+        waiting: fraction of this run's time spent idle, waiting for images.
+        swept: whether there are several budgets, so that a method that cannot reach one of them is no
+            failure.
     """
 
     rows: list[Row]
@@ -60,13 +64,13 @@ class Comparison:
 
     @property
     def failed(self) -> list[Row]:
-        """Rows of methods that should have run; one that nobody has fitted yet is not among them."""
+        """Rows of methods that should have run; unfitted methods are no failures."""
         expected = {"ok", "unfitted", "unreachable"} if self.swept else {"ok", "unfitted"}
         return [row for row in self.rows if row.status not in expected]
 
 
 class Interrupted(Exception):
-    """Ctrl-C. `comparison` has the images that were evaluated until then; the same command goes on from there."""
+    """Ctrl-C: `comparison` has the results until then, and the same command resumes the run."""
 
     def __init__(self, comparison: Comparison) -> None:
         super().__init__(comparison.title)
@@ -77,12 +81,12 @@ Outputs = Callable[["Job", Comparison], Mapping[str, str | bytes]]
 
 
 class Job:
-    """A comparison whose input has been checked and whose plans are made: `describe` it, `open` its folder, `run` it.
+    """A comparison with checked input, whose plans are made: `describe` it, `open` its folder, `run` it.
 
     Args:
         config: what to compare.
-        command: the command line that asked for it, for readers of its results; "" where there was none.
-        outputs: renders the files of a finished run, by name; `run.json` is written besides.
+        command: the command line, for readers of the results; empty where there is none.
+        outputs: function that renders the files of a finished run, by name; `run.json` is written besides.
 
     Raises:
         TokredError: anything wrong with the configuration, before any image is read.
@@ -123,7 +127,7 @@ class Job:
         self.speeds: dict[str, dict[str, Any]] = {}
 
     def _options(self) -> dict[str, Mapping[str, Any]]:
-        """All options in force, by method: however an option was written, or left at its default, the run is the same."""
+        """All options in force, by method, whether they were set or left at their defaults."""
         methods = [candidate for candidate in self.candidates if candidate.control is None]
         return {
             candidate.method: candidate.match.plan.options if candidate.match else candidate.options
@@ -147,27 +151,29 @@ class Job:
         what = f"{self.source.about} {self.source.title}".strip()
         precision = str(self.dtype).removeprefix("torch.")
         first = f"the first {len(self.source)}" if self.source.limited else str(len(self.source))
-        data = f"{what}, {self.source.split} split, {first} images{'' if self.source.labelled else ' without labels'}"
+        labels = "" if self.source.labelled else " without labels"
+        data = f"{what}, {self.source.split} split, {first} images{labels}"
         notes = (self.source.note, published_accuracy.note(self.loaded, self.source, self.preparation))
         note = "".join(f" {note}" for note in notes if note)
         where = f"{self.device}" + (
             f" in {self.processes.world} processes" if self.processes.world > 1 else ""
         )
-        return f"Data: {data}. Weights: {self.loaded.weights}. Input: {self.preparation}. Precision: {precision} on {where}.{note}"
+        inputs = f"Data: {data}. Weights: {self.loaded.weights}. Input: {self.preparation}."
+        return f"{inputs} Precision: {precision} on {where}.{note}"
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the results needs to know of the images and their labels, one sentence or more each."""
+        """Notes on the images and their labels that a reader of the results needs."""
         return [note for note in (self.source.note, self._at_chance()) if note]
 
     def _at_chance(self) -> str:
-        """A sentence where the unreduced model is at chance on what it has seen so far."""
-        found = self.evaluation
-        rows = np.flatnonzero(found.readable)
-        if not self.source.labelled or not len(rows):
+        """A sentence if the dense model is at chance on the images so far; else an empty string."""
+        evaluation = self.evaluation
+        images = np.flatnonzero(evaluation.readable)
+        if not self.source.labelled or not len(images):
             return ""
-        right = int((found.dense.prediction[rows] == found.labels[rows]).sum())
-        return preflight.at_chance(right, len(rows), self.loaded.model.num_classes)
+        right = int((evaluation.dense.prediction[images] == evaluation.labels[images]).sum())
+        return preflight.at_chance(right, len(images), self.loaded.model.num_classes)
 
     def facts(self) -> dict[str, Facts]:
         """What is known of each row before any image is seen, by the name of its predictions."""
@@ -207,7 +213,7 @@ class Job:
         return build_rows(self.run_facts(), self.facts(), self.predictions(), self.speeds)
 
     def about(self, comparison: Comparison) -> dict[str, Any]:
-        """What run.json says beside the configuration."""
+        """The contents of run.json beside the configuration."""
         evaluation, kinds = self.evaluation, list(self.evaluation.kinds.values())
         errors = {name: facts.error for name, facts in self.facts().items() if facts.error}
         errors |= {name: failure.reason for name, failure in sorted(evaluation.failed.items())}
@@ -240,7 +246,10 @@ class Job:
         }
 
     def open(self, out: Path) -> str:
-        """Take the folder of the results, with what an earlier run of the same comparison left there; a sentence about that, or nothing.
+        """Open the folder of the results, and load what an earlier run of the same comparison left there.
+
+        Returns:
+            A sentence about the earlier run; empty if there was none.
 
         Raises:
             TokredError: it is not writable, in use, or holds something that is no run.
@@ -254,7 +263,7 @@ class Job:
         self.evaluation.key = self.processes.share(self.folder.key)
         if not first:
             return ""
-        self.folder.read_outcomes(self.evaluation)
+        self.folder.load_predictions(self.evaluation)
         self.speeds = self.folder.run.get("speeds", {})
         done = int(self.evaluation.done.sum())
         if self.folder.read_only and done < len(self.source):
@@ -277,13 +286,17 @@ class Job:
         bench: int = 0,
         warn: Callable[[str], None] = lambda sentence: None,
     ) -> Comparison:
-        """Evaluate what is not evaluated yet, and write the folder, if one was opened. In all processes but the first there are no rows.
+        """Evaluate the images that are not evaluated yet, and write the folder, if one was opened.
+
+        In a distributed run only the first process has rows.
 
         Args:
             workers: processes that load images, by default one beside a CPU and up to eight beside a GPU.
-            progress: hears of each finished batch's images, those of other processes estimated.
-            bench: rounds in which every model is timed alone afterwards, to fill the columns of speed; 0 for none.
-            warn: hears, once the first images are evaluated, if the unreduced model is right on them only by chance.
+            progress: function that is called with the number of images in each finished batch; those of
+                other processes are estimated.
+            bench: rounds in which every model is timed alone afterwards, for the columns of speed; 0 for none.
+            warn: function that is called at most once, with a sentence, if the dense model is at chance on
+                the first images.
 
         Raises:
             TokredError: an image cannot be read, the dense model fails, or nothing can be written.
@@ -308,21 +321,14 @@ class Job:
             device=self.device,
             dtype=self.dtype,
         )
-
-        shown, warned = [len(self.source) - sum(map(len, missing))], list[str]()
-        progress(shown[0])
-
-        def finished(rows: np.ndarray) -> None:
-            record.finished(rows)
-            interrupts.check()
-            shown.append(min(len(rows) * share.world, len(self.source) - sum(shown)))  # others are estimated
-            progress(shown[-1])
-            if not warned and self.evaluation.done.sum() >= min(_EARLY, len(self.source)):
-                warned.append(self._at_chance())
-                if warned[0]:
-                    warn(warned[0])
-
         with Interrupts() as interrupts:
+            report = self._reporter(sum(map(len, missing)), progress, warn)
+
+            def finished(images: np.ndarray) -> None:
+                record.finished(images)
+                interrupts.check()
+                report(images)
+
             try:
                 if mine:
                     run.run(self._batches(mine, workers), finished)
@@ -338,21 +344,44 @@ class Job:
         comparison = self._comparison(run.waiting)
         if share.rank:
             return comparison
-        if (
-            self.folder
-            and not self.folder.read_only
-            and (missing or self.folder.damaged or not self.folder.finished)
-        ):
+        if self._is_unwritten(bool(missing)):
             self._finish(comparison)
         if bench:
             self.speeds = self._measure(bench)
             comparison = self._comparison(run.waiting)
-            if self.folder:
-                self._finish(comparison)
+            self._finish(comparison)
         return comparison
 
+    def _reporter(
+        self, missing: int, progress: Callable[[int], None], warn: Callable[[str], None]
+    ) -> Callable[[np.ndarray], None]:
+        """A function that reports each finished batch, and once whether the dense model is at chance."""
+        total, warned = len(self.source), False
+        shown = total - missing
+        progress(shown)
+
+        def report(images: np.ndarray) -> None:
+            nonlocal shown, warned
+            step = min(len(images) * self.processes.world, total - shown)  # other processes are estimated
+            shown += step
+            progress(step)
+            if not warned and self.evaluation.done.sum() >= min(_EARLY, total):
+                warned = True
+                if sentence := self._at_chance():
+                    warn(sentence)
+
+        return report
+
+    def _is_unwritten(self, evaluated: bool) -> bool:
+        """Whether files of the run are to be written: they are missing, changed or incomplete."""
+        if self.folder is None or self.folder.read_only:
+            return False
+        return evaluated or not self.folder.finished or bool(self.folder.damaged)
+
     def _finish(self, comparison: Comparison) -> None:
-        assert self.folder is not None
+        """Write the files of the run, if it has a folder."""
+        if self.folder is None:
+            return
         files = self.outputs(self, comparison) if self.outputs else {}
         self.folder.finish(self.about(comparison), files)
 
@@ -364,7 +393,7 @@ class Job:
         )
 
     def _gather(self, mine: Sequence[range]) -> None:
-        """Bring the outcomes of all processes together in the first one."""
+        """Collect the predictions of all processes in the first one."""
         if self.processes.world == 1:
             return
         images = np.concatenate([np.empty(0, dtype=np.int64), *(np.arange(b.start, b.stop) for b in mine)])
@@ -375,7 +404,7 @@ class Job:
         self.processes.close()
 
     def _measure(self, rounds: int) -> dict[str, dict[str, Any]]:
-        """Time, memory and speed-up of every model alone, in turns."""
+        """Measure time, memory and speed-up of every model alone, in turns."""
         saved = {candidate.name: candidate.reduction(self.costs) for candidate in self.candidates}
         reductions = {name: reduction for name, reduction in saved.items() if reduction is not None}
         models = {name: model for name, model in self.models.items() if name not in self.evaluation.failed}
@@ -393,7 +422,7 @@ class Job:
         return {name: asdict(speed) for name, speed in speeds.items()}
 
     def _comparison(self, waiting: float) -> Comparison:
-        """The rows about all images that have been evaluated."""
+        """The results for all images that have been evaluated."""
         done = self.evaluation.done
         rows = [] if self.processes.rank else self._rows()
         title = self.title if done.all() else f"{self.title}: INTERRUPTED after {int(done.sum())} images"

@@ -60,26 +60,26 @@ class Config:
         split: split of the data.
         labels: whether to use the labels of the data; without them methods are compared with the dense model.
         class_map: a file that says which class each label is.
-        devkit: the labels of ImageNet's validation files, where these lie in one folder; by default looked for
-            beside them.
+        devkit: the labels of ImageNet's validation files, where these lie in one folder; by default looked
+            for beside them.
         data_dir: where a data set that has a name in timm lies.
         img_size: side of the model's input in pixels; by default the model's own.
         crop_pct: visible fraction of the resized image's side; by default the model's, and 1 for PhotoDigits.
         interpolation: how images are resized; by default as the model wants it.
-        weights: a file or "hf-hub:owner/name"; by default the shipped weights for PhotoDigits, and timm's pretrained
-            ones elsewhere.
+        weights: a file or "hf-hub:owner/name"; by default the shipped weights for PhotoDigits, and timm's
+            pretrained ones elsewhere.
         limit: number of images to evaluate, the first ones; None for all.
         seed: seed of the random control and of the intervals.
         device: "auto", "cpu", "cuda" ...
         precision: "auto", "fp32", "bf16" or "fp16".
         batch_size: images that run together; by default 16 on a CPU, whose caches hold that much, and 256
             elsewhere.
-        adapters: files or folders of fitted parameters or foreign checkpoints, used before the adapters that tokred
-            ships.
+        adapters: files or folders of fitted parameters or foreign checkpoints, used before the adapters that
+            tokred ships.
         allow_unfitted: whether to show learned methods without an adapter too, with random parameters.
         on_error: what an unreadable image does: "fail" the run, "skip" it, or "count-wrong" for all models.
-        controls: whether to add what every method must beat: random, and dense models of lower resolution and of
-            smaller size.
+        controls: whether to add what every method must beat: random, and dense models of lower resolution and
+            of smaller size.
         fixed: methods at a knob, in addition to those at the budgets.
 
     Raises:
@@ -115,10 +115,11 @@ class Config:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Config:
-        """The configuration in a mapping of names to values, such as the contents of a YAML file; the rest is at its default.
+        """The configuration in a mapping of names to values, such as a YAML file's; others have defaults.
 
         Raises:
-            TokredError: an unknown name, a value of the wrong type, or anything else that is wrong with a configuration.
+            TokredError: an unknown name, a value of the wrong type, or anything else that is wrong with a
+                configuration.
         """
         names = [field.name for field in fields(cls)]
         for name in values:

@@ -1,7 +1,8 @@
-"""Controls: what a method must beat to be worth its trouble. They are dense models, with nothing reduced.
+"""Controls: dense models that a method must beat to be useful.
 
-`lowres` runs the same weights on smaller images, whose fewer patches save the budget; `smaller` is the next smaller model of the family,
-where its weights are at hand. The third control, `random`, is a registered method.
+`lowres` runs the same weights on smaller images, whose fewer patches save the budget; `smaller` is the next
+smaller model of the family, where its weights are at hand. The third control, `random`, is a registered
+method.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ _SIZES = ("tiny", "small", "base", "large", "huge", "giant", "gigantic")
 
 @dataclass(frozen=True)
 class Control:
-    """A dense model and what it costs.
+    """A dense model and its cost.
 
     Attributes:
-        model: with the empty plan, on a backbone of its own.
-        flops: of one image; those of resizing it are not counted.
-        patches: patch tokens.
-        options: what tells it from another control of its name.
+        model: the model, with the empty plan and a backbone of its own.
+        flops: multiply-accumulates of one image, without those of resizing it.
+        patches: number of patch tokens.
+        options: facts that tell it from other controls of its name.
     """
 
     model: ReducedViT
@@ -44,7 +45,7 @@ class Control:
 
 
 class LowRes(ReducedViT):
-    """The dense model on images of fewer patches. They come in the usual size and are made smaller here, bicubic with antialiasing."""
+    """The dense model on images of fewer patches, which it resizes itself (bicubic with antialiasing)."""
 
     def embed(self, x: Tensor, images: Tensor | None = None) -> State:
         smaller = F.interpolate(x, self.backbone.patch_embed.img_size, mode="bicubic", antialias=True)
@@ -52,13 +53,13 @@ class LowRes(ReducedViT):
 
 
 def lowres(costs: CostTable, budget: float) -> Control:
-    """The dense model at the highest resolution that saves the budget. Its grid of patches keeps the images' shape as nearly as can be.
+    """The dense model at the highest resolution that saves the budget, with nearly its own aspect ratio.
 
-    The positional embedding is resampled, as timm does it for another image size. Whole rows and columns of patches are coarse steps, so
-    that up to 6 % more than the budget are saved at 14 x 14.
+    The positional embedding is resampled, as timm does it for another image size. Whole rows and columns of
+    patches are coarse steps, so that up to 6 % more than the budget are saved at 14 x 14.
 
     Raises:
-        Unreachable: not even the smallest grid saves as much.
+        Unreachable: even the smallest grid saves less.
     """
     target = (1 - budget) * costs.dense
     for grid in sorted(_grids(costs), key=math.prod, reverse=True):
@@ -73,7 +74,7 @@ def lowres(costs: CostTable, budget: float) -> Control:
 
 
 def smaller(loaded: Loaded, img_size: int | None = None) -> Control | None:
-    """The next smaller model of a family that has the same classes and weights of the same origin; None where there is none.
+    """The next smaller model of a family, with the same classes and weights of the same origin, or None.
 
     Args:
         loaded: the model that is compared. Weights from a file have no smaller counterpart.
@@ -117,10 +118,10 @@ def _resized(backbone: Any, grid: tuple[int, int]) -> Any:
         for tensor in (*backbone.parameters(), *backbone.buffers())
         if tensor is not position
     }
-    twin = copy.deepcopy(backbone, shared)
+    model = copy.deepcopy(backbone, shared)
     patch = backbone.patch_embed.patch_size
-    twin.set_input_size(img_size=(grid[0] * patch[0], grid[1] * patch[1]))
-    return twin.eval()
+    model.set_input_size(img_size=(grid[0] * patch[0], grid[1] * patch[1]))
+    return model.eval()
 
 
 def _smaller_models(name: str) -> list[str]:
@@ -134,5 +135,7 @@ def _smaller_models(name: str) -> list[str]:
     names = ["_".join([*words[:place], size, *words[place + 1 :]]) for size in below]
     aliases = {full: alias for alias, full in zoo.ALIASES.items()}
     return [
-        f"{sister}.{tag}" if tag else aliases.get(sister, sister) for sister in names if timm.is_model(sister)
+        f"{smaller}.{tag}" if tag else aliases.get(smaller, smaller)
+        for smaller in names
+        if timm.is_model(smaller)
     ]

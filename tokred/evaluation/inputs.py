@@ -1,4 +1,4 @@
-"""What a configuration names: images, weights, and how the images become the model's input; checked against each other."""
+"""Opening what a configuration names: images, weights and preparation, checked against each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokred.models.zoo import Loaded
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images whose labels are the model's classes, the model, and the way from the ones to the other."""
+    """Images whose labels are the model's classes, the model, and the preparation of the images for it."""
 
     source: Source
     loaded: Loaded
@@ -62,7 +62,7 @@ def load_weights(config: Config, source: Source | None) -> Loaded:
 
 
 def prepare(config: Config, loaded: Loaded, source: Source | None) -> Preparation:
-    """How images become the model's input: as the configuration says, or else as the images or the model have it."""
+    """The preparation of images that the configuration names, or else that of the images or the model."""
     own = None if source is None else source.crop_pct
     crop_pct = own if config.crop_pct is None else config.crop_pct
     return preprocessing.prepare(loaded.model, crop_pct, config.interpolation)

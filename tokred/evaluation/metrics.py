@@ -1,7 +1,8 @@
-"""Accuracy, fidelity to the dense model, and how sure they are.
+"""Accuracy, fidelity to the dense model, and their confidence intervals.
 
-Images are compared in pairs: every method sees the same ones. Images that share a group (the same source digit) are not independent,
-so intervals resample groups and the test counts groups; elsewhere every image is a group of its own.
+Comparisons are paired, since every method sees the same images. Images of one group (such as the same source
+digit) are not independent, so intervals resample groups and the test counts groups; elsewhere every image is
+a group of its own.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ _BATCH_ENTRIES = 20_000_000  # resampled numbers in memory at once
 
 @dataclass(frozen=True)
 class Scores:
-    """Summary of one model against the dense one; accuracies in per cent, `agreement` a fraction, `kl` in nats.
+    """Scores of one model, named as the columns of `Row`; None where there is none.
 
-    Without labels there is no accuracy, and agreement has an interval of its own in its place.
+    Accuracies and drop are in per cent, agreement is a fraction, KL is in nats. With labels there are
+    intervals of accuracy and drop; without them there is no accuracy, and agreement has an interval.
     """
 
     agreement: float | None = None
@@ -44,14 +46,14 @@ class Scores:
 
 
 def score(
-    outcomes: Predictions, dense: Predictions, labels: np.ndarray, groups: np.ndarray, seed: int = 0
+    predictions: Predictions, dense: Predictions, labels: np.ndarray, groups: np.ndarray, seed: int = 0
 ) -> Scores:
-    """Summarise one model. Intervals are 95 % percentile bootstrap intervals over groups.
+    """Score one model. Intervals are 95 % percentile bootstrap intervals over groups.
 
     An image without predictions (-1) counts as wrong for both models; agreement and KL leave it out.
     """
     known = dense.prediction >= 0
-    correct = ((outcomes.prediction == labels) & known).astype(float)
+    correct = ((predictions.prediction == labels) & known).astype(float)
     lost = ((dense.prediction == labels) & known) - correct  # 1 where only the dense model is right
     _, group = np.unique(groups, return_inverse=True)
     count, correct_sum, lost_sum = (
@@ -63,32 +65,38 @@ def score(
         top1=float(100 * correct.mean()),
         top1_lo=100 * top1_lo,
         top1_hi=100 * top1_hi,
-        top5=float(100 * outcomes.top5.mean()),
+        top5=float(100 * predictions.top5.mean()),
         drop=float(100 * lost.mean()),
         drop_lo=100 * drop_lo,
         drop_hi=100 * drop_hi,
         p_value=mcnemar(lost_sum),
-        agreement=float((outcomes.prediction == dense.prediction)[known].mean()),
-        kl=float(outcomes.kl[known].mean()),
+        agreement=float((predictions.prediction == dense.prediction)[known].mean()),
+        kl=float(predictions.kl[known].mean()),
     )
 
 
-def fidelity(outcomes: Predictions, dense: Predictions, groups: np.ndarray, seed: int = 0) -> Scores:
-    """Summarise one model where there are no labels: how often it agrees with the dense one. Images without predictions are left out."""
+def fidelity(predictions: Predictions, dense: Predictions, groups: np.ndarray, seed: int = 0) -> Scores:
+    """Score one model without labels, by agreement with the dense model; unpredicted images are left out."""
     known = dense.prediction >= 0
-    same = (outcomes.prediction == dense.prediction)[known].astype(float)
+    same = (predictions.prediction == dense.prediction)[known].astype(float)
     _, group = np.unique(groups[known], return_inverse=True)
     low, high = interval(
         np.bincount(group, weights=same), np.bincount(group, weights=np.ones_like(same)), seed
     )
-    return Scores(float(same.mean()), float(outcomes.kl[known].mean()), low, high)
+    return Scores(
+        agreement=float(same.mean()),
+        kl=float(predictions.kl[known].mean()),
+        agreement_lo=low,
+        agreement_hi=high,
+    )
 
 
 def interval(total: np.ndarray, count: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of sum(total) / sum(count), resampling groups, [g] each.
 
-    Groups with the same total and count are one kind, and how often each kind is drawn is multinomial: the same distribution as drawing
-    group by group, at a cost that depends on the kinds alone. Of 50,000 images there are three.
+    Groups with the same total and count are one kind, and how often each kind is drawn is multinomial: the
+    same distribution as drawing group by group, at a cost that depends on the kinds alone. Of 50,000 images
+    there are three.
     """
     groups = len(total)
     if groups < 2:
@@ -105,9 +113,15 @@ def interval(total: np.ndarray, count: np.ndarray, seed: int = 0) -> tuple[float
 
 
 def intervals(total: np.ndarray, count: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """As `interval`, of many sums over the same groups at once: `total` is [g, k], `count` [g], and all k share the resamples.
+    """As `interval`, for k sums over the same groups at once, which share the resamples.
 
-    Returns: lower and upper ends, [k] each.
+    Args:
+        total: [g, k] sums over each group.
+        count: [g] numbers of images.
+        seed: seed of the resamples.
+
+    Returns:
+        Lower and upper ends, [k] each.
     """
     groups = len(total)
     if groups < 2:
@@ -126,10 +140,10 @@ def intervals(total: np.ndarray, count: np.ndarray, seed: int = 0) -> tuple[np.n
 
 
 def mcnemar(lost: np.ndarray) -> float:
-    """Exact two-sided p-value that neither model is better, from each group's net loss, [g].
+    """Exact two-sided p-value of the hypothesis that neither model is better, from net losses of groups, [g].
 
-    With single images as groups this is McNemar's exact test on the discordant pairs. Of images that share a source only the sign of
-    their net difference counts, as in a sign test, because they are not independent.
+    With single images as groups this is McNemar's exact test on the discordant pairs. Of a larger group only
+    the sign of its net loss counts, as in a sign test, because its images are not independent.
     """
     worse, better = int((lost > 0).sum()), int((lost < 0).sum())
     if worse + better == 0:

@@ -1,8 +1,8 @@
-"""Per-image predictions of a run: each model's, with the images that could not be read and the methods that failed.
+"""Per-image predictions of all models of a run, with its unreadable images and failed methods.
 
-An `Evaluation` fills up as batches finish. What it has of some images is a `RunPredictions`, which is written to the run's folder and sent
-to the other processes of a distributed run as an npz file; `Evaluation.absorb` enters such a file again. Nothing here imports torch, so
-that what is on disk can be read without it.
+An `Evaluation` fills up as batches finish. What it has of some images is a `RunPredictions`, which is written
+to the run's folder and sent to the other processes of a distributed run as an npz file; `Evaluation.absorb`
+enters such a file again. Nothing here imports torch, so that what is on disk can be read without it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Predictions:
     Attributes:
         prediction: int64, the most likely class; -1 where there is none.
         top5: bool, whether the label is among the five most likely classes.
-        kl: float32, KL divergence in nats from the dense model's distribution to this model's; NaN where there is none.
+        kl: float32, KL divergence in nats from the dense model's distribution to this model's; NaN where
+            there is none.
     """
 
     prediction: np.ndarray
@@ -63,14 +64,16 @@ class Predictions:
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """Predictions of all models for some images of a run, and what was recorded with them: the contents of predictions.npz.
+    """Predictions of all models for some images of a run: the contents of predictions.npz.
 
     Attributes:
         images: [n] int64, the images' indices in the data.
         labels: [n] int64; -2 where there is none.
         groups: [n] int64, images that are not independent share a number.
-        models: predictions by name, those of the dense model under "baseline"; methods that failed are missing.
-        about: further facts: the run's `key`, `failed` methods, `unreadable` images, `kinds` of files, `smallest_batch`, `seconds`.
+        models: predictions by name, those of the dense model under "baseline"; methods that failed are
+            missing.
+        about: further facts: the run's `key`, `failed` methods, `unreadable` images, `kinds` of files,
+            `smallest_batch`, `seconds`.
     """
 
     images: np.ndarray

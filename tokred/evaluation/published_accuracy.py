@@ -1,7 +1,8 @@
-"""The published accuracy of timm's weights on ImageNet-1K, against which the unreduced model is checked.
+"""The published accuracy of timm's weights on ImageNet-1K, against which the dense model is checked.
 
-Where a run is the published evaluation, weights, images and preparation, its baseline must come out the same: what is off there is off in
-every row. Where only the preparation differs, figures published for it do not compare, and a note says so.
+Where weights, images and preparation of a run are those of the published evaluation, its baseline must have
+the published accuracy; a deviation there affects every row. Where only the preparation differs, the published
+accuracy does not apply, and a note says so.
 """
 
 from __future__ import annotations
@@ -20,8 +21,15 @@ IMAGES, CLASSES = 50_000, 1000
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of timm's table: top-1 (%), and how images were prepared for it."""
+class PublishedAccuracy:
+    """One line of timm's table of results.
+
+    Attributes:
+        top1: top-1 accuracy in per cent.
+        img_size: side of the model's input in pixels.
+        crop_pct: visible fraction of the resized image's side.
+        interpolation: how images were resized.
+    """
 
     top1: float
     img_size: int = 224
@@ -29,38 +37,42 @@ class Figure:
     interpolation: str = "bicubic"
 
     def fits(self, preparation: Preparation) -> bool:
-        """Whether images are prepared alike."""
+        """Whether a run prepares images in the same way."""
         here = (preparation.img_size, round(preparation.crop_pct, 3), preparation.interpolation)
         return here == (self.img_size, self.crop_pct, self.interpolation)
 
 
-FIGURES = {
-    "deit_tiny_patch16_224.fb_in1k": Figure(72.190),
-    "deit_small_patch16_224.fb_in1k": Figure(79.856),
-    "deit_base_patch16_224.fb_in1k": Figure(81.980),
+ACCURACIES = {
+    "deit_tiny_patch16_224.fb_in1k": PublishedAccuracy(72.190),
+    "deit_small_patch16_224.fb_in1k": PublishedAccuracy(79.856),
+    "deit_base_patch16_224.fb_in1k": PublishedAccuracy(81.980),
 }
-"""By timm's tagged name of the weights, from results/results-imagenet.csv of huggingface/pytorch-image-models."""
+"""Accuracies by timm's tagged name of the weights, from its results/results-imagenet.csv."""
 
 
 def published(loaded: Loaded, source: Source, preparation: Preparation) -> float | None:
-    """The published top-1 (%) of the unreduced model if this run is its published evaluation, else None."""
-    figure = FIGURES.get(loaded.published)
+    """The published top-1 (%) of the dense model if this run is its published evaluation, else None."""
+    figure = ACCURACIES.get(loaded.published)
     return figure.top1 if figure and is_imagenet_validation(source) and figure.fits(preparation) else None
 
 
 def note(loaded: Loaded, source: Source, preparation: Preparation) -> str:
-    """A sentence where the weights have a published figure that does not compare with this run's; else nothing."""
-    figure = FIGURES.get(loaded.published)
+    """A sentence if the weights have a published accuracy that does not apply to this run; else empty."""
+    figure = ACCURACIES.get(loaded.published)
     if figure is None or not is_imagenet_validation(source) or figure.fits(preparation):
         return ""
     return (
-        f"timm's figure for these weights, {figure.top1:.3f} %, is of {figure.img_size} pixels, crop {figure.crop_pct:g}, "
-        f"{figure.interpolation}; at {preparation.img_size}, {preparation.crop_pct:g}, {preparation.interpolation} it does not compare."
+        f"timm's figure for these weights, {figure.top1:.3f} %, is of {figure.img_size} pixels, "
+        f"crop {figure.crop_pct:g}, {figure.interpolation}; at {preparation.img_size}, "
+        f"{preparation.crop_pct:g}, {preparation.interpolation} it does not compare."
     )
 
 
 def is_imagenet_validation(source: Source) -> bool:
-    """Whether these are all images of ImageNet-1K's validation split: by their number, and by the classes' names or the data set's own."""
+    """Whether these are all images of ImageNet-1K's validation split, by their number and by names.
+
+    The names are those of the classes, where they are WordNet's, or else that of the data set.
+    """
     if source.limited or len(source) != IMAGES or source.split not in VALIDATION_NAMES:
         return False
     if source.class_names and source.class_names[0] in _wnids():  # others have them in words
@@ -69,9 +81,9 @@ def is_imagenet_validation(source: Source) -> bool:
 
 
 def is_imagenet(source: Source) -> bool:
-    """Whether these are images of ImageNet-1K's validation split, all or some of them, as far as names can tell.
+    """Whether these are images of ImageNet-1K's validation split, all or some of them, by their names.
 
-    Its class folders alone do not: ImageNet-Sketch and others have them, too.
+    Its class folders are not enough: ImageNet-Sketch and others have the same.
     """
     if not source.labelled or source.origin == "training":
         return False

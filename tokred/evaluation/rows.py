@@ -1,8 +1,8 @@
 """Rows of a comparison, each built once from typed parts whose fields are named as the columns.
 
-The parts are what all rows of a run share (`RunFacts`), what is known of a candidate before any image is seen (`Facts`), scores, speed, and
-significance flags. Predictions and these parts are all that a row needs, so a finished run's rows can be built again from its folder,
-without its model, its images or torch (`recompute`).
+The parts are what all rows of a run share (`RunFacts`), what is known of a candidate before any image is seen
+(`Facts`), scores, speed, and significance flags. Predictions and these parts are all that a row needs, so a
+finished run's rows can be built again from its folder, without its model, its images or torch (`recompute`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class RunFacts:
 
     Attributes:
         versions: version columns and the date.
-        published: the published top-1 (%) of the dense model, where this run is its published evaluation; None elsewhere.
+        published: the published top-1 (%) of the dense model, where this run is its published evaluation;
+            None elsewhere.
 
     The other fields are columns of `Row`.
     """
@@ -104,7 +105,8 @@ class Published:
 
     Attributes:
         published_top1: published top-1 (%) of the dense model, in the baseline's row.
-        baseline_off: whether the baseline that was measured differs from it by more than `PUBLISHED_TOLERANCE`.
+        baseline_off: whether the baseline that was measured differs from it by more than
+            `PUBLISHED_TOLERANCE`.
     """
 
     published_top1: float | None = None
@@ -169,7 +171,8 @@ def recompute(run: Run) -> list[Row]:
     """The rows of a finished run, built again from its predictions and run.json.
 
     Raises:
-        TokredError: the predictions are missing, or run.json does not have the facts, as that of an older tokred.
+        TokredError: the predictions are missing, or run.json does not have the facts, as that of an older
+            tokred.
     """
     if run.predictions is None:
         raise TokredError(f"{run.path} holds no predictions.npz, from which its rows would follow.")
@@ -179,13 +182,13 @@ def recompute(run: Run) -> list[Row]:
         speeds = dict(run.about.get("speeds", {}))
     except (KeyError, TypeError, AttributeError) as error:
         raise TokredError(
-            f"{run.path / 'run.json'} lacks the facts of which rows are made, as one of an older tokred."
+            f"{run.path / 'run.json'} lacks the facts from which rows are built; an older tokred wrote it."
         ) from error
     return build_rows(facts, candidates, run.predictions, speeds)
 
 
 def _score(name: str, run: RunFacts, predictions: RunPredictions, places: np.ndarray) -> Scores:
-    """A model's scores; the baseline has no scores against itself, but for a drop of 0 where there are labels."""
+    """A model's scores; those of the baseline against itself are left out, except for its drop of 0."""
     own, dense = predictions.models[name].take(places), predictions.models[BASELINE].take(places)
     labels, groups = predictions.labels[places], predictions.groups[places]
     if predictions.labelled:
@@ -203,12 +206,12 @@ def _dense(predictions: RunPredictions) -> np.ndarray:
 
 
 def _with_failure(facts: Facts, reason: str | None) -> Facts:
-    """The facts of a candidate that failed while it ran, for the reason given; unchanged for None."""
+    """The facts of a candidate that failed while it ran; unchanged where there is no reason."""
     return facts if reason is None else replace(facts, status="failed", error=reason)
 
 
 def published_columns(published: float | None, baseline: Scores | None) -> tuple[Published, Published]:
-    """The columns of a published top-1 (%) in the row of a method, and in that of the baseline with the given scores."""
+    """The columns of a published top-1 (%) in the row of a method, and in that of the baseline."""
     if published is None or baseline is None or baseline.top1 is None:
         return Published(), Published()
     off = round(abs(baseline.top1 - published), 6) > PUBLISHED_TOLERANCE

@@ -1,7 +1,8 @@
-"""The folder of a run: it belongs to one configuration and one process at a time, and survives whatever happens to the run.
+"""The folder of a run, which belongs to one configuration and one process at a time, and survives a kill.
 
-Every file is written beside its place and swapped in, so that a reader sees the old one or the new one, never a part. While a run goes on
-its outcomes are in `outcomes/`; at its end they are in `predictions.npz`, and the same command finds them there.
+Every file is written beside its place and swapped in, so that a reader sees the old one or the new one, never
+a part. A run's predictions are in `outcomes/` until its end, then in `predictions.npz`, and the
+same command finds them there.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ FILES = (
     "run.json",
 )
 OPTIONAL = ("maps.npz",)  # of no use where nothing could be drawn
-_OUTCOMES, _PREVIOUS, _LOCK = "outcomes", "previous", ".lock"
+_PARTS, _PREVIOUS, _LOCK = "outcomes", "previous", ".lock"
 _INTERVAL = 10.0  # seconds of work that a kill may cost
 
 
@@ -88,7 +89,7 @@ class Record:
             images, seconds = np.concatenate(self._pending), (now - self._last) / self.processes
             self.evaluation.seconds += seconds
             if self.folder:
-                self.folder.write_outcomes(self.evaluation, images, seconds)
+                self.folder.save_predictions(self.evaluation, images, seconds)
             self._saved[images] = True
         self._pending.clear()
         self._last = now
@@ -155,27 +156,32 @@ class Folder:
             self._lock.acquire()
         except Timeout:
             raise TokredError(
-                f"Another process is writing to {self.path}; wait for it, or choose another folder with --out."
+                f"Another process is writing to {self.path}; "
+                "wait for it, or choose another folder with --out."
             ) from None
         except (OSError, NotImplementedError):
             pass  # a file system without locks: files are swapped in whole all the same
 
     def _take_over(self) -> None:
-        """Continue the run that is there, or put it aside if something that decides its numbers has changed since."""
+        """Resume the run that is there, or put it aside if something that decides its numbers has changed."""
         file = self.path / "run.json"
-        for folder in (self.path, self.path / _OUTCOMES):
+        for folder in (self.path, self.path / _PARTS):
             sweep(folder)
         if file.exists():
             before = _read_about(file, "choose another folder with --out")
             changed = self._changes(before)
             if changed:
                 aside = self._move(self.path, self.path / _PREVIOUS / _key(before), (*OPTIONAL, *FILES))
-                self.notice = f"{self.path} holds a run with another {', '.join(changed)}: it is in {aside} now, and this one starts anew."
+                self.notice = (
+                    f"{self.path} holds a run with another {', '.join(changed)}: "
+                    f"it is in {aside} now, and this one starts anew."
+                )
         else:
-            foreign = [name for name in (*FILES, _OUTCOMES) if (self.path / name).exists()]
+            foreign = [name for name in (*FILES, _PARTS) if (self.path / name).exists()]
             if foreign:
                 raise TokredError(
-                    f"{self.path} holds {foreign[0]} but no run of tokred (no run.json); choose another folder with --out."
+                    f"{self.path} holds {foreign[0]} but no run of tokred (no run.json); "
+                    "choose another folder with --out."
                 )
         earlier = self.path / _PREVIOUS / self.key
         if earlier.exists():  # this very run was put aside once, or is on its way back: run.json comes first
@@ -195,10 +201,10 @@ class Folder:
         self.write("run.json", json.dumps(self.run, indent=2) + "\n")
 
     def _move(self, source: Path, target: Path, names: Sequence[str]) -> Path:
-        """Move a run. Where it is put aside run.json goes last, where it comes back first: a kill on the way leaves a run to go on with."""
+        """Move a run. To survive a kill, run.json goes last when it is put aside, first when it comes back."""
         try:
             target.mkdir(parents=True, exist_ok=True)
-            for name in (names[0], _OUTCOMES, *names[1:]):
+            for name in (names[0], _PARTS, *names[1:]):
                 if (source / name).exists():
                     if (target / name).is_dir():
                         shutil.rmtree(target / name)
@@ -213,7 +219,7 @@ class Folder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run that is there has come to its end."""
+        """Whether the run that is there is finished."""
         return bool(self.run.get("finished")) and (self.path / "predictions.npz").exists()
 
     def write(self, name: str, content: str | bytes) -> None:
@@ -226,13 +232,13 @@ class Folder:
 
     @property
     def damaged(self) -> list[str]:
-        """Files of a finished run that have been changed or removed since; all but the predictions follow from these."""
+        """Files of a finished run that have been changed or removed since."""
         hashes = {"predictions.npz": "", **dict.fromkeys(FILES, ""), **self.run.get("contents", {})}
         del hashes["run.json"]
         return [name for name, digest in hashes.items() if not self._unchanged(name, digest)]
 
     def _unchanged(self, name: str, digest: str) -> bool:
-        """Whether a file is there and has the recorded contents; predictions are checked where they are read."""
+        """Whether a file has the recorded contents; predictions are checked where they are read."""
         try:
             data = (self.path / name).read_bytes()
         except OSError:
@@ -240,28 +246,28 @@ class Folder:
         return name == "predictions.npz" or _hash(data) == digest
 
     def finish(self, run: Mapping[str, Any], files: Mapping[str, str | bytes]) -> None:
-        """Write what the run leaves behind, `run.json` last: from then on it counts as finished."""
+        """Write the results of the run, `run.json` last; from then on the run counts as finished."""
         for name, content in files.items():
             self.write(name, content)
         contents = {name: _hash(_encoded(content)) for name, content in files.items()}
         self.run = {**self.run, **_plain(run), "contents": contents, "finished": True}
         self._begin()
-        shutil.rmtree(self.path / _OUTCOMES, ignore_errors=True)
+        shutil.rmtree(self.path / _PARTS, ignore_errors=True)
 
     def release(self) -> None:
-        """Let other processes in."""
+        """Release the lock, for other processes."""
         self._lock.release()
 
-    def read_outcomes(self, evaluation: Evaluation) -> None:
-        """Enter everything of this run that is on disk; a file that cannot be read, or is another run's, counts as not there."""
+    def load_predictions(self, evaluation: Evaluation) -> None:
+        """Load everything of this run that is on disk; damaged files and those of other runs are ignored."""
         evaluation.key = self.key
-        for file in (self.path / "predictions.npz", *sorted((self.path / _OUTCOMES).glob("*.npz"))):
+        for file in (self.path / "predictions.npz", *sorted((self.path / _PARTS).glob("*.npz"))):
             with contextlib.suppress(OSError, ValueError):
                 evaluation.absorb(file.read_bytes())
 
-    def write_outcomes(self, evaluation: Evaluation, rows: np.ndarray, seconds: float) -> None:
-        """Keep some rows; see `Evaluation.pack`."""
-        self.write(f"{_OUTCOMES}/{int(rows[0]):09d}.npz", evaluation.take(rows, seconds=seconds).pack())
+    def save_predictions(self, evaluation: Evaluation, images: np.ndarray, seconds: float) -> None:
+        """Save the predictions of some images, given by their indices."""
+        self.write(f"{_PARTS}/{int(images[0]):09d}.npz", evaluation.take(images, seconds=seconds).pack())
 
 
 @dataclass(frozen=True)
@@ -305,7 +311,8 @@ class Run:
             if data is None:
                 return {}
             raise TokredError(
-                f"{self.path / 'maps.npz'} is damaged; remove it to go on without, or run the comparison again."
+                f"{self.path / 'maps.npz'} is damaged; "
+                "remove it to go on without, or run the comparison again."
             ) from error
 
 
@@ -371,5 +378,5 @@ def _hash(data: bytes) -> str:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
+    """Values as JSON returns them."""
     return dict(json.loads(json.dumps(dict(values))))

@@ -1,9 +1,10 @@
-"""Which models are shown to differ: ranks with ties, controls that a method does not beat, and the best method of a budget.
+"""Significance: ranks with ties, controls that a method does not beat, and the best method of a budget.
 
-Rows are ranked by top-1, best first. The first is the leader and has rank 1. It is tested against every row after it by a paired test
-(`separated`), and the p-values are corrected for their number by Holm's method. Rows share the leader's rank down to the first that is
-significantly worse; that one is the next leader, its rank is its place, and so on. So ranks never contradict top-1, equal top-1 is equal
-rank, and neither the order of the rows nor chance has a say. A shared rank means "no difference was shown", not "equal".
+Rows are ranked by top-1, best first. The first is the leader and has rank 1. It is tested against every row
+after it by a paired test (`separated`), and the p-values are corrected for their number by Holm's method.
+Rows share the leader's rank down to the first that is significantly worse; that one is the next leader, its
+rank is its place, and so on. So ranks never contradict top-1, equal top-1 is equal rank, and neither the
+order of the rows nor chance has a say. A shared rank means "no difference was shown", not "equal".
 
 NumPy and SciPy only: ranking what is on disk needs no torch.
 """
@@ -22,7 +23,7 @@ from tokred.tables.row import BASELINE
 
 ALPHA = 0.05
 Test = Callable[[int, int], float]
-"""The p-value that one row is better than another, both by their places; 1 where the test contradicts top-1."""
+"""The p-value that one row is better than another, by their places; 1 where the test contradicts top-1."""
 
 Beats = Callable[[int, Sequence[int]], Sequence[bool]]
 """Which of some rows, by their places, a row is shown to beat."""
@@ -63,14 +64,15 @@ def judge(
 ) -> list[Flags]:
     """The significance flags of all rows of one run.
 
-    A method beats a control where it is right more often and the paired test separates them at 5 %. It is held against the controls of
-    its own budget, which a method that costs more than the budget cannot beat, and against those without a budget. The best method of a
-    budget is shown to beat every other method there, whatever was trained for it; `competes` says which rows take part.
+    A method beats a control where it is right more often and the paired test separates them at 5 %. It is
+    held against the controls of its own budget, which a method that costs more than the budget cannot beat,
+    and against those without a budget. The best method of a budget is shown to beat every other method there,
+    whatever was trained for it; `competes` says which rows take part.
 
     Args:
         contenders: the rows, baseline and controls included.
-        correct: [n] bool by place in `contenders`: whether each image is right, or, without labels, whether the dense model predicts the
-            same. Rows that failed are missing.
+        correct: [n] bool by place in `contenders`: whether each image is right, or, without labels, whether
+            the dense model predicts the same. Rows that failed are missing.
         groups: [n], images that are not independent share a number.
     """
     places, arrays = list(correct), list(correct.values())
@@ -96,7 +98,8 @@ def judge(
 def competes(row: Contender) -> bool:
     """Whether a row may be called the best of its budget.
 
-    Controls, the baseline, unfitted methods, methods that these images fitted, and those that cost more than the budget do not take part.
+    Controls, the baseline, unfitted methods, methods that these images fitted, and those that cost more than
+    the budget do not take part.
     """
     return not (row.control or row.unfitted or row.fitted_here or row.gap < 0 or row.method == BASELINE)
 
@@ -118,7 +121,7 @@ def separated(correct_a: np.ndarray, correct_b: np.ndarray, groups: np.ndarray |
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down correction: adjusted p-values, [k], which bound the chance of any false finding among k tests."""
+    """Holm's step-down correction for k tests, as adjusted p-values, [k]."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
     stepped = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
@@ -154,7 +157,7 @@ def leaders(
     groups: np.ndarray | None = None,
     alpha: float = ALPHA,
 ) -> list[int]:
-    """The places of the rows with rank 1; a single one is shown to beat all others. Arguments as for `ranks`."""
+    """The places of the rows with rank 1; a single one beats all others. Arguments as for `ranks`."""
     return [index for index, rank in enumerate(ranks(top1s, correct, groups, alpha)) if rank == 1]
 
 
@@ -172,7 +175,7 @@ def paired(
 
 
 def shown(test: Test, alpha: float = ALPHA) -> Beats:
-    """The relation "is shown to beat" of a test whose p-values are corrected for the number of rows tested."""
+    """The relation "is shown to beat", by a test that is corrected for the number of rows."""
     return lambda row, others: (holm([test(row, other) for other in others]) <= alpha).tolist()
 
 
@@ -182,7 +185,8 @@ def ladder(top1s: Sequence[float], beats: Beats, tiebreak: Sequence[bytes | str]
     Args:
         top1s: [m] accuracies, in any unit.
         beats: function of a row and of rows with no higher top-1; which of these it is shown to beat.
-        tiebreak: [m] sort keys that decide which of several rows with equal top-1 leads; by default the first.
+        tiebreak: [m] sort keys that decide which of several rows with equal top-1 leads; by default the
+            first.
     """
     order = sorted(range(len(top1s)), key=lambda i: (-top1s[i], tiebreak[i] if tiebreak else b"", i))
     places, start = [0] * len(order), 0
@@ -205,9 +209,9 @@ def unpaired(
 ) -> float:
     """Two-sided p-value of the hypothesis that two accuracies are equal, from their 95 % intervals alone.
 
-    For rows without per-image predictions; the two models are treated as if each had images of its own. On shared images the test has
-    less power than `separated`, since it cannot know that both models miss the same hard ones. 1 where an interval is not finite or
-    has no width.
+    For rows without per-image predictions; the two models are treated as if each had images of its own. On
+    shared images the test has less power than `separated`, since it cannot know that both models miss the
+    same hard ones. 1 where an interval is not finite or has no width.
     """
     width = np.hypot(interval_a[1] - interval_a[0], interval_b[1] - interval_b[0])
     if not (np.isfinite(width) and width > 0):

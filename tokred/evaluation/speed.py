@@ -1,7 +1,8 @@
 """Speed of reduced models, as ratios to the dense one.
 
-The promise of a model that saves the fraction r of its FLOPs is a speed-up of 1 / (1 - r). What is measured is the ratio to the plain timm
-model, with its fused attention, in the same run: all models take turns, round by round, and every figure is a median over rounds.
+The theoretical speed-up of a model that saves the fraction r of its FLOPs is 1 / (1 - r). The measured one is
+the ratio to the plain timm model, with its fused attention, in the same run: all models take turns, round by
+round, and every figure is a median over rounds.
 """
 
 from __future__ import annotations
@@ -33,12 +34,20 @@ DENSE = BASELINE
 
 @dataclass(frozen=True)
 class Speed:
-    """What one model does at one batch size.
+    """Speed and memory of one model at one batch size.
 
-    `latency_ms` is a forward pass of the whole batch, with quartiles over the rounds; `images_per_s` follows from it. `speedup` is the
-    median of the ratios dense to reduced time within a round, with a 95 % interval; `promise` is 1 / (1 - reduction) and `promise_share`
-    how much of it is kept, speedup / promise. `peak_mem_mb` are the weights and the most tensors alive at once in a pass, in 10^6 bytes.
-    None is "not measured".
+    Attributes:
+        images_per_s: images per second, by the median latency.
+        latency_ms: median duration of a forward pass of the whole batch, in milliseconds.
+        latency_q1_ms: lower quartile over the rounds.
+        latency_q3_ms: upper quartile over the rounds.
+        speedup: median over the rounds of the ratio of the dense model's time to this model's.
+        speedup_lo: lower end of its 95 % interval.
+        speedup_hi: upper end of its 95 % interval.
+        promise: theoretical speed-up, 1 / (1 - reduction).
+        promise_share: efficiency, the measured speed-up over the theoretical one.
+        peak_mem_mb: weights, and the most tensors alive at once in a pass, in 10^6 bytes; None if not
+            measured.
     """
 
     images_per_s: float
@@ -70,19 +79,19 @@ def measure(
     """Time reduced models against the dense one, in turns.
 
     Args:
-        models: by name.
+        models: reduced models by name.
         dense: the plain backbone.
-        batch_size: images, random ones of the backbone's size, in a forward pass.
+        batch_size: number of images in a forward pass; they are random, of the backbone's size.
         rounds: how often each model is timed.
-        device: where to run; the models are moved there.
-        dtype: of matrix products, by autocast unless float32, as in a comparison.
-        compiled: run all of them, the dense one too, through `torch.compile`.
-        reductions: fractions of FLOPs saved, where they are known; others are counted.
-        failed: takes one sentence for each model that fails; without it a failure is raised.
-        progress: called with 1 after every round.
+        device: device to run on, to which the models are moved.
+        dtype: precision of matrix products, by autocast unless float32, as in a comparison.
+        compiled: whether to run all models, the dense one too, through `torch.compile`.
+        reductions: known fractions of FLOPs saved, by name; others are counted.
+        failed: dictionary that gets one sentence for each model that fails; without it a failure is raised.
+        progress: function that is called with 1 after every round.
 
     Returns:
-        Figures by name, those of the dense model under "baseline".
+        Speeds by name, that of the dense model under "baseline".
     """
     device = device or torch.device("cpu")
     everything: dict[str, nn.Module] = {DENSE: dense, **models}
@@ -99,15 +108,13 @@ def measure(
         for name, model in everything.items():
             try:
                 runs[name], peaks[name] = _prepared(model, images, device, compiled)
-            except (
-                Exception
-            ) as error:  # a method that fails, or does not fit into memory, must not take the others along
+            except (Exception, SystemExit) as error:  # a method that fails must not take the others along
                 if failed is None or name == DENSE:
                     raise
                 failed[name] = sentence(error)
         seconds = interleave(runs, rounds, device, progress=progress, failed=failed)
     if DENSE not in seconds:
-        raise TokredError(f"The unreduced model cannot be timed: {(failed or {}).get(DENSE)}")
+        raise TokredError(f"The dense model cannot be timed: {(failed or {}).get(DENSE)}")
     saved = {
         name: 1 - count(models[name]).total / _dense_flops(dense)
         for name in seconds

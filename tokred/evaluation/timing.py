@@ -1,4 +1,4 @@
-"""Timing that a busy machine does not mislead: runs take turns, and what is reported are medians of ratios within a turn."""
+"""Timing on a machine that may be busy: runs take turns, and medians of ratios within a turn are reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Interval:
-    """A median and the limits in which it lies with 95 % confidence."""
+    """A median with its 95 % confidence interval."""
 
     median: float
     low: float
@@ -39,16 +39,18 @@ def interleave(
     progress: Callable[[int], None] = lambda rounds: None,
     failed: dict[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Seconds that each run takes, [rounds], all of them once in every round, in an order drawn anew for each.
+    """Time all runs once in every round, in random order; return each run's seconds, [rounds], by name.
 
     Args:
-        runs: by name; each has been called before.
-        rounds: how often.
-        device: waited for before a clock is read.
-        least: seconds that a measurement lasts at least; shorter runs are called several times and the mean is taken.
-        seed: of the order.
-        progress: called with 1 after every round.
-        failed: takes one sentence for each run that fails, which is then left out; without it a failure is raised.
+        runs: functions by name; each has been called before.
+        rounds: number of rounds.
+        device: device to wait for before a clock is read.
+        least: seconds that a measurement lasts at least; a shorter run is called several times and the mean
+            is taken.
+        seed: seed of the order.
+        progress: function that is called with 1 after every round.
+        failed: dictionary that gets one sentence for each run that fails, which is then left out; without it
+            a failure is raised.
 
     Raises:
         TokredError: fewer than one round.
@@ -65,7 +67,7 @@ def interleave(
         for name in rng.permutation(names):
             try:
                 taken[name][index] = _seconds(runs[name], calls[name], device)
-            except Exception as error:  # a run that fails must not take the others along
+            except (Exception, SystemExit) as error:  # a run that fails must not take the others along
                 if failed is None:
                     raise
                 failed[name] = sentence(error)
@@ -74,8 +76,8 @@ def interleave(
     return {name: taken[name] for name in names}
 
 
-def sentence(error: Exception) -> str:
-    """What to tell of an error of somebody else's code."""
+def sentence(error: BaseException) -> str:
+    """One line about an error in foreign code."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -89,16 +91,17 @@ def _seconds(run: Run, calls: int, device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was given; a CPU has."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def median_interval(values: np.ndarray) -> Interval:
-    """The median of independent values with its exact interval from order statistics, which assumes nothing about their distribution.
+    """The median of independent values of any distribution, with its exact interval from order statistics.
 
-    The k-th smallest and k-th largest of n values enclose the median with probability 1 - 2 P(Binomial(n, 1/2) < k). The largest k that
-    keeps it at 95 % or more is taken; below six values even the extremes do not, and are given all the same.
+    The k-th smallest and k-th largest of n values enclose the median with probability 1 - 2 P(Binomial(n,
+    1/2) < k). The largest k that keeps it at 95 % or more is taken; below six values even the extremes do
+    not, and are returned all the same.
     """
     from scipy.stats import binom
 
@@ -108,10 +111,10 @@ def median_interval(values: np.ndarray) -> Interval:
 
 
 def peak_bytes(run: Run, device: torch.device) -> int | None:
-    """The most bytes of tensors that a run has alive at once, beyond those that were there before. None where a device does not say.
+    """The most bytes of tensors that a run has alive at once, beyond earlier ones; None if unknown.
 
-    On CUDA the allocator counts. On a CPU the profiler records every allocation and release of a tensor, which depends on shapes alone:
-    not on the machine, its load, or what its allocator keeps in reserve.
+    On CUDA the allocator counts. On a CPU the profiler records every allocation and release of a tensor,
+    which depends on shapes alone: not on the machine, its load, or what its allocator keeps in reserve.
     """
     if device.type == "cuda":
         synchronize(device)
@@ -122,7 +125,7 @@ def peak_bytes(run: Run, device: torch.device) -> int | None:
         return int(torch.cuda.max_memory_allocated(device) - before)
     if device.type != "cpu":
         return None
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell of GPUs that it does not find
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler warns of missing GPUs
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
@@ -134,5 +137,5 @@ def peak_bytes(run: Run, device: torch.device) -> int | None:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers."""
+    """The size of a model's parameters and buffers in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
