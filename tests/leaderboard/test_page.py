@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -18,12 +19,13 @@ from helpers.boards import folder, outcome, row
 from helpers.command import run
 
 from tokred.evaluation import significance
+from tokred.evaluation.metrics import score
+from tokred.evaluation.run_folder import read_run
 from tokred.leaderboard import Change, add, read
-from tokred.leaderboard.evidence import Evidence, RunOutcomes
+from tokred.leaderboard.evidence import Evidence, claims, evidence_of
 from tokred.leaderboard.evidence_store import Store
 from tokred.leaderboard.export import TIMM_BENCHMARK, TIMM_RESULTS
 from tokred.leaderboard.ranking_groups import load, settings
-from tokred.tables import row as results
 from tokred.tables.row import BASELINE, COLUMNS
 
 GOOD = {"lotm": outcome(185), "tome": outcome(184, first=3), "topk": outcome(150), "random": outcome(120)}
@@ -42,7 +44,7 @@ def standings(board):
 
 
 def by_method(board):
-    return {standing.line["method"]: standing for _, _, standing in standings(board)}
+    return {standing.row.method: standing for _, _, standing in standings(board)}
 
 
 def test_ranks_are_those_of_the_paired_tests(tmp_path):
@@ -53,7 +55,7 @@ def test_ranks_are_those_of_the_paired_tests(tmp_path):
     expected = significance.ranks([float(GOOD[m].mean()) for m in methods], [GOOD[m] for m in methods])
     assert [found[m].rank for m in methods] == expected == [1, 1, 3]
     assert found["random"].rank is None
-    assert not any(standing.unpaired or standing.marks for standing in found.values())
+    assert not any(standing.unpaired or standing.exclusions for standing in found.values())
 
 
 def test_images_of_one_source_count_once_on_a_board_too(tmp_path):
@@ -134,12 +136,12 @@ def test_what_is_marked_is_never_ranked(tmp_path, cells, reason):
     change = add(board, source)
     found = by_method(board)
     assert found["tome"].rank is None
-    assert any(reason in mark for mark in found["tome"].marks)
+    assert any(reason in mark for mark in found["tome"].exclusions)
     assert found["lotm"].rank == 1
     assert found["topk"].rank == 2  # as if it were not there
     assert len(change.remarks) == 1
     for remark in change.remarks:
-        assert remark.startswith("1 row is marked and never ranked: tome (")
+        assert remark.startswith("1 row is excluded from the ranking: tome (")
         assert "\n" not in remark
 
 
@@ -147,7 +149,7 @@ def test_a_baseline_that_is_off_marks_all_that_was_reduced_from_it(tmp_path):
     add(tmp_path / "b.csv", made(tmp_path, rows={BASELINE: {"baseline_off": True}}))
     for standing in by_method(tmp_path / "b.csv").values():
         assert standing.rank is None
-        assert standing.marks == ["the unreduced model's top-1 is not what is published of these weights"]
+        assert standing.exclusions == ["the baseline's top-1 is not the published one of these weights"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_what_does_not_compare_is_ranked_apart(tmp_path, cells):
         made(tmp_path, {"lotm": outcome(185)}),
         made(tmp_path, {"tome": outcome(100)}, "other", **cells),
     )
-    assert {standing.line["method"]: standing.rank for _, _, standing in standings(board)} == {
+    assert {standing.row.method: standing.rank for _, _, standing in standings(board)} == {
         "lotm": 1,
         "tome": 1,
     }
@@ -178,11 +180,8 @@ def test_the_limited_stand_beside_those_they_would_compare_with(tmp_path):
         folder(tmp_path / "lim", {BASELINE: outcome(12, 12), "evit": outcome(12, 12)}, limited=True),
     )
     (setting,) = settings(load(board))
-    assert [standing.line["method"] for standing in setting.groups[0].apart] == ["evit"]
-    assert [standing.line["limited"] for standing in (*setting.baselines, *setting.apart)] == [
-        "false",
-        "true",
-    ]
+    assert [standing.row.method for standing in setting.groups[0].apart] == ["evit"]
+    assert [standing.row.limited for standing in (*setting.baselines, *setting.apart)] == [False, True]
 
 
 def test_controls_are_in_every_kind_of_training_and_unbeaten_ones_are_said(tmp_path):
@@ -196,7 +195,7 @@ def test_controls_are_in_every_kind_of_training_and_unbeaten_ones_are_said(tmp_p
             rows=rows,
         ),
     )
-    groups = {group.training: {s.line["method"]: s for s in group.ranked} for _, group, _ in standings(board)}
+    groups = {group.training: {s.row.method: s for s in group.ranked} for _, group, _ in standings(board)}
     assert set(groups["none"]) == {"lotm", "poor", "random"}
     assert set(groups["reducer"]) == {"sit", "random"}
     assert groups["none"]["lotm"].unbeaten == []
@@ -218,11 +217,11 @@ def test_a_control_without_a_budget_is_in_all_groups(tmp_path):
             rows=rows,
         ),
     )
-    groups = [{s.line["method"]: s for s in group.ranked} for group in settings(load(board))[0].groups]
+    groups = [{s.row.method: s for s in group.ranked} for group in settings(load(board))[0].groups]
     assert [set(group) for group in groups] == [{"lotm", "smaller"}, {"sit", "smaller"}, {"tome", "smaller"}]
     assert groups[0]["lotm"].unbeaten == []
     assert groups[2]["tome"].unbeaten == ["smaller"]
-    assert not any(group["smaller"].marks or group["smaller"].rank for group in groups)
+    assert not any(group["smaller"].exclusions or group["smaller"].rank for group in groups)
 
 
 @pytest.mark.parametrize(
@@ -234,21 +233,16 @@ def test_a_control_without_a_budget_is_in_all_groups(tmp_path):
 )  # fmt: skip
 def test_outcomes_are_found_under_the_names_that_runs_give_them(tmp_path, cells, name):
     source = folder(tmp_path / "r", {name: outcome(150)})
-    line = {
-        field: results.csv_cell(value) for field, value in vars(row("topk", outcome(150), **cells)).items()
-    }
-    assert RunOutcomes(source).of(line).top1 == 75
-    other = {
-        field: results.csv_cell(value) for field, value in vars(row("topk", budget=None, knob="9")).items()
-    }
-    assert RunOutcomes(source).of(other) is None  # at another knob: not these
+    run_ = read_run(source)
+    assert evidence_of(run_, row("topk", outcome(150), **cells)).top1 == 75
+    assert evidence_of(run_, row("topk", budget=None, knob="9")) is None  # at another knob: not these
 
 
 def test_rows_without_labels_are_marked_and_not_disputed(tmp_path):
     board = tmp_path / "b.csv"
     nothing = {"top1": None, "top1_lo": None, "top1_hi": None}
     add(board, made(tmp_path, {"lotm": outcome(185)}, rows={"lotm": nothing, BASELINE: nothing}))
-    assert by_method(board)["lotm"].marks == ["no labels, so no top-1"]
+    assert by_method(board)["lotm"].exclusions == ["no labels, so no top-1"]
 
 
 def test_the_order_of_runs_changes_nothing(tmp_path):
@@ -271,14 +265,33 @@ def test_a_renewed_row_takes_its_evidence_along(tmp_path):
     assert by_method(board)["lotm"].evidence.top1 == 75
     bare = made(tmp_path, {"lotm": outcome(140)}, "bare", date="2026-03-03")
     (bare / "predictions.npz").unlink()
-    add(board, bare)
+    change = add(board, bare)  # which does not replace what has evidence
+    assert (change.kept, change.replaced) == (2, 0)
+    assert (
+        change.remarks[1]
+        == "A row of lotm without predictions is left out: the board has it with predictions."
+    )
     standing = by_method(board)["lotm"]
-    assert (standing.line["top1"], standing.evidence, standing.marks) == (
-        "70",
-        None,
-        [],
-    )  # nothing old speaks against it
-    assert not list((tmp_path / "b.rows").iterdir())
+    assert (standing.row.top1, standing.evidence.top1, standing.exclusions) == (75, 75, [])
+
+
+def test_a_row_without_predictions_that_contradicts_itself_is_refused(tmp_path):
+    board, bare = tmp_path / "b.csv", made(tmp_path, rows={"tome": {"top1": 99.9}}, name="forged")
+    (bare / "predictions.npz").unlink()
+    change = add(board, bare)
+    assert "tome" not in by_method(board)
+    assert change.kept == 1
+    assert change.remarks[0].startswith(
+        "A row of tome is refused, because it contradicts itself: top1 is 99.9, outside"
+    )
+    add(board, bare / "leaderboard.csv", made(tmp_path))  # with its predictions the row itself is honest
+    assert by_method(board)["tome"].row.top1 == 92
+    text = board.read_text()
+    shutil.rmtree(tmp_path / "b.rows")
+    board.write_text(text.replace(",92,", ",99.9,"))  # edited by hand
+    assert by_method(board)["tome"].exclusions[0].startswith("contradicts itself: top1 is 99.9")
+    run("leaderboard", "build", "--board", board)
+    assert "no predictions" in board.with_suffix(".md").read_text()
 
 
 def test_boards_merge_with_their_evidence(tmp_path):
@@ -298,13 +311,13 @@ def test_a_forged_run_and_a_forged_board_are_named(tmp_path):
     (source / "leaderboard.csv").write_text(text.replace("92.5,", "98.5,"))
     change = add(board, source)
     assert change.remarks == (
-        "1 row is marked and never ranked: lotm (top1 98.5 instead of 92.5 by its predictions).",
+        "1 row is excluded from the ranking: lotm (top1 98.5 instead of 92.5 by its predictions).",
     )
     assert by_method(board)["lotm"].rank is None
     honest = tmp_path / "h.csv"
     add(honest, made(tmp_path, name="honest"))
     honest.write_text(honest.read_text().replace("92.5,", "98.5,"))
-    assert "top1 98.5 instead of 92.5 by its predictions" in by_method(honest)["lotm"].marks
+    assert "top1 98.5 instead of 92.5 by its predictions" in by_method(honest)["lotm"].exclusions
     assert by_method(honest)["tome"].rank == 1
 
 
@@ -314,9 +327,7 @@ def test_damaged_predictions_and_damaged_evidence(tmp_path):
     (source / "predictions.npz").write_bytes(good[:500])
     change = add(board, source)
     assert change == Change(5, 0, 0, 5)
-    assert change.remarks[0].endswith(
-        "is damaged or no file of tokred, so its rows are added without per-image outcomes."
-    )
+    assert re.match("The rows of .* are added without their predictions: .*is damaged", change.remarks[0])
     (source / "predictions.npz").write_bytes(good)
     add(board, source)
     for file in (tmp_path / "b.rows").iterdir():
@@ -325,27 +336,20 @@ def test_damaged_predictions_and_damaged_evidence(tmp_path):
 
 
 def test_claims_are_those_of_the_scores(tmp_path):
-    from tokred.evaluation.metrics import score
-    from tokred.evaluation.predictions import Predictions
-
     rng = np.random.default_rng(1)
     source = folder(
         tmp_path / "r",
         {BASELINE: rng.random(200) < 0.9, "lotm": rng.random(200) < 0.8},
         groups=np.arange(200) // 3,
     )
-    outcomes = RunOutcomes(source)
-    parts = {
-        m: Predictions(*(outcomes.arrays[f"{m}/{part}"] for part in ("prediction", "top5", "kl")))
-        for m in (BASELINE, "lotm")
-    }
-    scores = score(parts["lotm"], parts[BASELINE], outcomes.labels, outcomes.groups)
-    line = dict(read(source / "leaderboard.csv")[1])
+    found = read_run(source)
+    parts = found.predictions.models
+    scores = score(parts["lotm"], parts[BASELINE], found.predictions.labels, found.predictions.groups)
     columns = ("top1", "top5", "drop", "agreement", "kl", "p_value")
-    line.update({column: f"{getattr(scores, column):.12g}" for column in columns})
-    assert outcomes.claims(line) == []
+    stated = replace(read(source / "leaderboard.csv")[1], **{name: getattr(scores, name) for name in columns})
+    assert claims(found, stated) == []
     for column in columns:
-        (wrong,) = outcomes.claims({**line, column: "0.123"})
+        (wrong,) = claims(found, replace(stated, **{column: 0.123}))
         assert wrong.startswith(f"{column} 0.123 instead of")
 
 
@@ -385,7 +389,7 @@ def test_a_killed_writer_leaves_no_row_with_another_ones_evidence(tmp_path):
         writer.communicate()
         for standing in by_method(board).values():
             assert standing.evidence is not None
-            assert not standing.marks
+            assert not standing.exclusions
     add(board, runs[0])
     assert len(list(Store(board).folder.iterdir())) == 3  # of what was killed nothing stays
 
@@ -408,14 +412,14 @@ def test_two_writers_and_a_reader(tmp_path):
             assert writer.stdout.readline() == "ready\n"
             writer.stdin.write("\n")
             writer.stdin.flush()
-        from tokred.leaderboard.publish import standings as read_all
+        from tokred.leaderboard.publish import ranked_rows as read_all
 
         seen, deadline = set(), time.monotonic() + 60
         while len(seen) < 4 and time.monotonic() < deadline:
             for standing in read_all(board):
                 assert standing.evidence is not None
-                assert not standing.marks
-                seen.add(standing.line["top1"])
+                assert not standing.exclusions
+                seen.add(standing.row.top1)
         assert len(seen) == 4  # the baseline, and all three of LOTM's: they wrote while this read
     finally:
         for writer in writers:
@@ -477,11 +481,11 @@ def test_a_page_says_what_is_ranked_and_what_is_not(tmp_path):
     rows = {**CONTROL, "tome": {"fitted_here": True}}
     code, text = run("leaderboard", "build", made(tmp_path, rows=rows), "--board", board)
     assert code == 0
-    assert "2 ranked rows in 1 group that compares; 1 row marked and not ranked." in text
-    assert "1 row is marked and never ranked: tome (fitted on or chosen by these images)." in text
+    assert "2 ranked rows in 1 group that compares; 1 row excluded." in text
+    assert "1 row is excluded from the ranking: tome (fitted on or chosen by these images)." in text
     texts = Page(board.with_suffix(".html").read_text()).texts
     for wanted in ("deit_s on photodigits test (200 images)", "30 % fewer FLOPs, nothing trained", "Not ranked", "control",
-                   "fitted on or chosen by these images", "unreduced"):  # fmt: skip
+                   "fitted on or chosen by these images", "dense"):  # fmt: skip
         assert wanted in texts
     assert texts.index("lotm") < texts.index("topk") < texts.index("random") < texts.index("tome")
     lines = [

@@ -1,31 +1,28 @@
-"""Merging runs into one CSV, the board, that many processes may add to at once.
+"""Merging runs into one CSV, the board, to which several processes may add at once.
 
-`read` a board or a run, `merge` rows into it, `write` it in one step; `add` does the three under a lock, and keeps each row's evidence
-beside the CSV. Rows stay text here, as the CSV holds them, so that a merge rewrites no number. This module imports no torch: adding to a
-board is quick.
+`read` a board or a run, `merge` rows into it, `write` it in one step; `add` does the three under a lock, and keeps
+each row's evidence beside the CSV. Nothing here imports torch, so adding to a board is quick.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from tokred.errors import TokredError
-from tokred.leaderboard.evidence import PREDICTIONS, Evidence, Line, RunOutcomes, number
+from tokred.evaluation.run_folder import Run, read_run
+from tokred.leaderboard.evidence import PREDICTIONS, Evidence, claims, evidence_of
 from tokred.leaderboard.evidence_store import Store
-from tokred.leaderboard.exclusions import all_marks, remark
-from tokred.tables.row import BASELINE, COLUMNS, SCHEMA, Row, csv_cell
+from tokred.leaderboard.exclusions import all_exclusions, contradiction, summary
+from tokred.tables.row import BASELINE, Row, csv_cell, from_csv, to_csv
 from tokred.utils.atomic import replace_file, sweep, writing
 
 CSV_NAME = "leaderboard.csv"
-FIRST_SCHEMA = COLUMNS.index("date") + 1  # how many columns the first boards had
 
 QUESTION = (
     *(
@@ -39,49 +36,65 @@ QUESTION = (
         "limited",
         "budget",
         "knob",
+    ),
+    *(
         "protocol",
         "stages",
+        "img_size",
+        "crop_pct",
+        "interpolation",
+        "precision",
+        "device",
+        "batch_size",
+        "seed",
     ),
-    *("img_size", "crop_pct", "interpolation", "precision", "device", "batch_size", "seed", "on_error"),
+    "on_error",
 )
 """What a row asks: which method, on which weights and images, at which budget and settings.
 
-Some columns count in part: without a `weights_hash` or `data_hash` the name in `weights` or `dataset` stands for it; `stages` only where
-they were chosen (protocol "custom"), since elsewhere they follow from method and protocol; `knob` only without a budget, from which it
-would follow; of `device` the kind, without its number."""
+Some columns count in part. Without a `weights_hash` or `data_hash` the name in `weights` or `dataset` stands for it.
+`stages` count where they were chosen (protocol "custom"); elsewhere they follow from method and protocol. `knob` counts
+without a budget, from which it would follow, and `device` without its number."""
 
 IDENTITY = (*QUESTION, "training", "adapter", "unfitted")
-"""What makes two rows the same thing: the question, and whose fitted parameters answer it.
+"""What makes two rows results of the same thing: the question, and the fitted parameters that answer it.
 
-Not in it: scores, times and errors, which are the answer; `tokens` and FLOPs, which follow from budget or knob; versions, commit and
-date, by which a result is renewed."""
+Scores, times and errors are not in it, since they are the answer; neither are `tokens` and FLOPs, which follow from
+budget or knob, nor versions, commit and date, with which a result is renewed."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What `add` did with the rows given: new ones, ones that took an older one's place, and ones that the board had better."""
+    """The effect of `add`.
+
+    Attributes:
+        added: the number of new rows.
+        replaced: the number of rows that took an older one's place.
+        kept: the number of rows left out, because the board has something better.
+        total: the number of rows on the board now.
+        remarks: sentences about rows that are excluded from the ranking or refused, and about missing evidence.
+    """
 
     added: int
     replaced: int
     kept: int
-    total: int  # rows on the board now
-    remarks: tuple[str, ...] = field(
-        default=(), compare=False
-    )  # sentences about rows that the board marks, and evidence that is missing
+    total: int
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
 
-@dataclass
-class _Given:
-    """Rows to add, with their evidence and what speaks against them, by the `id` of the row."""
+@dataclass(frozen=True)
+class _Entry:
+    """A row to add, its evidence, and the claims that its predictions do not support."""
 
-    lines: list[Line] = field(default_factory=list)
-    evidence: dict[int, Evidence] = field(default_factory=dict)
-    disputed: dict[int, list[str]] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
+    row: Row
+    evidence: Evidence | None = None
+    claims: Sequence[str] = ()
 
 
 def add(board: Path, *sources: Path | Sequence[Row], timeout: float = 60) -> Change:
-    """Merge runs into a board, which is made where there is none. Safe beside other processes that do the same, and beside readers.
+    """Merge runs into a board, which is made if there is none. Safe beside other writers and beside readers.
+
+    A row without evidence is refused where it contradicts itself, and never replaces one that has evidence.
 
     Args:
         board: the CSV.
@@ -89,119 +102,86 @@ def add(board: Path, *sources: Path | Sequence[Row], timeout: float = 60) -> Cha
         timeout: seconds to wait for other writers.
 
     Raises:
-        TokredError: a source is no run; the board is no leaderboard, of a newer schema, locked for `timeout`, or cannot be written. The
-            board is then unchanged.
+        TokredError: a source is no run; the board is no leaderboard, is a newer tokred's, is locked for `timeout`,
+            or cannot be written. The board is then unchanged.
     """
     board = Path(os.path.realpath(board))  # to replace a link would part it from the file that others write
-    given = _Given()
+    entries, remarks = list[_Entry](), list[str]()
     for source in sources:
-        _gather(source, board, given)
-    store, fresh = Store(board), set(map(id, given.lines))
+        entries += _entries(source, board, remarks)
+    store = Store(board)
     with locked(board, timeout):
-        after, change = merge(read(board) if board.exists() else [], given.lines)
-        rows = {key(line): line for line in after}
-        taken = {row: line for row, line in rows.items() if id(line) in fresh}
-        for row, line in taken.items():
-            if id(line) in given.evidence:
-                store.put(row, given.evidence[id(line)])
-        store.drop(row for row, line in taken.items() if id(line) not in given.evidence)
+        before = read(board) if board.exists() else []
+        admitted = [entry for entry in entries if not _refused(entry, store, remarks)]
+        after, change = merge(before, [entry.row for entry in admitted])
+        rows, fresh = {key(row): row for row in after}, {id(entry.row): entry for entry in admitted}
+        taken = {identity: fresh[id(row)] for identity, row in rows.items() if id(row) in fresh}
+        for identity, entry in taken.items():
+            if entry.evidence is not None:
+                store.put(identity, entry.evidence)
         write(board, after)
         store.clean(rows, taken)
-    about = remark(taken.values(), all_marks(after), given.disputed)
-    return replace(change, remarks=(*given.remarks, *filter(None, [about])))
+    disputed = {id(entry.row): entry.claims for entry in taken.values() if entry.claims}
+    excluded = summary([entry.row for entry in taken.values()], all_exclusions(after), disputed)
+    kept = change.kept + len(entries) - len(admitted)
+    return replace(change, kept=kept, remarks=(*remarks, *filter(None, [excluded])))
 
 
-def read(path: Path) -> list[Line]:
-    """The rows of a leaderboard. One of an older schema is upgraded: the columns that it lacks are empty.
+def read(path: Path) -> list[Row]:
+    """The rows of a leaderboard file.
 
     Raises:
         TokredError: it cannot be read, is no leaderboard, or was written by a newer tokred.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets write the mark
-        header, *body = csv.reader(io.StringIO(text, newline=""), strict=True)
+        return from_csv(path.read_bytes().decode(), str(path))
     except OSError as error:
         raise TokredError(f"The leaderboard {path} cannot be read ({error.strerror or error}).") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TokredError(
-            f"{path} is no leaderboard of tokred, or damaged ({error}); move it away."
-        ) from error
-    except ValueError:
-        raise TokredError(f"{path} is empty, not even a header is left; remove it to start anew.") from None
-    _check_header(path, header)
-    body = [cells for cells in body if cells]  # an editor may leave an empty line at the end
-    for place, cells in enumerate(body, start=1):
-        if len(cells) != len(header):
-            raise TokredError(
-                f"{path} is damaged: its row {place} has {len(cells)} cells for {len(header)} columns; move it away."
-            )
-    lines = [{**dict.fromkeys(COLUMNS, ""), **dict(zip(header, cells, strict=True))} for cells in body]
-    newer = next((line["schema"] for line in lines if line["schema"] not in _SCHEMAS), None)
-    if newer is not None:
-        raise TokredError(
-            f"{path} has rows of schema {newer!r}, and this tokred knows those up to {SCHEMA}; update tokred."
-        )
-    return lines
+    except UnicodeDecodeError as error:
+        raise TokredError(f"{path} is no leaderboard of tokred, or damaged ({error}).") from error
 
 
-_SCHEMAS = frozenset(("", *map(str, range(1, SCHEMA + 1))))
-
-
-def _check_header(path: Path, header: list[str]) -> None:
-    known = len(header)
-    if tuple(header[: len(COLUMNS)]) == COLUMNS and known > len(COLUMNS):
-        raise TokredError(
-            f"{path} was written by a newer tokred: this one does not know its column {header[len(COLUMNS)]!r}; update tokred."
-        )
-    if known < FIRST_SCHEMA or tuple(header) != COLUMNS[:known]:
-        odd = next((name for name, own in zip(header, COLUMNS, strict=False) if name != own), None)
-        what = (
-            "some columns are missing"
-            if odd is None
-            else f"column {odd!r} is not one of tokred's at this place"
-        )
-        raise TokredError(f"{path} is no leaderboard of tokred: {what}; choose another file.")
-
-
-def merge(before: Iterable[Line], lines: Iterable[Line]) -> tuple[list[Line], Change]:
+def merge(before: Iterable[Row], rows: Iterable[Row]) -> tuple[list[Row], Change]:
     """The rows of both, each thing (see `IDENTITY`) once, in an order that depends on the rows alone.
 
-    A measurement beats what failed or could not run, whichever came first; of two of a kind the later date wins, and on the same day the
-    one added now. Once a question is measured, rows that failed to answer it go: they tell nothing any more.
+    A measurement beats what failed or could not run. Of two measurements, or two failures, the later date wins, and on
+    the same day the row that is added now. Rows that failed to answer a question go once another row answers it.
     """
-    slots = {key(line): line for line in before}
-    known, given = set(slots), list(lines)
-    for line in given:
-        row = key(line)
-        if row not in slots or _worth(slots[row]) <= _worth(line):
-            slots[row] = line
-    answered = {key(line, QUESTION) for line in slots.values() if _measured(line)}
+    slots, given = {key(row): row for row in before}, list(rows)
+    known = set(slots)
+    for row in given:
+        identity = key(row)
+        if identity not in slots or _worth(slots[identity]) <= _worth(row):
+            slots[identity] = row
+    answered = {key(row, QUESTION) for row in slots.values() if row.status == "ok"}
     after = {
-        row: line for row, line in slots.items() if _measured(line) or key(line, QUESTION) not in answered
+        identity: row
+        for identity, row in slots.items()
+        if row.status == "ok" or key(row, QUESTION) not in answered
     }
     fresh = set(map(id, given))
-    taken = {row for row, line in after.items() if id(line) in fresh}
+    taken = {identity for identity, row in after.items() if id(row) in fresh}
     change = Change(len(taken - known), len(taken & known), len(given) - len(taken), len(after))
-    return [line for _, line in sorted(after.items(), key=lambda item: (_order(item[1]), item[0]))], change
+    return [row for _, row in sorted(after.items(), key=lambda item: (_order(item[1]), item[0]))], change
 
 
-def write(board: Path, lines: Iterable[Line]) -> None:
-    """Write a board in one step: a reader, or whoever comes after a kill, finds the old one or the new one. Hold the lock.
+def write(board: Path, rows: Sequence[Row]) -> None:
+    """Write a board in one step, holding its lock: a reader finds the old one or the new one, never a part.
 
     Raises:
         TokredError: it cannot be written; the old one is unchanged.
     """
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
     sweep(board.parent, board.name)  # of writers that were killed: under the lock there is no other
-    replace_file(board, text.getvalue().encode("utf-8"))
+    replace_file(board, to_csv(rows).encode())
 
 
 @contextmanager
 def locked(board: Path, timeout: float) -> Iterator[None]:
-    """Only one process at a time, on this board. The lock is the kernel's where it can be, and then dies with its holder."""
+    """Hold the board's lock, which only one process can. The kernel releases it if its holder dies.
+
+    Raises:
+        TokredError: another process holds it for `timeout` seconds, or the folder cannot be written.
+    """
     path = board.with_name(f".{board.name}.lock")
     lock = FileLock(path, timeout=timeout)
     with writing(board.parent, "choose another place with --board"):
@@ -219,13 +199,33 @@ def locked(board: Path, timeout: float) -> Iterator[None]:
         lock.release()
 
 
-def _gather(source: Path | Sequence[Row], board: Path, given: _Given) -> None:
-    """Enter a source's rows, with the evidence that a run has in its folder and another board beside its CSV."""
+def run_of(path: Path) -> Run | None:
+    """The run whose leaderboard this is, if it has its predictions; None for any other CSV.
+
+    Raises:
+        TokredError: the run is damaged.
+    """
+    has_predictions = path.name == CSV_NAME and (path.parent / PREDICTIONS).is_file()
+    return read_run(path.parent) if has_predictions else None
+
+
+def key(row: Row, columns: Sequence[str] = IDENTITY) -> tuple[str, ...]:
+    """The values that identify a row, as text; see `QUESTION` and `IDENTITY`."""
+    seen = replace(
+        row,
+        weights_hash=row.weights_hash or row.weights,
+        data_hash=row.data_hash or row.dataset,
+        knob=row.knob if row.budget is None else "",
+        stages=row.stages if row.protocol == "custom" else "",
+        device=row.device.partition(":")[0],
+    )
+    return tuple(csv_cell(getattr(seen, name)) for name in columns)
+
+
+def _entries(source: Path | Sequence[Row], board: Path, remarks: list[str]) -> list[_Entry]:
+    """A source's rows, with the evidence that a run has in its folder and another board beside its CSV."""
     if not isinstance(source, Path):
-        given.lines += [
-            {field.name: csv_cell(getattr(row, field.name)) for field in fields(Row)} for row in source
-        ]
-        return
+        return [_Entry(row) for row in source]
     path = source / CSV_NAME if source.is_dir() else source
     if not path.exists():
         raise TokredError(
@@ -233,63 +233,42 @@ def _gather(source: Path | Sequence[Row], board: Path, given: _Given) -> None:
         )
     if board.exists() and path.samefile(board):
         raise TokredError(f"{source} is the board itself; give runs to add to it, or another --board.")
-    lines = read(path)
-    given.lines += lines
+    rows, run = read(path), None
     try:
         run = run_of(path)
-    except ValueError as error:
-        run = None
-        given.remarks.append(f"{error}, so its rows are added without per-image outcomes.")
-    for line in lines:
-        evidence = run.of(line) if run else Store(path).get(key(line), line)[0]
-        if evidence is not None:
-            given.evidence[id(line)] = evidence
-        if run and (claims := run.claims(line)):
-            given.disputed[id(line)] = claims
+    except TokredError as error:
+        remarks.append(f"The rows of {source} are added without their predictions: {error}")
+    if run is not None:
+        return [_Entry(row, evidence_of(run, row), claims(run, row)) for row in rows]
+    store = Store(path)
+    return [_Entry(row, store.get(key(row), row)[0]) for row in rows]
 
 
-def run_of(path: Path) -> RunOutcomes | None:
-    """The per-image outcomes of the run whose CSV this is; None for any other CSV.
+def _refused(entry: _Entry, store: Store, remarks: list[str]) -> bool:
+    """Whether a row that has no evidence may not come onto the board."""
+    row = entry.row
+    if entry.evidence is not None or row.status != "ok":
+        return False
+    if reason := contradiction(row):
+        remarks.append(f"A row of {row.method} is refused, because it contradicts itself: {reason}.")
+        return True
+    if store.holds(key(row)):
+        remarks.append(
+            f"A row of {row.method} without predictions is left out: the board has it with predictions."
+        )
+        return True
+    return False
 
-    Raises:
-        ValueError: they are damaged.
-    """
+
+def _worth(row: Row) -> tuple[bool, str]:
+    return row.status == "ok", row.date
+
+
+def _order(row: Row) -> tuple[object, ...]:
+    """Rows that compare stand together, as in a run's own table: the baseline, then the best first; failed ones last."""
+    score = row.agreement if row.top1 is None else row.top1
+    finite = score if score is not None and score == score else 0.0  # noqa: PLR0124  (not NaN)
     return (
-        RunOutcomes(path.parent) if path.name == CSV_NAME and (path.parent / PREDICTIONS).is_file() else None
+        *(row.dataset, row.split, row.model, row.weights_hash, row.budget or 0),
+        *(row.method != BASELINE, row.status != "ok", -finite, row.gflops or 0, row.method),
     )
-
-
-def _measured(line: Line) -> bool:
-    return line["status"] == "ok"
-
-
-def _worth(line: Line) -> tuple[bool, str]:
-    return _measured(line), line["date"]
-
-
-def key(line: Line, columns: Sequence[str] = IDENTITY) -> tuple[str, ...]:
-    """What a row is by some columns; see `QUESTION` and `IDENTITY`."""
-    seen = {
-        **line,
-        "weights_hash": line["weights_hash"] or line["weights"],
-        "data_hash": line["data_hash"] or line["dataset"],
-        "knob": "" if line["budget"] else line["knob"],
-        "stages": line["stages"] if line["protocol"] == "custom" else "",
-        "device": line["device"].partition(":")[0],
-        "unfitted": line["unfitted"] or "false",  # boards from before the column had fitted rows alone
-    }
-    return tuple(seen[name] for name in columns)
-
-
-def _order(line: Line) -> tuple[object, ...]:
-    """Rows that compare stand together: the baseline first, then the best first, as in a run's own table; what failed last."""
-    group = (line["dataset"], line["split"], line["model"], line["weights_hash"], number(line["budget"]) or 0)
-    score = number(line["top1"] or line["agreement"]) or 0
-    best = (
-        line["method"] != BASELINE,
-        not _measured(line),
-        -score,
-        number(line["gflops"]) or 0,
-        line["method"],
-    )
-    return (*group, *best)

@@ -1,7 +1,7 @@
-"""What a row rests on: each image's prediction, and whether it is right.
+"""The evidence behind a row: each image's prediction, and whether it is right.
 
-A run has it in `predictions.npz`; a board keeps a compact copy of each row's (`store`). `claims` compares a row with it: a row whose
-numbers do not follow from its predictions was not made by them.
+A run has it in `predictions.npz`; a board keeps a compact copy for each row (`evidence_store`). `claims` compares a row
+with its predictions: a row whose scores do not follow from them is disputed.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ from typing import Any
 
 import numpy as np
 
-from tokred.tables.row import BASELINE, outcome_name
+from tokred.evaluation.run_folder import Run
+from tokred.tables.row import BASELINE, Row, csv_cell
 
-Line = dict[str, str]
 PREDICTIONS = "predictions.npz"
 VERIFIED = "verified.json"
-_CLOSE = {"kl": 1e-4}  # of the value; a mean of float32 may be summed in another order
-_OTHERWISE = 1e-8
+_TOLERANCES = {"kl": 1e-4}  # relative; a mean of float32 may be summed in another order
+_TOLERANCE = 1e-8
+_SCORES = ("top1", "top5", "drop", "p_value", "agreement", "kl")
+_RUN = ("configuration", "software", "data", "weights", "class_map", "devkit", "data_dir", "facts", "speeds")
 _ABOUT = ("images", "name", "run", "verified")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One row's outcomes for every image that counts.
+    """The predictions behind one row, for all images that count.
 
     Attributes:
         correct: [n] bool.
         prediction: [n] int32, -1 where the image could not be read.
         groups: [n] int32, images that are not independent share a number.
-        images: hash of the images' indices, labels and groups; two rows are paired where it is the same.
-        name: of the row's outcomes in its run.
-        run: what run.json says of it: configuration, data, weights; empty where it has none.
-        verified: what the latest `tokred leaderboard verify` found; None where there was none.
-        left_out: indices of images that could not be read and do not count.
+        images: the hash of the images' indices, labels and groups; rows with the same hash can be paired.
+        name: the name of the predictions in their run.
+        run: the configuration, data and weights in the run's run.json; empty if it has none.
+        verified: the result of the latest `tokred leaderboard verify`; None if there was none.
+        left_out: the indices of images that could not be read and do not count.
     """
 
     correct: np.ndarray
@@ -59,11 +61,12 @@ class Evidence:
 
     @property
     def top1(self) -> float:
+        """Accuracy in per cent."""
         return float(100 * self.correct.mean())
 
     @cached_property
     def digest(self) -> str:
-        """A short hash of the images and of what was found for them."""
+        """A short hash of the images and their predictions."""
         parts = (
             self.images.encode(),
             np.packbits(self.correct).tobytes(),
@@ -71,196 +74,116 @@ class Evidence:
         )
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
-    def supports(self, line: Line) -> bool:
-        """Whether the row's top-1 follows from these outcomes. Without labels it has none."""
-        stated = number(line["top1"])
-        return not line["top1"] or _close(stated, self.top1, _OTHERWISE)
+    def supports(self, row: Row) -> bool:
+        """Whether the row's top-1 follows from these predictions. Without labels it has none."""
+        return row.top1 is None or close(row.top1, self.top1)
 
     def pack(self) -> bytes:
-        """As an npz file: a bit and, compressed, a byte or two for each image."""
+        """These values as an npz file, with a bit and, compressed, a byte or two for each image."""
         alone = np.array_equal(self.groups, np.arange(len(self.groups)))
         small = np.int16 if self.prediction.max(initial=0) < 2**15 else np.int32
-        about = {
-            "n": len(self.correct),
-            "left_out": self.left_out,
-            **{key: getattr(self, key) for key in _ABOUT},
-        }
+        about = {name: getattr(self, name) for name in _ABOUT}
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
             correct=np.packbits(self.correct),
             prediction=self.prediction.astype(small),
             groups=np.empty(0, np.int32) if alone else self.groups.astype(np.int32),
-            about=np.array(json.dumps(about)),
+            about=np.array(json.dumps({"n": len(self.correct), "left_out": self.left_out, **about})),
         )
         return buffer.getvalue()
 
     @classmethod
     def unpack(cls, data: bytes) -> Evidence:
-        """What `pack` made.
+        """Read what `pack` has written.
 
         Raises:
-            ValueError: it is something else, or damaged.
+            ValueError: this is something else, or damaged.
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 about, groups = json.loads(str(file["about"])), file["groups"]
-                n = int(about["n"])
-                correct, prediction = (
-                    np.unpackbits(file["correct"], count=n).astype(bool),
-                    file["prediction"].astype(np.int32),
-                )
+                n, prediction = int(about["n"]), file["prediction"].astype(np.int32)
+                correct = np.unpackbits(file["correct"], count=n).astype(bool)
             groups = groups if len(groups) else np.arange(n, dtype=np.int32)
             if not n == len(correct) == len(prediction) == len(groups):
                 raise ValueError("arrays of different lengths")
-            verified = about["verified"] if isinstance(about["verified"], dict) else None
-            left_out = tuple(map(int, about.get("left_out", ())))
             return cls(
-                correct,
-                prediction,
-                groups,
-                str(about["images"]),
-                str(about["name"]),
-                dict(about["run"]),
-                verified,
-                left_out,
+                correct=correct,
+                prediction=prediction,
+                groups=groups,
+                images=str(about["images"]),
+                name=str(about["name"]),
+                run=dict(about["run"]),
+                verified=about["verified"] if isinstance(about["verified"], dict) else None,
+                left_out=tuple(map(int, about.get("left_out", ()))),
             )
-        except Exception as error:  # whatever a damaged file makes of itself
+        except Exception as error:  # a damaged file can fail in any way
             raise ValueError("no outcomes of a row") from error
 
 
-class RunOutcomes:
-    """The per-image outcomes of a finished run, as its folder has them.
-
-    Raises:
-        ValueError: `predictions.npz` is there and cannot be read.
-        FileNotFoundError: there is none.
-    """
-
-    arrays: dict[str, np.ndarray]
-    rows: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        data = (folder / PREDICTIONS).read_bytes()
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                self.arrays = dict(file)
-            self.unreadable = np.array(
-                sorted(map(int, json.loads(str(self.arrays["about"]))["unreadable"])), dtype=np.int64
-            )
-            self.rows, self.labels = self.arrays["rows"], self.arrays["labels"]
-            self.groups = self.arrays.get("groups", self.rows)
-            dense = len(self.arrays[f"{BASELINE}/prediction"])
-            if not len(self.rows) == len(self.labels) == len(self.groups) == dense:
-                raise ValueError("arrays of different lengths")
-        except Exception as error:  # whatever a damaged file makes of itself
-            raise ValueError(f"{folder / PREDICTIONS} is damaged or no file of tokred") from error
-        self.run = _json(folder / "run.json")
-        self.verified = _json(folder / VERIFIED)
-
-    def name(self, line: Line) -> str | None:
-        """The name of a row's outcomes; None where they are not here."""
-        return outcome_name(self.arrays, line["method"], number(line["budget"]), line["knob"], line["stages"])
-
-    def of(self, line: Line) -> Evidence | None:
-        """The outcomes that a row rests on; None where they are not here."""
-        name = self.name(line)
-        if name is None or line["status"] != "ok":
-            return None
-        chosen = self._chosen(line)
-        prediction, labels = self.arrays[f"{name}/prediction"][chosen], self.labels[chosen]
-        _, groups = np.unique(self.groups[chosen], return_inverse=True)
-        images = hashlib.sha256(
-            b"".join(
-                np.ascontiguousarray(part, "<i8").tobytes() for part in (self.rows[chosen], labels, groups)
-            )
-        )
-        about: dict[str, Any] = {
-            key: self.run[key] for key in ("configuration", "software", "data", "weights") if key in self.run
-        }
-        correct = (prediction == labels) & (prediction >= 0)
-        left_out = tuple(map(int, self._left_out(line)))
-        made = Evidence(
-            correct,
-            prediction.astype(np.int32),
-            groups.astype(np.int32),
-            images.hexdigest()[:16],
-            name,
-            about,
-            left_out=left_out,
-        )
-        found = self.verified.get(name)
-        return (
-            replace(made, verified=found)
-            if isinstance(found, dict) and found.get("digest") == made.digest
-            else made
-        )
-
-    def claims(self, line: Line) -> list[str]:
-        """What a row says that does not follow from its outcomes, such as "top1 91.2 instead of 90.1"."""
-        name = self.name(line)
-        if name is None or line["status"] != "ok":
-            return []
-        wrong = []
-        for column, value in self._scores(name, line).items():
-            stated = number(line[column])
-            if stated is not None and not _close(stated, value, _CLOSE.get(column, _OTHERWISE)):
-                wrong.append(f"{column} {line[column] or 'none'} instead of {value:.6g}")
-        return wrong
-
-    def _scores(self, name: str, line: Line) -> dict[str, float]:
-        """What `metrics.score` finds, but for the intervals, which would need their bootstrap."""
-        from tokred.evaluation.metrics import mcnemar  # SciPy takes half a second
-
-        chosen = self._chosen(line)
-        dense, prediction = (
-            self.arrays[f"{BASELINE}/prediction"][chosen],
-            self.arrays[f"{name}/prediction"][chosen],
-        )
-        labels, known = self.labels[chosen], dense >= 0
-        right, dense_right = (prediction == labels) & known, (dense == labels) & known
-        lost = dense_right.astype(int) - right.astype(int)
-        _, group = np.unique(self.groups[chosen], return_inverse=True)
-        found: dict[str, Any] = {
-            "n_images": len(chosen),
-            "top1": 100 * right.mean(),
-            "drop": 100 * lost.mean(),
-        }
-        found["top5"] = 100 * self.arrays[f"{name}/top5"][chosen].mean()
-        if name != BASELINE:
-            found["p_value"] = mcnemar(np.bincount(group, weights=lost))
-            found["agreement"] = (prediction == dense)[known].mean()
-            found["kl"] = self.arrays[f"{name}/kl"][chosen][known].mean()
-        return {column: float(value) for column, value in found.items()}
-
-    def _chosen(self, line: Line) -> np.ndarray:
-        """Places of the images that a row counts."""
-        return np.flatnonzero(~np.isin(self.rows, self._left_out(line)))
-
-    def _left_out(self, line: Line) -> np.ndarray:
-        return self.unreadable if line["on_error"] == "skip" else self.unreadable[:0]
-
-
-def number(text: str) -> float | None:
-    """A cell as a number; None where it is none, or not finite."""
-    try:
-        value = float(text)
-    except ValueError:
+def evidence_of(run: Run, row: Row) -> Evidence | None:
+    """The evidence of a run's row; None where the run does not have it."""
+    own, stored, name = run.of(row), run.predictions, run.name(row)
+    if own is None or stored is None or name is None or row.status != "ok":
         return None
-    return value if math.isfinite(value) else None
+    counted = stored.counted(row.on_error)
+    images, labels, prediction = stored.images[counted], stored.labels[counted], own.prediction[counted]
+    _, groups = np.unique(stored.groups[counted], return_inverse=True)
+    parts = (np.ascontiguousarray(part, "<i8").tobytes() for part in (images, labels, groups))
+    about = {part: run.about[part] for part in _RUN if part in run.about}
+    evidence = Evidence(
+        correct=(prediction == labels) & (prediction >= 0),
+        prediction=prediction.astype(np.int32),
+        groups=groups.astype(np.int32),
+        images=hashlib.sha256(b"".join(parts)).hexdigest()[:16],
+        name=name,
+        run=about,
+        left_out=tuple(sorted(stored.unreadable)) if row.on_error == "skip" else (),
+    )
+    verified = read_verified(run.path).get(name)
+    if isinstance(verified, dict) and verified.get("digest") == evidence.digest:
+        return replace(evidence, verified=verified)
+    return evidence
 
 
-def _close(stated: float | None, value: float, tolerance: float) -> bool:
-    return stated is not None and math.isclose(stated, value, rel_tol=tolerance, abs_tol=tolerance)
+def claims(run: Run, row: Row) -> list[str]:
+    """The scores of a run's row that do not follow from its predictions, such as "top1 91.2 instead of 90.1"."""
+    from tokred.evaluation.metrics import score  # SciPy takes half a second
+
+    own, stored = run.of(row), run.predictions
+    if own is None or stored is None or row.status != "ok":
+        return []
+    counted = stored.counted(row.on_error)
+    dense, labels = stored.models[BASELINE].take(counted), stored.labels[counted]
+    scores = score(own.take(counted), dense, labels, stored.groups[counted], row.seed or 0)
+    values: dict[str, Any] = {"n_images": len(counted), **{name: getattr(scores, name) for name in _SCORES}}
+    itself = ("p_value", "agreement", "kl") if row.method == BASELINE else ()
+    return differences(row, {name: value for name, value in values.items() if name not in itself})
 
 
-def _json(file: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where it is missing or something else."""
+def differences(row: Row, values: dict[str, Any]) -> list[str]:
+    """The columns in which a row states something else than the given values. Empty cells state nothing."""
+    wrong = []
+    for name, value in values.items():
+        stated = getattr(row, name)
+        if stated is None or stated == value:
+            continue
+        numbers = isinstance(stated, float) and isinstance(value, float | int)
+        if not (numbers and close(stated, value, _TOLERANCES.get(name, _TOLERANCE))):
+            shown = f"{value:.6g}" if isinstance(value, float) else csv_cell(value)
+            wrong.append(f"{name} {csv_cell(stated) or 'none'} instead of {shown or 'none'}")
+    return wrong
+
+
+def close(stated: float, value: float, tolerance: float = _TOLERANCE) -> bool:
+    """Whether two numbers are the same up to the 12 digits of a CSV."""
+    return math.isclose(stated, value, rel_tol=tolerance, abs_tol=tolerance)
+
+
+def read_verified(folder: Path) -> dict[str, Any]:
+    """The results of earlier verifications of a run, by the names of its predictions."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads((folder / VERIFIED).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
-    return found if isinstance(found, dict) else {}

@@ -1,8 +1,8 @@
 """The evidence of a board's rows, in a folder beside the CSV: for `B.csv` it is `B.rows/`, one small file a row.
 
-A file is named after what makes its row that row, and after its content. So it never has to change together with the CSV: the file of a
-new result is written before the CSV names it and that of the old one removed afterwards, and whoever is killed in between, or reads
-meanwhile, finds for every row of either CSV the file that belongs to it.
+A file is named after its row's identity and after its content. So it never has to change together with the CSV: the file
+of a new result is written before the CSV names it, and that of the old one is removed afterwards. A process that is
+killed in between, or reads meanwhile, has for every row of either CSV the file that belongs to it.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tokred.leaderboard.evidence import Evidence, Line
+from tokred.leaderboard.evidence import Evidence
+from tokred.tables.row import Row
 from tokred.utils.atomic import replace_file, sweep
 
-Key = tuple[str, ...]  # what makes two rows the same thing, `board.key`
+Key = tuple[str, ...]  # a row's identity, from `board.key`
 
 
 class Store:
-    """The evidence beside one board. All that writes is to hold the board's lock."""
+    """The evidence beside one board. Callers that write hold the board's lock."""
 
     def __init__(self, board: Path) -> None:
         self.folder = board.with_name(f"{board.name.removesuffix('.csv')}.rows")
 
     def put(self, key: Key, evidence: Evidence) -> None:
-        """Keep a row's evidence. What verified the very same outcomes before still holds.
+        """Store a row's evidence. An earlier verification of the very same predictions is kept.
 
         Raises:
             TokredError: it cannot be written.
@@ -38,39 +39,33 @@ class Store:
         replace_file(path, evidence.pack(), "the board is unchanged")
 
     def has(self, key: Key, evidence: Evidence) -> bool:
-        """Whether this very evidence is here."""
+        """Whether this very evidence is stored."""
         return (self.folder / f"{_stem(key)}-{evidence.digest}.npz").exists()
 
-    def get(self, key: Key, line: Line) -> tuple[Evidence | None, Evidence | None]:
-        """A row's evidence and, where files are there and all speak against the row, one of those instead."""
-        found = [evidence for path in self._files(key) if (evidence := _read(path)) is not None]
-        fitting = next((evidence for evidence in found if evidence.supports(line)), None)
-        return fitting, found[0] if found and fitting is None else None
+    def holds(self, key: Key) -> bool:
+        """Whether there is any evidence of a row."""
+        return bool(self._files(key))
 
-    def drop(self, keys: Iterable[Key]) -> None:
-        """Forget rows that are to be replaced by ones without evidence: before they are, lest the old evidence speak against the new."""
-        for key in keys:
-            for path in self._files(key):
-                _remove(path)
+    def get(self, key: Key, row: Row) -> tuple[Evidence | None, Evidence | None]:
+        """A row's evidence; and, if all that is stored for it contradicts the row, one of those instead."""
+        stored = [evidence for path in self._files(key) if (evidence := _read(path)) is not None]
+        fitting = next((evidence for evidence in stored if evidence.supports(row)), None)
+        return fitting, stored[0] if stored and fitting is None else None
 
-    def clean(self, lines: Mapping[Key, Line], touched: Iterable[Key]) -> None:
-        """Remove the files of rows that the board no longer has and, of `touched` ones, those of what they replaced."""
+    def clean(self, rows: Mapping[Key, Row], touched: Iterable[Key]) -> None:
+        """Remove the files of rows that the board no longer has, and of `touched` rows those that they replaced."""
         if not self.folder.is_dir():
             return
         sweep(self.folder)
-        stems = {_stem(key) for key in lines}
-        for path in self.folder.glob("*-*.npz"):
-            if path.name.partition("-")[0] not in stems:
-                _remove(path)
+        stems = {_stem(key) for key in rows}
+        stale = [path for path in self.folder.glob("*-*.npz") if path.name.partition("-")[0] not in stems]
         for key in touched:
             paths = self._files(key)
-            old = [
-                path
-                for path in paths
-                if len(paths) > 1 and not ((found := _read(path)) and found.supports(lines[key]))
-            ]
-            for path in old if len(old) < len(paths) else []:
-                _remove(path)
+            fitting = [path for path in paths if (evidence := _read(path)) and evidence.supports(rows[key])]
+            stale += [path for path in paths if path not in fitting] if fitting else []
+        for path in stale:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _files(self, key: Key) -> list[Path]:
         return sorted(self.folder.glob(f"{_stem(key)}-*.npz"))
@@ -86,8 +81,3 @@ def _read(path: Path) -> Evidence | None:
         return Evidence.unpack(path.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()

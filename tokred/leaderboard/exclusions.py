@@ -1,150 +1,150 @@
-"""Why a row cannot be ranked: what it says of itself, and what the rows beside it say."""
+"""Reasons not to rank a row, from the row itself and from the rows beside it."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from tokred.leaderboard.evidence import Line, number
-from tokred.tables.row import BASELINE
+from tokred.tables.row import BASELINE, Row
 
 SETTING = (
-    "model",
-    "weights_hash",
-    "dataset",
-    "split",
-    "img_size",
-    "crop_pct",
-    "interpolation",
-    "precision",
+    *("model", "weights_hash", "dataset", "split", "img_size", "crop_pct", "interpolation", "precision"),
     "on_error",
 )
-"""The columns in which rows have to agree before anything else, beside the number of images and their hash."""
+"""The columns in which rows have to agree to compare at all, beside the number of images and their hash."""
 
-BASELINE_OFF = "the unreduced model's top-1 is not what is published of these weights"
-_SHORT = 1e-6  # of a budget; the matcher never falls short of one
-
-
-def marks(line: Line) -> list[str]:
-    """The reasons, most telling first; none for a row that can stand in a ranking."""
-    if line["status"] != "ok":
-        return [
-            {"unfitted": "not fitted", "unreachable": "cannot reach this budget"}.get(
-                line["status"], f"failed: {line['error']}"
-            )
-        ]
-    found = [text for column, text in _FLAGS.items() if line[column] == "true"]
-    if line["limited"] == "true":
-        found.append(f"first {line['n_images'] or '?'} images only")
-    top1 = number(line["top1"])
-    if not line["top1"]:
-        found.append("no labels, so no top-1")
-    elif top1 is None or not 0 <= top1 <= 100:
-        found.append(f"top-1 is {line['top1']}, no percentage")
-    return found if line["method"] == BASELINE else found + _of_the_budget(line)
+BASELINE_OFF = "the baseline's top-1 is not the published one of these weights"
+_STATUS = {"unfitted": "not fitted", "unreachable": "cannot reach this budget"}
+_SHORT = 1e-6  # of a budget; matching never falls short of one
+_ROUNDING = 1e-9
 
 
-_FLAGS = {
-    "unfitted": "random parameters, not fitted",
-    "fitted_here": "fitted on or chosen by these images",
-    "baseline_off": BASELINE_OFF,
-}
+def exclusions(row: Row) -> list[str]:
+    """The reasons that a row itself gives, most telling first; none for a row that can be ranked."""
+    if row.status != "ok":
+        return [_STATUS.get(row.status, f"failed: {row.error}")]
+    reasons = {
+        "random parameters, not fitted": row.unfitted,
+        "fitted on or chosen by these images": row.fitted_here,
+        BASELINE_OFF: row.baseline_off,
+        f"first {row.n_images or '?'} images only": row.limited,
+        "no labels, so no top-1": row.top1 is None,
+        f"top-1 is {row.top1}, no percentage": row.top1 is not None and not 0 <= row.top1 <= 100,
+        f"contradicts itself: {contradiction(row)}": bool(contradiction(row)),
+    }
+    found = [reason for reason, applies in reasons.items() if applies]
+    return found if row.method == BASELINE else found + _budget_exclusions(row)
 
 
-def _of_the_budget(line: Line) -> list[str]:
-    budget, reduction = number(line["budget"]), number(line["reduction"])
-    if budget is None:
-        return [] if line["control"] == "true" else ["its plan was set by hand, at no budget"]
-    if reduction is not None and reduction < budget - _SHORT:
-        return [f"saves {100 * reduction:.2f} % of the FLOPs, less than its budget of {100 * budget:g} %"]
+def contradiction(row: Row) -> str:
+    """A value outside its own limits, in words; empty if there is none."""
+    for name, low, high in (
+        ("top1", row.top1_lo, row.top1_hi),
+        ("drop", row.drop_lo, row.drop_hi),
+        ("agreement", row.agreement_lo, row.agreement_hi),
+        ("top5", row.top1, 100.0 if row.top1 is not None else None),
+        ("reduction", None, 1.0),
+    ):
+        value = getattr(row, name)
+        if value is None or not math.isfinite(value):
+            continue
+        if (low is not None and value < low - _ROUNDING) or (high is not None and value > high + _ROUNDING):
+            limits = " to ".join(f"{limit:g}" for limit in (low, high) if limit is not None)
+            return f"{name} is {value:g}, outside {limits}"
+    return ""
+
+
+def _budget_exclusions(row: Row) -> list[str]:
+    if row.budget is None:
+        return [] if row.control else ["its plan was set by hand, at no budget"]
+    if row.reduction is not None and row.reduction < row.budget - _SHORT:
+        saved, asked = 100 * row.reduction, 100 * row.budget
+        return [f"saves {saved:.2f} % of the FLOPs, less than its budget of {asked:g} %"]
     return []
 
 
-def partition(lines: Sequence[Line]) -> list[list[int]]:
-    """The places of rows that have a model, its weights, and images with their preparation in common.
+def partition(rows: Sequence[Row]) -> list[list[int]]:
+    """The places of rows that share a model, its weights, and images with their preparation.
 
-    Rows about the first images of a split stand with those about all of them, if there are any: there they are marked.
+    Rows about the first images of a split stand with those about all of them, if there are any, and are excluded there.
     """
-    found: dict[tuple[str, ...], dict[int, list[int]]] = {}
-    for place in sorted(range(len(lines)), key=lambda place: lines[place]["limited"] == "true"):
-        line = lines[place]
-        counts = found.setdefault(_setting(line), {})
-        images = max(counts) if counts and line["limited"] == "true" else _images(line)
+    parts: dict[tuple[str, ...], dict[int, list[int]]] = {}
+    for place in sorted(range(len(rows)), key=lambda place: rows[place].limited):
+        row = rows[place]
+        setting = tuple(
+            str((row.weights_hash or row.weights) if column == "weights_hash" else getattr(row, column))
+            for column in SETTING
+        )
+        counts = parts.setdefault(setting, {})
+        images = max(counts) if counts and row.limited else _images(row)
         counts.setdefault(images, []).append(place)
-    return [places for _, counts in sorted(found.items()) for _, places in sorted(counts.items())]
+    return [places for _, counts in sorted(parts.items()) for _, places in sorted(counts.items())]
 
 
-def _setting(line: Line) -> tuple[str, ...]:
-    seen = {**line, "weights_hash": line["weights_hash"] or line["weights"]}
-    return tuple(seen[column] for column in SETTING)
+def _images(row: Row) -> int:
+    """The number of images, unreadable ones included."""
+    return (row.n_images or 0) + ((row.n_failed or 0) if row.on_error == "skip" else 0)
 
 
-def _images(line: Line) -> int:
-    """How many images there were, those that could not be read included."""
-    return int(
-        (number(line["n_images"]) or 0)
-        + ((number(line["n_failed"]) or 0) if line["on_error"] == "skip" else 0)
-    )
+def mutual_exclusions(rows: Sequence[Row], own: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The exclusions of each row that follow from the rows beside it.
 
+    A name and a number of images stand for one set of images: that of most rows without exclusions. And rows reduced
+    from a model that is not the published one are no results about it, whichever row notes that.
 
-def beside(lines: Sequence[Line], own: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The marks that rows of one part of `partition` get from each other; `own` are those that they have already.
-
-    A name and a number of images stand for one set of images: that of most rows that nothing is wrong with. And what was reduced from a
-    model that is not the published one is no result about it, in whichever row that is noted.
+    Args:
+        rows: the rows of one part of `partition`.
+        own: the exclusions that each row has already.
     """
-    hashes = Counter(line["data_hash"] for line, marked in zip(lines, own, strict=True) if not marked)
-    hashes = hashes or Counter(line["data_hash"] for line in lines)
+    hashes = Counter(row.data_hash for row, reasons in zip(rows, own, strict=True) if not reasons)
+    hashes = hashes or Counter(row.data_hash for row in rows)
     usual = min(hashes, key=lambda digest: (-hashes[digest], digest))
     off = any(
-        line["method"] == BASELINE and BASELINE_OFF in marked for line, marked in zip(lines, own, strict=True)
+        row.method == BASELINE and BASELINE_OFF in reasons for row, reasons in zip(rows, own, strict=True)
     )
     found = []
-    for line, marked in zip(lines, own, strict=True):
-        more, digest = [], line["data_hash"]
-        if digest != usual:
-            more.append(
-                f"other images than the other rows (hash {digest[:8] or 'unknown'}, theirs {usual[:8] or 'unknown'})"
-            )
-        if off and line["status"] == "ok" and BASELINE_OFF not in marked:
+    for row, reasons in zip(rows, own, strict=True):
+        more = []
+        if row.data_hash != usual:
+            here, there = row.data_hash[:8] or "unknown", usual[:8] or "unknown"
+            more.append(f"other images than the other rows (hash {here}, theirs {there})")
+        if off and row.status == "ok" and BASELINE_OFF not in reasons:
             more.append(BASELINE_OFF)
         found.append(more)
     return found
 
 
-def all_marks(lines: Sequence[Line]) -> dict[int, list[str]]:
-    """The marks of each row of a board by its `id`, but for those that need its evidence."""
-    found = {id(line): marks(line) for line in lines}
-    for places in partition(lines):
-        members = [lines[place] for place in places]
-        for line, more in zip(members, beside(members, [found[id(line)] for line in members]), strict=True):
-            found[id(line)] += more
+def all_exclusions(rows: Sequence[Row]) -> dict[int, list[str]]:
+    """The exclusions of each row of a board by its `id`, but for those that need its evidence."""
+    found = {id(row): exclusions(row) for row in rows}
+    for places in partition(rows):
+        members = [rows[place] for place in places]
+        for row, more in zip(
+            members, mutual_exclusions(members, [found[id(row)] for row in members]), strict=True
+        ):
+            found[id(row)] += more
     return found
 
 
-def remark(
-    lines: Iterable[Line], marked: Mapping[int, Sequence[str]], disputed: Mapping[int, Sequence[str]]
+def summary(
+    rows: Iterable[Row], excluded: Mapping[int, Sequence[str]], disputed: Mapping[int, Sequence[str]]
 ) -> str:
-    """One sentence about the rows among these that a board will mark; empty if there are none.
+    """One sentence about those of some rows that a board will not rank; empty if there are none.
 
     Args:
-        lines: rows.
-        marked: `all_marks` of their board.
-        disputed: what rows say that does not follow from their predictions, by the `id` of the row.
+        rows: the rows.
+        excluded: `all_exclusions` of their board.
+        disputed: the claims of rows that do not follow from their predictions, by the `id` of the row.
     """
-    reasons: dict[str, list[str]] = {}
-    for line in lines:
-        found = (
-            [f"{', '.join(disputed[id(line)])} by its predictions"]
-            if id(line) in disputed
-            else marked[id(line)]
-        )
-        if found:
-            reasons.setdefault(found[0], []).append(line["method"])
-    if not reasons:
+    methods: dict[str, list[str]] = {}
+    for row in rows:
+        claims = [f"{', '.join(disputed[id(row)])} by its predictions"] if id(row) in disputed else []
+        reasons = claims or list(excluded[id(row)])
+        if reasons:
+            methods.setdefault(reasons[0], []).append(row.method)
+    if not methods:
         return ""
-    count = sum(map(len, reasons.values()))
-    named = "; ".join(
-        f"{', '.join(dict.fromkeys(methods))} ({reason})" for reason, methods in reasons.items()
-    )
-    return f"{count} {'row is' if count == 1 else 'rows are'} marked and never ranked: {named}."
+    count = sum(map(len, methods.values()))
+    named = "; ".join(f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in methods.items())
+    return f"{count} {'row is' if count == 1 else 'rows are'} excluded from the ranking: {named}."

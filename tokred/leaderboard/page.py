@@ -1,4 +1,4 @@
-"""A board as one self-contained HTML page. It asks nothing of another host, and a policy in its head forbids that."""
+"""A board as one self-contained HTML page. It asks nothing of other hosts, and a policy in its head forbids that."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokred.leaderboard import cells
-from tokred.leaderboard.evidence import number
-from tokred.leaderboard.ranking_groups import Group, Setting, Standing
+from tokred.leaderboard.ranking_groups import RankedRow, Setting
 from tokred.report.page import ASSETS
 from tokred.tables.row import BASELINE
 from tokred.utils.text import visible
@@ -22,114 +21,109 @@ def page(settings: Sequence[Setting], title: str) -> str:
     """The page, as HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(_ASSETS, encoding="utf-8")
     environment = Environment(
         autoescape=True,
-        loader=loader,
+        loader=FileSystemLoader(_ASSETS, encoding="utf-8"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_seen,
+        finalize=_visible,
     )
-    style, script = (_shared("style.css", "board.css"), _shared("script.js", "board.js"))
+    script = _shared("script.js", "board.js")
     return environment.get_template("board.html.j2").render(
         title=title,
         counted=cells.counted(settings),
-        style=style,
+        style=_shared("style.css", "board.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        settings=[_setting(place, setting) for place, setting in enumerate(settings, start=1)],
+        settings=[_setting(f"t{place}", setting) for place, setting in enumerate(settings, start=1)],
     )
 
 
 def _shared(report: str, own: str) -> str:
-    """The report's file, which gives all pages one look, and what a board adds to it."""
-    files = (ASSETS / report, _ASSETS / own)
-    return "".join(file.read_text(encoding="utf-8") for file in files)
+    """The report's file, which gives all pages one look, and the board's additions to it."""
+    return "".join(file.read_text(encoding="utf-8") for file in (ASSETS / report, _ASSETS / own))
 
 
-def _seen(value: Any) -> Any:
-    """Text of others with nothing in it that a reader cannot see; what is markup already stays as it is."""
+def _visible(value: Any) -> Any:
+    """Text without characters that a reader cannot see; markup stays as it is."""
     return visible(value) if type(value) is str else value
 
 
-def _setting(place: int, setting: Setting) -> dict[str, Any]:
-    """What the template shows of a setting."""
+def _setting(name: str, setting: Setting) -> dict[str, Any]:
+    """The template's view of a setting."""
     groups = [
-        _group(f"t{place}-{number_}", setting, group) for number_, group in enumerate(setting.groups, start=1)
+        {
+            "title": cells.group_title(group),
+            **_part(f"{name}-{place}", setting, cells.members(setting, group), group.apart),
+        }
+        for place, group in enumerate(setting.groups, start=1)
     ]
+    part = _part(name, setting, setting.baselines, setting.apart)
     return {
-        "id": f"t{place}",
+        **part,
         "title": cells.setting_title(setting),
         "facts": cells.setting_facts(setting),
         "timed": False,
-        "verified": any(cells.verified(row) for row in (*setting.baselines, *setting.apart)),
         "groups": groups,
-        "baselines": [] if groups else _lines(setting, setting.baselines),
-        "apart": _lines(setting, setting.apart),
+        "baselines": [] if groups else part["rows"],
     }
 
 
-def _group(name: str, setting: Setting, group: Group) -> dict[str, Any]:
-    rows = cells.members(setting, group)
-    timed = any(row.line["images_per_s"] for row in (*group.ranked, *group.apart))
+def _part(
+    name: str, setting: Setting, rows: Sequence[RankedRow], apart: Sequence[RankedRow]
+) -> dict[str, Any]:
+    """The template's view of a table and of the rows that are excluded from it."""
+    every = (*rows, *apart)
     return {
         "id": name,
-        "title": cells.group_title(group),
-        "timed": timed,
-        "verified": any(cells.verified(row) for row in (*rows, *group.apart)),
+        "timed": any(one.row.images_per_s is not None and one.row.method != BASELINE for one in every),
+        "verified": any(cells.verified(one) for one in every),
         "rows": _lines(setting, rows),
-        "apart": _lines(setting, group.apart),
+        "apart": _lines(setting, apart),
     }
 
 
-def _lines(setting: Setting, rows: Sequence[Standing]) -> list[dict[str, Any]]:
-    """What the template shows of each row."""
-    scale, before = _scale(setting, rows), None
-    made = []
-    for row in rows:
-        dense = row.line["method"] == BASELINE
-        kind = "baseline" if dense else "control" if row.control else "row"
-        opens = row.rank is not None and before is not None and row.rank != before
-        before = row.rank if row.rank is not None else before
-        cell = dict(zip(cells.HEADERS, cells.cells(row, rows), strict=True))
-        about = "; ".join(filter(None, (row.line["options"], cells.variant(row, rows))))
-        flags = [text for text in cells.notes(row) if text not in row.marks and text != "control"]
-        sort = {
-            header: value
-            for header, value in zip(cells.HEADERS, _values(row), strict=True)
-            if value is not None
-        }
-        made.append(
+def _lines(setting: Setting, rows: Sequence[RankedRow]) -> list[dict[str, Any]]:
+    """The template's view of each row."""
+    scale, before, lines = _scale(setting, rows), None, []
+    for ranked in rows:
+        row, texts = ranked.row, (ranked.row.options, cells.variant(ranked, rows))
+        opens = None not in (ranked.rank, before) and ranked.rank != before
+        before = before if ranked.rank is None else ranked.rank
+        kind = "control" if row.control else "row"
+        lines.append(
             {
-                "kind": kind,
+                "kind": "baseline" if row.method == BASELINE else kind,
                 "opens": opens,
-                "cells": cell,
-                "options": about,
-                "flags": flags,
-                "marks": row.marks,
-                "sort": sort,
-            }
-            | {
-                "bar": _bar(row, scale),
-                "dense": scale and _place(scale, [base.top1 for base in setting.baselines]),
+                "cells": dict(zip(cells.HEADERS, cells.cells(ranked, rows), strict=True)),
+                "options": "; ".join(filter(None, texts)),
+                "flags": [
+                    text for text in cells.notes(ranked) if text not in (*ranked.exclusions, "control")
+                ],
+                "marks": ranked.exclusions,
+                "sort": {name: value for name, value in _sort_keys(ranked).items() if value is not None},
+                "bar": _bar(ranked, scale),
+                "dense": scale and _place(scale, [one.top1 for one in setting.baselines]),
             }
         )
-    return made
+    return lines
 
 
-def _values(row: Standing) -> tuple[float | str | None, ...]:
-    """What each column is sorted by; a missing number is last, whichever way."""
-    line = row.line
-    numbers = (number(line[name]) for name in ("top1", "top1", "drop", "gflops", "reduction", "images_per_s"))
-    return (row.rank, line["method"], *numbers, cells.verified(row), None)
+def _sort_keys(ranked: RankedRow) -> dict[str, float | str | None]:
+    """The value by which each column is sorted; a missing one is last, whichever way."""
+    row = ranked.row
+    numbers = (row.top1, row.top1, row.drop, row.gflops, row.reduction, row.images_per_s)
+    finite = [None if value is None or value != value else value for value in numbers]  # noqa: PLR0124
+    return dict(
+        zip(cells.HEADERS, (ranked.rank, row.method, *finite, cells.verified(ranked), None), strict=True)
+    )
 
 
-def _scale(setting: Setting, rows: Sequence[Standing]) -> tuple[float, float] | None:
-    """The ends of the strip on which intervals are drawn."""
-    ends = [
-        end for row in (*setting.baselines, *rows) if row.line["top1"] for end in (*row.interval, row.top1)
-    ]
+def _scale(setting: Setting, rows: Sequence[RankedRow]) -> tuple[float, float] | None:
+    """The ends of the strip on which intervals are drawn; None if they are no percentages."""
+    measured = [one for one in (*setting.baselines, *rows) if one.row.top1 is not None]
+    ends = [end for one in measured for end in (*one.interval, one.top1)]
     if not ends or min(ends) < 0 or max(ends) > 100 or min(ends) == max(ends):
         return None
     margin = 0.03 * (max(ends) - min(ends))
@@ -141,9 +135,9 @@ def _place(scale: tuple[float, float], values: Sequence[float]) -> list[float]:
     return [round(100 * (value - low) / (high - low), 2) for value in values]
 
 
-def _bar(row: Standing, scale: tuple[float, float] | None) -> list[float] | None:
+def _bar(ranked: RankedRow, scale: tuple[float, float] | None) -> list[float] | None:
     """Where a row's interval begins, its top-1 is, and its interval ends, in per cent of the strip."""
-    if scale is None or number(row.line["top1"]) is None:
+    if scale is None or not cells.fixed(ranked.row.top1, 2):
         return None
-    low, high = row.interval
-    return _place(scale, [low, row.top1, high])
+    low, high = ranked.interval
+    return _place(scale, [low, ranked.top1, high])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +12,13 @@ from tokred.leaderboard import cells, ranking_groups
 from tokred.leaderboard import export as exporting
 from tokred.leaderboard.board import CSV_NAME, locked
 from tokred.leaderboard.page import page
-from tokred.leaderboard.ranking_groups import Setting, Standing
+from tokred.leaderboard.ranking_groups import RankedRow
 from tokred.utils.atomic import replace_file
 
 
 @dataclass(frozen=True)
 class Written:
-    """Where a board's pages are, and what is on them."""
+    """The files of a board's pages, and a sentence about their content."""
 
     html: Path
     markdown: Path
@@ -38,7 +37,7 @@ def build(board: Path, target: Path | None, title: str) -> Written:
         raise TokredError(
             f"--page is an HTML file, and {html} would be taken for another kind; give a name that ends in .html."
         )
-    settings = ranking_groups.settings(standings(path))
+    settings = ranking_groups.settings(ranked_rows(path))
     texts = {html: page(settings, title), html.with_suffix(".md"): exporting.markdown(settings, title)}
     for file, text in texts.items():
         _write(file, text)
@@ -53,7 +52,7 @@ def export(board: Path, name: str, title: str, target: Path | None) -> str:
     """
     if name not in exporting.FORMATS:
         raise TokredError(did_you_mean("--format", name, list(exporting.FORMATS)))
-    settings: Sequence[Setting] = ranking_groups.settings(standings(find(board)))
+    settings = ranking_groups.settings(ranked_rows(find(board)))
     text = exporting.FORMATS[name](settings, title)
     if target is not None:
         _write(target, text)
@@ -74,8 +73,11 @@ def find(path: Path) -> Path:
     return Path(os.path.realpath(found))
 
 
-def standings(board: Path) -> list[Standing]:
-    """A board's rows with their evidence, all of one moment: writers are kept out, or, where the folder is not ours, read around."""
+def ranked_rows(board: Path) -> list[RankedRow]:
+    """A board's rows with their evidence, all of one moment.
+
+    Writers are kept out; if the folder cannot be written, the board is read until it does not change meanwhile.
+    """
     with contextlib.ExitStack() as stack:
         if os.access(board.parent, os.W_OK):
             with contextlib.suppress(TokredError):

@@ -1,8 +1,8 @@
-"""Checking rows: do their numbers follow from their predictions, and do the predictions come out again?
+"""Checking rows: does every column follow from the predictions, and do the models make these predictions again?
 
-Whole batches of the run, drawn by a seed, are run with the run's own configuration, weights and images. On the machine and software of the
-run everything comes out the same to the last bit. Elsewhere rounding differs, so a row is confirmed unless more than that has to be
-assumed; `checks.LIMITS` and docs/leaderboard.md say what is allowed.
+The run is set up again from its own configuration, weights and images, and each row is built again by the code that built
+it. Then whole batches of the run, drawn by a seed, are evaluated again. On the machine and software of the run everything
+is the same to the last bit. Elsewhere rounding differs, and `compare.LIMITS` says how much of a difference is allowed.
 """
 
 from __future__ import annotations
@@ -17,32 +17,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokred.errors import TokredError, did_you_mean
+from tokred.evaluation.run_folder import Run
 from tokred.leaderboard import publish
-from tokred.leaderboard.board import CSV_NAME, locked, run_of
-from tokred.leaderboard.evidence import VERIFIED, RunOutcomes, number
+from tokred.leaderboard.board import locked, run_of
+from tokred.leaderboard.evidence import VERIFIED, read_verified
 from tokred.leaderboard.evidence_store import Store
-from tokred.leaderboard.ranking_groups import Standing
-from tokred.leaderboard.verify.compare import Check, compare, recount
+from tokred.leaderboard.ranking_groups import RankedRow
+from tokred.leaderboard.verify.compare import Check, compare_row, compare_sample
+from tokred.tables.render import Table
+from tokred.tables.row import COLUMNS
 from tokred.utils.atomic import replace_file
-from tokred.utils.text import visible
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tokred.leaderboard.verify.rerun import Places
 
 Bars = Callable[[int], AbstractContextManager[Callable[..., None]]]
+_HEADERS = ("Method", "Budget", "Images", "Agreeing", "Near ties", "Top-1 stored", "Top-1 again", "Verdict")
 
 
 @dataclass
 class Verification:
-    """All rows that were checked, and sentences about the rest."""
+    """The checks of all rows, and sentences about what was not checked."""
 
     checks: list[Check] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     @property
     def confirmed(self) -> bool:
+        """Whether nothing speaks against any row."""
         return all(not check.objections for check in self.checks)
 
 
@@ -54,85 +56,82 @@ def verify(
     places: Places | None = None,
     bar: Bars = lambda total: nullcontext(lambda count: None),
 ) -> Verification:
-    """Check a run, or the rows of a board that have their evidence, and note the outcome where they are.
+    """Check a run, or the rows of a board that have their evidence, and note the result beside them.
 
     Args:
-        target: folder of a run, or a board.
-        methods: names; by default all.
-        sample: images of each run to run again.
-        seed: of the choice of batches.
+        target: the folder of a run, or a board.
+        methods: names of methods; by default all.
+        sample: the number of images of each run to evaluate again.
+        seed: chooses the batches.
         places: where data, weights and adapters are now.
-        bar: makes a progress bar for so many images.
+        bar: makes a progress bar for a number of images.
 
     Raises:
         TokredError: there is nothing to check, or no run of it can be repeated.
     """
     path = publish.find(target)
-    rows = _chosen(publish.standings(path), methods, path)
-    found, runs = Verification([Check(row) for row in rows]), dict[str, list[Check]]()
-    for check in found.checks:
+    ranked, run = publish.ranked_rows(path), run_of(path)
+    checks, runs, errors = _chosen(ranked, methods, path), dict[str, list[Check]](), list[TokredError]()
+    for check in checks:
         if check.row.disputed:
             check.objections.append(check.row.disputed)
         elif check.row.evidence is None or "configuration" not in check.row.evidence.run:
-            check.objections.append(
-                "cannot be checked: its predictions or its run's configuration are not here"
-            )
+            check.objections.append("cannot be checked: its predictions or its run's configuration are not here")
         else:
-            runs.setdefault(json.dumps(check.row.evidence.run, sort_keys=True), []).append(check)
-    outcomes, errors = _outcomes(path), []
-    for run, checks in runs.items():
+            runs.setdefault(_about(check.row), []).append(check)
+    for about, members in runs.items():
+        beside = [one for one in ranked if _about(one) == about]
         try:
-            _repeat(json.loads(run), checks, outcomes, sample, seed, places, bar)
+            _repeat(json.loads(about), members, beside, run, sample, seed, places, bar)
         except TokredError as error:
             errors.append(error)
-            for check in checks:
+            for check in members:
                 check.objections.append(str(error))
-    if errors and len(errors) == len(runs) and not any(check.row.disputed for check in found.checks):
+    if errors and len(errors) == len(runs) and not any(check.row.disputed for check in checks):
         raise errors[0]
-    found.remarks += _note(path, [check for check in found.checks if check.images])
-    return found
+    repeated = [check for check in checks if check.images]
+    return Verification(checks, [*_unchecked(repeated), *_note(path, run, repeated)])
 
 
-def _chosen(rows: list[Standing], methods: Sequence[str], path: Path) -> list[Standing]:
-    measured = [row for row in rows if row.line["status"] == "ok"]
-    names = list(dict.fromkeys(row.line["method"] for row in measured))
+def _about(ranked: RankedRow) -> str:
+    """A row's run, as text that is the same for all rows of a run."""
+    return json.dumps(ranked.evidence.run, sort_keys=True) if ranked.evidence else ""
+
+
+def _chosen(ranked: Sequence[RankedRow], methods: Sequence[str], path: Path) -> list[Check]:
+    measured = [one for one in ranked if one.row.status == "ok"]
+    names = list(dict.fromkeys(one.row.method for one in measured))
     for method in methods:
         if method not in names:
             raise TokredError(did_you_mean("method", method, names))
     if not measured:
-        raise TokredError(
-            f"{path} has no measured row to check; add a run to it with tokred leaderboard add."
-        )
-    return [row for row in measured if not methods or row.line["method"] in methods]
-
-
-def _outcomes(path: Path) -> RunOutcomes | None:
-    try:
-        return run_of(path)
-    except ValueError as error:
-        raise TokredError(f"{error}; without it there is nothing to compare with.") from error
+        raise TokredError(f"{path} has no measured row to check; add a run to it with tokred leaderboard add.")
+    return [Check(one) for one in measured if not methods or one.row.method in methods]
 
 
 def _repeat(
-    run: dict[str, Any],
-    checks: list[Check],
-    outcomes: RunOutcomes | None,
+    about: dict[str, Any],
+    checks: Sequence[Check],
+    beside: Sequence[RankedRow],
+    run: Run | None,
     sample: int,
     seed: int,
     places: Places | None,
     bar: Bars,
 ) -> None:
-    """Run a sample of one run again, and enter what came of it into the checks of its rows."""
+    """Set up one run again, and check its rows and a sample of their predictions."""
     from tokred.leaderboard.verify import rerun
 
-    job = rerun.job_of(run, places or rerun.Places())
+    job = rerun.job_of(about, places or rerun.Places())
     total, before = len(job.source), dict[str, np.ndarray]()
+    rows, unchecked = rerun.rebuild(job, about, beside, run)
     for check in checks:
         evidence = check.row.evidence
         assert evidence is not None
         if len(evidence.places) and evidence.places[-1] >= total:
             raise TokredError(
-                f"The row has {len(evidence.correct)} images, and its data have {total} now; give the run's own with --data."
+                f"The row has {len(evidence.correct)} images, and its data have {total} now; give the run's own with "
+                "--data."
             )
         before[evidence.name] = np.full(total, -1)
         before[evidence.name][evidence.places] = evidence.prediction
@@ -141,80 +140,70 @@ def _repeat(
         evaluation = rerun.run(job, before, chosen, advance)
     images = np.concatenate([np.arange(batch.start, batch.stop) for batch in chosen])
     for check in checks:
-        compare(check, job, evaluation, images, outcomes)
-        recount(check, job)
+        compare_sample(check, job, evaluation, images, run)
+        compare_row(check, rows, unchecked)
 
 
-def _note(path: Path, checks: Sequence[Check]) -> list[str]:
-    """Keep what was found: beside a board with each row's evidence, in a run's folder in a file; what is in the way of that."""
+def _unchecked(checks: Sequence[Check]) -> list[str]:
+    """A sentence about the columns that nothing could be computed for again."""
+    names = [
+        name
+        for name in COLUMNS
+        if any(name in check.unchecked and getattr(check.row.row, name) not in (None, "") for check in checks)
+    ]
+    return [f"Not checked, because they cannot be computed again: {', '.join(names)}."] if names else []
+
+
+def _note(path: Path, run: Run | None, checks: Sequence[Check]) -> list[str]:
+    """Keep the results: a board's with each row's evidence, a run's in a file in its folder."""
     from tokred.utils.provenance import versions
 
-    now = versions()
+    results = {}
     for check in checks:
         assert check.row.evidence is not None
-        about = {
-            "digest": check.row.evidence.digest,
-            "confirmed": not check.objections,
-            "verdict": check.verdict,
-            "images": check.images,
-        }
-        check.row.evidence = replace(
-            check.row.evidence, verified={**about, "agreeing": check.agreeing, "near_ties": check.ties, **now}
+        results[check.row.key] = replace(
+            check.row.evidence,
+            verified={
+                "digest": check.row.evidence.digest,
+                "confirmed": not check.objections,
+                "verdict": check.verdict,
+                "images": check.images,
+                "agreeing": check.agreeing,
+                "near_ties": check.ties,
+                **versions(),
+            },
         )
     try:
-        if path.name == CSV_NAME and (path.parent / "run.json").exists():
-            _note_run(path.parent, checks)
+        if run is not None:
+            noted = read_verified(run.path) | {one.name: one.verified for one in results.values()}
+            replace_file(run.path / VERIFIED, (json.dumps(noted, indent=2) + "\n").encode())
         else:
-            _note_board(path, checks)
+            store = Store(path)
+            with locked(path, 60):
+                for key, evidence in results.items():
+                    if store.has(key, evidence):  # it may have been replaced meanwhile
+                        store.put(key, evidence)
     except TokredError as error:
         return [f"The outcome could not be noted beside {path}: {error}"]
     return []
 
 
-def _note_run(folder: Path, checks: Sequence[Check]) -> None:
-    file = folder / VERIFIED
-    try:
-        before = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        before = {}
-    found = {check.row.evidence.name: check.row.evidence.verified for check in checks if check.row.evidence}
-    replace_file(file, (json.dumps({**before, **found}, indent=2) + "\n").encode())
-
-
-def _note_board(board: Path, checks: Sequence[Check]) -> None:
-    store = Store(board)
-    with locked(board, 60):
-        for check in checks:
-            if check.row.evidence and store.has(
-                check.row.key, check.row.evidence
-            ):  # it may have been replaced meanwhile
-                store.put(check.row.key, check.row.evidence)
-
-
-def table(found: Verification) -> Table:
-    """What was found, for a terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(title="Rows run again", title_justify="left", header_style="bold")
-    for header in (
-        "Method",
-        "Budget",
-        "Images",
-        "Agreeing",
-        "Near ties",
-        "Top-1 stored",
-        "Top-1 again",
-        "Verdict",
-    ):
-        made.add_column(
-            header, justify="left" if header in ("Method", "Verdict") else "right", overflow="fold"
+def table(result: Verification) -> Table:
+    """The checks as a table."""
+    rows = []
+    for check in result.checks:
+        row, counts = check.row.row, (check.images, check.agreeing, check.ties)
+        rows.append(
+            (
+                row.method,
+                "" if row.budget is None else f"{row.budget:g}",
+                *(str(count) if check.images else "" for count in counts),
+                *(f"{value:.2f}" for value in check.top1 or ()),
+                *([] if check.top1 else ["", ""]),
+                check.verdict,
+            )
         )
-    for check in found.checks:
-        budget = number(check.row.line["budget"])
-        name = (visible(check.row.line["method"]), "" if budget is None else f"{budget:g}")
-        counts = [str(value) if check.images else "" for value in (check.images, check.agreeing, check.ties)]
-        top1 = [f"{value:.2f}" for value in check.top1] if check.top1 else ["", ""]
-        cells = (*name, *counts, *top1, visible(check.verdict))
-        made.add_row(*map(Text, cells), style="red" if check.objections else "")
-    return made
+    styles = ["red" if check.objections else "" for check in result.checks]
+    return Table(
+        title="Rows run again", headers=_HEADERS, rows=rows, words=frozenset((0, 7)), styles=styles
+    )
