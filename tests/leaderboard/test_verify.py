@@ -1,9 +1,9 @@
 """Rows run again: honest ones are confirmed to the last bit, forged ones are named."""
 
-import csv
-import io
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +13,13 @@ from helpers.command import run
 from tokred.api import compare
 from tokred.errors import TokredError
 from tokred.evaluation.comparison import Job
+from tokred.evaluation.rows import recompute
+from tokred.evaluation.run_folder import read_run
 from tokred.leaderboard import add, read
 from tokred.leaderboard.ranking_groups import load
 from tokred.leaderboard.verify import rerun, verify
 from tokred.leaderboard.verify.rerun import Again, Places, batches, job_of
+from tokred.tables.row import to_csv
 
 CSV = "leaderboard.csv"
 
@@ -59,15 +62,13 @@ def one(made, tmp_path):
 
 
 def forge(folder, method, **cells):
-    lines = read(folder / CSV)
-    for line in lines:
-        if line["method"] == method:
-            line.update(cells)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, lines[0])
-    writer.writeheader()
-    writer.writerows(lines)
-    (folder / CSV).write_text(text.getvalue())
+    rows = [replace(row, **cells) if row.method == method else row for row in read(folder / CSV)]
+    (folder / CSV).write_text(to_csv(rows))
+
+
+def follow(folder):
+    """A CSV that follows from the predictions in the folder."""
+    (folder / CSV).write_text(to_csv(recompute(read_run(folder))))
 
 
 def tamper(folder, change):
@@ -78,7 +79,7 @@ def tamper(folder, change):
 
 
 def verdicts(found):
-    return {check.row.line["method"]: check.verdict for check in found.checks}
+    return {check.row.row.method: check.verdict for check in found.checks}
 
 
 def test_an_honest_run_is_confirmed_and_says_so(one):
@@ -116,7 +117,7 @@ def test_batches_are_whole_ones_of_the_run(n):
 
 
 def test_a_forged_csv_is_named_without_running_anything(one, monkeypatch):
-    forge(one, "lotm", top1="99.5", drop="-8")
+    forge(one, "lotm", top1=99.5, drop=-8.0)
     monkeypatch.setattr("tokred.leaderboard.verify.rerun.run", lambda *_: pytest.fail("ran"))
     found = verify(one, ["lotm"])
     assert not found.confirmed
@@ -131,19 +132,7 @@ def test_forged_predictions_are_found(one):
         arrays["topk/prediction"][:4] = (arrays["topk/prediction"][:4] + 1) % 10
 
     tamper(one, change)
-    with np.load(one / "predictions.npz") as file:
-        right = file["topk/prediction"] == file["labels"]
-        dense = file["baseline/prediction"]
-        lost = (dense == file["labels"]).astype(int) - right
-        agreement = (file["topk/prediction"] == dense).mean()
-    forge(
-        one,
-        "topk",
-        top1=repr(float(100 * right.mean())),
-        drop=repr(float(100 * lost.mean())),
-        agreement=repr(float(agreement)),
-        p_value="",
-    )
+    follow(one)
     found = verify(one, sample=12)
     assert verdicts(found) == {
         "baseline": "confirmed, to the last bit",
@@ -151,7 +140,7 @@ def test_forged_predictions_are_found(one):
         "topk": "4 of 12 predictions are others, by more than a near tie",
     }
     assert not found.confirmed
-    assert "not confirmed" in next(row for row in load(one / CSV) if row.line["method"] == "topk").marks[0]
+    assert "not confirmed" in next(row for row in load(one / CSV) if row.row.method == "topk").exclusions[0]
 
 
 def test_forged_labels_and_kl_are_found(one):
@@ -163,18 +152,7 @@ def test_forged_labels_and_kl_are_found(one):
         arrays["topk/kl"][:] = 0
 
     tamper(one, change)
-    with np.load(one / "predictions.npz") as file:
-        dense = file["baseline/prediction"] == file["labels"]
-        for name in ("baseline", "lotm", "topk"):
-            right = file[f"{name}/prediction"] == file["labels"]
-            forge(
-                one,
-                name,
-                top1=repr(float(100 * right.mean())),
-                drop=repr(float(100 * (dense.mean() - right.mean()))),
-                p_value="",
-            )
-    forge(one, "topk", kl="0")
+    follow(one)
     assert not any(row.disputed for row in load(one / CSV))  # nothing on paper speaks against it
     found = verdicts(verify(one, sample=12))
     assert "2 of 12 images have other labels" in found["lotm"]
@@ -182,8 +160,45 @@ def test_forged_labels_and_kl_are_found(one):
 
 
 def test_forged_flops_are_found(one):
-    forge(one, "lotm", gflops="0.5")
+    forge(one, "lotm", gflops=0.5)
     assert verdicts(verify(one, ["lotm"], sample=4))["lotm"].startswith("gflops 0.5 instead of 0.88")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"limited": False}, {"top1_lo": 90.0, "top1_hi": 92.0}, {"drop_hi": 0.1}, {"training": "full"}, {"control": True},
+        {"precision": "bfloat16"}, {"weights": "other.pth"}, {"date": "2031-01-01"}, {"torch": "9.9"}, {"model": "deit_s"},
+        {"images_per_s": 99.0}, {"n_failed": 1}, {"knob": "1"}, {"stages": ""}, {"unbeaten": "random"}, {"best": True},
+        {"seed": 3}, {"on_error": "skip"}, {"dataset": "imagenet"}, {"top5": None}, {"published_top1": 90.0},
+    ],
+    ids=lambda cells: "+".join(cells),
+)  # fmt: skip
+def test_every_column_is_compared(one, cells, monkeypatch):
+    """With the predictions as they are: one column that was edited is named, and no other."""
+    forge(one, "lotm", **cells)
+    found = verify(one, ["lotm"], sample=1)
+    assert not found.confirmed
+    verdict = verdicts(found)["lotm"]
+    parts = re.split("[;,] (?=[a-z0-9_]+ [^ ]+ instead of)", verdict)
+    assert [part.split()[0] for part in parts] == list(cells)
+
+
+def test_a_board_compares_all_but_what_it_has_no_evidence_of(one, tmp_path):
+    board = tmp_path / "board.csv"
+    add(board, one)
+    honest = board.read_text()
+    for cells, wrong in (({"limited": False}, True), ({"top1_hi": 99.0}, True), ({"kl": 9.0}, False)):
+        board.write_text(
+            to_csv([replace(row, **cells) if row.method == "lotm" else row for row in read(board)])
+        )
+        found = verify(board, ["lotm"], sample=1)
+        assert found.confirmed != wrong, cells
+        if "limited" not in cells:  # with which it is another row, that has no evidence
+            assert found.remarks[0].startswith(
+                "Not computed again, and at most compared with run.json: top5, kl"
+            )
+        board.write_text(honest)
 
 
 def test_a_board_is_checked_row_by_row(made, one, tmp_path):
@@ -248,7 +263,7 @@ def test_the_command(one, tmp_path):
     code, text = run("leaderboard", "verify", one, "--method", "lotm,topk", "--sample", "4")
     assert code == 0
     assert text.count("confirmed, to the last bit") == 2
-    forge(one, "topk", top1="100")
+    forge(one, "topk", top1=100.0)
     code, text = run("leaderboard", "verify", one, "--method", "topk", "--sample", "4")
     assert code == 1
     assert "top1 100 instead of" in text

@@ -105,7 +105,7 @@ def leaderboard_verify(
     )
     for line in found.remarks:
         out.print(escape(visible(line)), soft_wrap=True)
-    out.print(verify.table(found))
+    out.print(verify.table(found).render())
     if not found.confirmed:
         raise typer.Exit(1)
 

@@ -6,6 +6,7 @@ each row's evidence beside the CSV. Nothing here imports torch, so adding to a b
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -267,7 +268,7 @@ def _worth(row: Row) -> tuple[bool, str]:
 def _order(row: Row) -> tuple[object, ...]:
     """Rows that compare stand together, as in a run's own table: the baseline, then the best first; failed ones last."""
     score = row.agreement if row.top1 is None else row.top1
-    finite = score if score is not None and score == score else 0.0  # noqa: PLR0124  (not NaN)
+    finite = score if score is not None and math.isfinite(score) else 0.0
     return (
         *(row.dataset, row.split, row.model, row.weights_hash, row.budget or 0),
         *(row.method != BASELINE, row.status != "ok", -finite, row.gflops or 0, row.method),

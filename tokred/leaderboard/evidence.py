@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -162,15 +163,23 @@ def claims(run: Run, row: Row) -> list[str]:
     return differences(row, {name: value for name, value in values.items() if name not in itself})
 
 
-def differences(row: Row, values: dict[str, Any]) -> list[str]:
-    """The columns in which a row states something else than the given values. Empty cells state nothing."""
+def differences(row: Row, values: Mapping[str, Any], strict: bool = False) -> list[str]:
+    """The columns in which a row states something else than the given values.
+
+    Args:
+        row: the row.
+        values: values by column.
+        strict: whether an empty cell states that there is no value; else it states nothing.
+    """
     wrong = []
     for name, value in values.items():
         stated = getattr(row, name)
-        if stated is None or stated == value:
+        if stated == value or (stated in (None, "") and not strict):
             continue
-        numbers = isinstance(stated, float) and isinstance(value, float | int)
-        if not (numbers and close(stated, value, _TOLERANCES.get(name, _TOLERANCE))):
+        numbers = isinstance(stated, float) and isinstance(value, float)
+        if numbers and close(stated, value, _TOLERANCES.get(name, _TOLERANCE)):
+            continue
+        if csv_cell(stated) != csv_cell(value):
             shown = f"{value:.6g}" if isinstance(value, float) else csv_cell(value)
             wrong.append(f"{name} {csv_cell(stated) or 'none'} instead of {shown or 'none'}")
     return wrong

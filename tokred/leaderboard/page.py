@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def _sort_keys(ranked: RankedRow) -> dict[str, float | str | None]:
     """The value by which each column is sorted; a missing one is last, whichever way."""
     row = ranked.row
     numbers = (row.top1, row.top1, row.drop, row.gflops, row.reduction, row.images_per_s)
-    finite = [None if value is None or value != value else value for value in numbers]  # noqa: PLR0124
+    finite = [value if value is not None and math.isfinite(value) else None for value in numbers]
     return dict(
         zip(cells.HEADERS, (ranked.rank, row.method, *finite, cells.verified(ranked), None), strict=True)
     )

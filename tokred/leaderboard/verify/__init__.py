@@ -76,7 +76,9 @@ def verify(
         if check.row.disputed:
             check.objections.append(check.row.disputed)
         elif check.row.evidence is None or "configuration" not in check.row.evidence.run:
-            check.objections.append("cannot be checked: its predictions or its run's configuration are not here")
+            check.objections.append(
+                "cannot be checked: its predictions or its run's configuration are not here"
+            )
         else:
             runs.setdefault(_about(check.row), []).append(check)
     for about, members in runs.items():
@@ -105,7 +107,9 @@ def _chosen(ranked: Sequence[RankedRow], methods: Sequence[str], path: Path) -> 
         if method not in names:
             raise TokredError(did_you_mean("method", method, names))
     if not measured:
-        raise TokredError(f"{path} has no measured row to check; add a run to it with tokred leaderboard add.")
+        raise TokredError(
+            f"{path} has no measured row to check; add a run to it with tokred leaderboard add."
+        )
     return [Check(one) for one in measured if not methods or one.row.method in methods]
 
 
@@ -145,13 +149,15 @@ def _repeat(
 
 
 def _unchecked(checks: Sequence[Check]) -> list[str]:
-    """A sentence about the columns that nothing could be computed for again."""
+    """A sentence about the columns that were not computed again."""
     names = [
         name
         for name in COLUMNS
         if any(name in check.unchecked and getattr(check.row.row, name) not in (None, "") for check in checks)
     ]
-    return [f"Not checked, because they cannot be computed again: {', '.join(names)}."] if names else []
+    if not names:
+        return []
+    return [f"Not computed again, and at most compared with run.json: {', '.join(names)}."]
 
 
 def _note(path: Path, run: Run | None, checks: Sequence[Check]) -> list[str]:
@@ -204,6 +210,4 @@ def table(result: Verification) -> Table:
             )
         )
     styles = ["red" if check.objections else "" for check in result.checks]
-    return Table(
-        title="Rows run again", headers=_HEADERS, rows=rows, words=frozenset((0, 7)), styles=styles
-    )
+    return Table(title="Rows run again", headers=_HEADERS, rows=rows, words=frozenset((0, 7)), styles=styles)

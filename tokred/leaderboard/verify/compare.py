@@ -40,6 +40,13 @@ LIMITS = {
 }
 
 
+FROM_RUN = (
+    *("images_per_s", "latency_ms", "speedup", "promise_share", "peak_mem_mb"),
+    *("tokred", "torch", "timm", "fvcore", "commit", "date"),
+)
+"""Columns that are compared with run.json, and that nothing can be computed for again."""
+
+
 @dataclass
 class Check:
     """The check of one row.
@@ -51,7 +58,7 @@ class Check:
         ties: the number of the others whose stored class all but wins.
         top1: accuracy on the sample in per cent, as stored and now.
         objections: the reasons why the row is not confirmed.
-        unchecked: the columns that could not be checked.
+        unchecked: the columns that were not computed again.
         exact: whether everything that was compared is the same to the last bit.
     """
 
@@ -76,14 +83,14 @@ def compare_row(check: Check, rows: Mapping[str, Row], unchecked: Collection[str
     Args:
         check: the check, which is changed.
         rows: the rows of its run, built again, by the names of their predictions.
-        unchecked: the columns that could not be built again.
+        unchecked: the columns that there is nothing to compare with.
     """
     assert check.row.evidence is not None
     row, again = check.row.row, rows.get(check.row.evidence.name)
     if again is None:
         check.objections.append("its run's configuration has no such row")
         return
-    check.unchecked = unchecked
+    check.unchecked = {*unchecked, *FROM_RUN}
     values = {name: getattr(again, name) for name in COLUMNS if name != "schema" and name not in unchecked}
     check.objections += differences(row, values, strict=row.schema == SCHEMA)
 
