@@ -2,28 +2,32 @@
 
 import argparse
 import hashlib
+import http.server
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
+from typing import ClassVar
 
 import pytest
 import safetensors.torch
 import torch
-from helpers.hub import TINY, config, in_cache, small
+from helpers.hub import REVISION, TINY, config, in_cache, small
 
 from tokred.core.vit import check_supported
 from tokred.data import preprocessing
 from tokred.errors import TokredError, UnknownName
-from tokred.models import pretrained as hub
-from tokred.models import tensor_files, zoo
+from tokred.models import pretrained, tensor_files, zoo
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path / "home"
 
 
@@ -61,7 +65,7 @@ def test_timm_weights_come_from_the_cache(home):
 def test_hf_home_is_where_the_cache_is(tmp_path):
     """As a user has it: the variables of the environment, another process, the command line's own loading."""
     in_cache(tmp_path, "org/small", small(), config())
-    program = "from tokred import zoo; loaded = zoo.load_for('hf-hub:org/small', None, True); print(loaded.weights_hash)"
+    program = "from tokred.models import zoo; loaded = zoo.load_for('hf-hub:org/small', None); print(loaded.weights_hash)"
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_HUB_CACHE", None)
     done = subprocess.run(
@@ -96,7 +100,7 @@ def test_only_timms_own_repositories_are_timms_weights(home):
         in_cache(home, name, small(), config())
     found = [zoo.load_pretrained(f"hf-hub:{name}").published for name in names]
     assert found == ["vit_tiny_patch16_224.some", ""]
-    assert hub.published_name("hf-hub:timm/vit_tiny_patch16_224.some@older", None) == ""
+    assert pretrained.published_name("hf-hub:timm/vit_tiny_patch16_224.some@older", None) == ""
 
 
 def test_a_folder_of_the_hubs_layout(tmp_path):
@@ -131,19 +135,76 @@ def test_without_a_network_the_message_says_what_to_fetch(home):
         zoo.build("hf-hub:org/none")
 
 
+def endpoint(monkeypatch, port):
+    """Another hub than huggingface.co, as HF_ENDPOINT would name it."""
+    address, constants = f"http://127.0.0.1:{port}", "huggingface_hub.constants"
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(f"{constants}.ENDPOINT", address)
+    monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+    return address
+
+
+@pytest.mark.loopback
 def test_a_hub_that_does_not_answer(home, monkeypatch):
-    """It takes a connection, and then nothing comes."""
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub.socket, "create_connection", lambda *_, **__: io.BytesIO())
+    """It takes a connection, and then nothing comes: what is in the cache loads, what is not is one sentence, and both soon."""
+    in_cache(home, "org/small", small(3), config())
+    monkeypatch.setattr(pretrained, "_PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = endpoint(monkeypatch, server.getsockname()[1])
+        start = time.monotonic()
+        assert same(zoo.load_pretrained("hf-hub:org/small").model, small(3))
+        with pytest.raises(
+            TokredError, match=f"{address} cannot be reached\\): download model.safetensors from .*HF_HOME"
+        ):
+            zoo.load_pretrained("deit_s")
+        assert time.monotonic() - start < 10
 
-    def refused(*_, **__):
-        raise hub.LocalEntryNotFoundError("Connection error, and the file is not in the cache.")
 
-    monkeypatch.setattr(hub.timm, "create_model", refused)
-    with pytest.raises(
-        TokredError, match=r"huggingface.co does not answer\): download model.safetensors from .*HF_HOME"
-    ):
-        zoo.load_pretrained("deit_s")
+class Repository(http.server.BaseHTTPRequestHandler):
+    """The hub's answers about the files of one repository."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self):
+        content = self.files.get(
+            self.path.removeprefix(f"/org/small/resolve/{REVISION}/").removeprefix("/org/small/resolve/main/")
+        )
+        self.send_response(404 if content is None else 200)
+        self.send_header("X-Repo-Commit", REVISION)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        return content or b""
+
+    def do_GET(self):
+        self.wfile.write(self.do_HEAD())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.loopback
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_are_downloaded_once(home, monkeypatch, name):
+    buffer = io.BytesIO()
+    torch.save(small(4).state_dict(), buffer)
+    weights = (
+        safetensors.torch.save(small(4).state_dict()) if name.endswith("safetensors") else buffer.getvalue()
+    )
+    monkeypatch.setattr(Repository, "files", {"config.json": json.dumps(config()).encode(), name: weights})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Repository) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint(monkeypatch, server.server_port)
+        assert same(zoo.load_pretrained("hf-hub:org/small").model, small(4))
+        with pytest.raises(TokredError, match="The model hf-hub:org/none cannot be loaded"):
+            zoo.load_pretrained("hf-hub:org/none")
+        server.shutdown()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert same(zoo.load_pretrained("hf-hub:org/small").model, small(4))  # from the cache now
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", json.dumps(config("resnet_of_mine"))])

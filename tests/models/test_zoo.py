@@ -10,7 +10,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from tokred import configs
 from tokred.errors import TokredError, UnknownName, UnsupportedModel
-from tokred.models import pretrained, tensor_files, zoo
+from tokred.models import tensor_files, zoo
 from tokred.testing import tiny_vit
 from tokred.training.backbone.net2net import widen
 from tokred.training.backbone.recipe import Recipe
@@ -81,9 +81,9 @@ def test_no_network_is_one_sentence(monkeypatch, tmp_path):
     def no_address(*_):
         raise OSError("no address")
 
-    monkeypatch.setattr(pretrained.socket, "getaddrinfo", no_address)
-    monkeypatch.setattr(pretrained.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(pretrained.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", no_address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(
         TokredError,
         match=r"cannot be loaded \(not in the local cache .*, and .* cannot be reached\): .*--weights",

@@ -1,18 +1,19 @@
-"""Pretrained weights from the Hugging Face hub, its local cache or a folder, by timm; and what to say where there are none."""
+"""Pretrained weights from the Hugging Face hub, its local cache or a folder, loaded by timm."""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-import safetensors
 import timm
-from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from timm.models import get_pretrained_cfg
 
 from tokred.errors import TokredError, UnknownName
@@ -20,16 +21,15 @@ from tokred.errors import TokredError, UnknownName
 SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 """Prefixes of names that timm looks up elsewhere than in its own list: a repository of the hub, a folder with config.json and weights."""
 
-_PATIENCE = 5.0  # seconds for the hub to take a connection
-_FAILURES = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AssertionError,
-    safetensors.SafetensorError,
-)
+_PATIENCE = 5.0  # seconds for an answer of the hub; its client would try for minutes
+_SAFE = {
+    "pytorch_model.bin": "model.safetensors",
+    "open_clip_pytorch_model.bin": "open_clip_model.safetensors",
+}  # files that timm takes in place of others
+
+
+class _NoAnswer(Exception):
+    """The hub cannot be asked, and the cache does not have the file."""
 
 
 def is_source(name: str) -> bool:
@@ -38,41 +38,84 @@ def is_source(name: str) -> bool:
 
 
 def create(name: str, **options: Any) -> Any:
-    """timm's model of a name, from places too. With `pretrained=True` it has its weights, else only what they need is looked up.
+    """Create timm's model of a name, or of a place; with `pretrained=True` it has its weights.
 
     Raises:
         UnknownName: timm does not know the architecture that the place names.
-        TokredError: its configuration or weights cannot be had, for instance without a network.
+        TokredError: the configuration or the weights cannot be loaded, for instance without a network.
     """
-    wanted = is_source(name) or options.get("pretrained", False)
-    if not wanted:
+    pretrained = options.get("pretrained", False)
+    if not (pretrained or is_source(name)):
         return timm.create_model(name, **options)
-    with _within_reach(local=name.startswith("local-dir:")) as unreachable:
-        try:
+    try:
+        if name.startswith("local-dir:"):
             return timm.create_model(name, **options)
-        except _FAILURES as error:
-            raise _explained(name, error, unreachable) from error
+        if is_source(name):
+            repository = name.partition(":")[2]
+            folder = _fetch(repository, "config.json").parent
+            if pretrained:
+                _fetch_weights(repository)
+            return timm.create_model(f"local-dir:{folder}", **options)
+        known = get_pretrained_cfg(name)
+        if known is not None and known.hf_hub_id:
+            file = _fetch_weights(known.hf_hub_id, known.hf_hub_filename)
+            options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
+        return timm.create_model(name, **options)
+    except Exception as error:  # timm, safetensors and the hub's client fail each in their own way
+        raise _explained(name, error) from error
+
+
+def _fetch_weights(repository: str, filename: str | None = None) -> Path:
+    """The file of weights that timm would take from a repository of the hub."""
+    filename = filename or "pytorch_model.bin"
+    names = [_SAFE.get(filename, str(Path(filename).with_suffix(".safetensors"))), filename]
+    names = [name for name in names if _cached(repository, name)] or names
+    for name in names[:-1]:
+        try:
+            return _fetch(repository, name)
+        except EntryNotFoundError:
+            continue
+    return _fetch(repository, names[-1])
+
+
+def _fetch(repository: str, filename: str) -> Path:
+    """A file of a repository of the hub, whose revision may follow an @; where the hub does not answer, from the cache.
+
+    Raises:
+        _NoAnswer: the hub does not answer, and the cache does not have the file.
+        HfHubHTTPError: the hub has no such file, or does not give it to everybody.
+    """
+    name, _, revision = repository.partition("@")
+    if not _cached(repository, filename):
+        try:  # asked first, since downloads are tried again and again for minutes
+            get_hf_file_metadata(hf_hub_url(name, filename, revision=revision or None), timeout=_PATIENCE)
+        except HfHubHTTPError:
+            raise
+        except Exception as error:  # of whichever HTTP library the client uses
+            raise _NoAnswer(str(error)) from error
+    try:
+        return Path(hf_hub_download(name, filename, revision=revision or None, etag_timeout=_PATIENCE))
+    except LocalEntryNotFoundError as error:
+        raise _NoAnswer(str(error)) from error
+
+
+def _cached(repository: str, filename: str) -> bool:
+    name, _, revision = repository.partition("@")
+    return isinstance(try_to_load_from_cache(name, filename, revision=revision or None), str)
 
 
 def published_name(name: str, model: Any) -> str:
-    """timm's tagged name of the weights that `create` loaded, such as "deit_small_patch16_224.fb_in1k"; empty for anybody else's."""
+    """timm's tagged name of the weights that `create` loaded, such as "deit_small_patch16_224.fb_in1k"; "" for all others."""
     if is_source(name):
-        owner, _, repository = name.partition(":")[2].partition(
-            "/"
-        )  # a revision, behind an @, may be another state of them
-        return (
-            repository
-            if owner == "timm" and "@" not in repository and not name.startswith("local-dir:")
-            else ""
-        )
-    return (
-        f"{model.pretrained_cfg['architecture']}.{model.pretrained_cfg['tag']}"
-        if model.pretrained_cfg.get("tag")
-        else ""
-    )
+        owner, _, repository = name.partition(":")[2].partition("/")
+        # A revision, behind an @, may be another state of the weights.
+        official = owner == "timm" and "@" not in repository and not name.startswith("local-dir:")
+        return repository if official else ""
+    config = model.pretrained_cfg
+    return f"{config['architecture']}.{config['tag']}" if config.get("tag") else ""
 
 
-def _explained(name: str, error: Exception, unreachable: str) -> TokredError:
+def _explained(name: str, error: Exception) -> TokredError:
     """What went wrong, and what to do about it."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     if name.startswith("local-dir:"):
@@ -87,13 +130,12 @@ def _explained(name: str, error: Exception, unreachable: str) -> TokredError:
         return TokredError(
             f"timm has no weights of {name}; choose a tag that has some, or give a file with --weights."
         )
-    if isinstance(error, LocalEntryNotFoundError) and not unreachable:
-        unreachable = f"{constants.ENDPOINT} does not answer"
     what = f"The model {name}" if is_source(name) else f"timm's weights of {_tagged(name)}"
-    if not unreachable:
+    if not isinstance(error, _NoAnswer):
         return TokredError(f"{what} cannot be loaded ({reason}); give a file with --weights.")
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
     return TokredError(
-        f"{what} cannot be loaded (not in the local cache {constants.HF_HUB_CACHE}, and {unreachable}): {_advice(name)}"
+        f"{what} cannot be loaded (not in the local cache {constants.HF_HUB_CACHE}, and {why}): {_advice(name)}"
     )
 
 
@@ -117,26 +159,3 @@ def _tagged(name: str) -> str:
     """A model of timm with the tag of its weights."""
     tag = get_pretrained_cfg(name).tag
     return f"{name.partition('.')[0]}.{tag}" if tag else name
-
-
-@contextmanager
-def _within_reach(local: bool = False) -> Iterator[str]:
-    """Where the hub cannot be reached, let only the local cache answer: the hub's client would go on trying for a minute.
-
-    Yields why it cannot, as the end of a sentence; nothing where it can. `local` asks nobody.
-    """
-    before, why = constants.HF_HUB_OFFLINE, ""
-    if before:
-        why = "HF_HUB_OFFLINE is set"
-    elif not local:
-        try:
-            if not getproxies():
-                place = urlsplit(constants.ENDPOINT)
-                port = place.port or (80 if place.scheme == "http" else 443)
-                socket.create_connection((place.hostname or "", port), timeout=_PATIENCE).close()
-        except OSError:
-            constants.HF_HUB_OFFLINE, why = True, f"{constants.ENDPOINT} cannot be reached"
-    try:
-        yield why
-    finally:
-        constants.HF_HUB_OFFLINE = before
