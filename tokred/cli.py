@@ -6,14 +6,27 @@ import warnings
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from tokred import __version__
-from tokred.commands import compare, data, fit, leaderboard, match, report, reproduce, show, similarity
-from tokred.commands.console import err, out
+from tokred.commands import (
+    bench,
+    check,
+    compare,
+    data,
+    fit,
+    leaderboard,
+    match,
+    methods,
+    report,
+    reproduce,
+    show,
+    similarity,
+    sweep,
+    train,
+)
+from tokred.commands.console import err, say
 from tokred.commands.options import flag
 from tokred.errors import InvalidSetting, TokredError
-from tokred.utils.text import visible
 
 app = typer.Typer(
     help="Compare token-reduction methods for Vision Transformers at one FLOP budget.",
@@ -21,24 +34,29 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (
-    *(compare.compare, compare.sweep),
-    *(match.match, match.bench, match.methods),
-    reproduce.reproduce,
-    *(fit.train, fit.fit),
-    *(similarity.similarity, show.show, report.report),
-    match.check,
-    data.data,
-):
+_MAIN = (
+    compare.compare,
+    sweep.sweep,
+    match.match,
+    methods.methods,
+    check.check,
+    fit.fit,
+    bench.bench,
+    show.show,
+)
+_MORE = (data.data, report.report, train.train, reproduce.reproduce, similarity.similarity)
+for command in _MAIN:
     app.command()(command)
-app.add_typer(leaderboard.app, name="leaderboard")
+for command in _MORE:
+    app.command(rich_help_panel="More")(command)
+app.add_typer(leaderboard.app, name="leaderboard", rich_help_panel="More")
 
 
 @app.callback(invoke_without_command=True)
 def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Options of tokred itself."""
     if version:
-        out.print(__version__, highlight=False)
+        say(__version__)
         raise typer.Exit
 
 
@@ -52,5 +70,5 @@ def main() -> None:
     except TokredError as error:
         err.quiet = False
         text = error.named(flag(error.setting)) if isinstance(error, InvalidSetting) else str(error)
-        err.print(f"[red]Error:[/red] {escape(visible(text))}", soft_wrap=True)
+        say(text, err, "Error:", "red")
         raise SystemExit(2) from None

@@ -84,7 +84,7 @@ def test_a_finished_run_is_shown_again_without_evaluating_anything(comparison, m
     code, text = run("compare", *SMALL, "--out", comparison[0])
     assert code == 0, text
     assert "was finished on" in text
-    assert comparison[1][comparison[1].index("deit_t on") : comparison[1].index("└")] in text
+    assert comparison[1][comparison[1].index("deit_t on") : comparison[1].index("Report, ")] in text
     assert (comparison[0] / "leaderboard.csv").read_bytes() == before
 
 
@@ -287,7 +287,7 @@ def test_what_fit_leaves_compare_takes(tmp_path):
     assert (row.training, row.images_seen, row.status) == ("reducer", 32, "ok")
     code, text = run("fit", "sit", *FIT, "--stages", "3 6 9", "--out", tmp_path / "fit")
     assert code == 0
-    assert "Going on at image 32 of 32" in text
+    assert "Resuming at image 32 of 32" in text
 
 
 @pytest.mark.usefixtures("few_validation_images")
@@ -618,7 +618,7 @@ def test_train_from_the_command_line(tmp_path, monkeypatch):
     assert card["images_seen"] == 64
     assert 0 <= card["test_top1"] <= 100
     code, text = run(*arguments)
-    assert "Going on at image 64 of 64" in text
+    assert "Resuming at image 64 of 64" in text
     code, text = run(*arguments, "--seed", "3")
     assert code == 2
     assert "another seed" in text

@@ -238,7 +238,7 @@ def test_sigint_says_how_to_go_on(tmp_path):
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "INTERRUPTED after" in " ".join(printed.split())
-    assert "This goes on: tokred compare --model deit_t" in printed
+    assert "Resume with: tokred compare --model deit_t" in printed
     assert "Traceback" not in printed + errors
 
 

@@ -1,16 +1,18 @@
-"""`compare` and `sweep`."""
+"""`compare`: all methods at one FLOP budget."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
+from rich.console import Console
 
-from tokred.commands.console import Progress, err, out, show, speak
+from tokred.commands.console import Progress, err, out, say, show, speak, warn
 from tokred.commands.options import (
     Budget,
     Format,
@@ -25,7 +27,10 @@ from tokred.commands.options import (
     grouped,
 )
 from tokred.tables.render import check_format
-from tokred.utils.text import plain_name, visible
+
+if TYPE_CHECKING:
+    from tokred.evaluation.comparison import Comparison
+    from tokred.evaluation.config import Config
 
 Rounds = Annotated[
     int, typer.Option(min=0, help="Rounds in which each model is timed alone afterwards; 0 for none.")
@@ -46,77 +51,57 @@ def compare(
     bench: Rounds = 0,
     form: Format = "table",
 ) -> None:
-    """Evaluate all methods at one FLOP budget and write their leaderboard. A killed run goes on with the same command."""
+    """Evaluate all methods at one FLOP budget and write their leaderboard. The same command resumes a killed run."""
     run_comparison(configuration(model, (budget,), plans, images, rows, how), folder, workers, bench, form)
 
 
-@grouped
-def sweep(
-    *,
-    budgets: Annotated[
-        str, typer.Option(help="FIRST:LAST:STEP, or budgets with commas between.")
-    ] = "0.1:0.6:0.1",
-    model: Model = "deit_s",
-    plans: PlanOptions,
-    images: ImageOptions,
-    rows: RowOptions,
-    how: RunOptions,
-    folder: Results = None,
-    workers: Workers = None,
-    bench: Rounds = 0,
-    form: Format = "table",
-) -> None:
-    """Evaluate all methods at several FLOP budgets in one pass: accuracy against FLOPs."""
-    from tokred.evaluation.config import budget_range
-
-    run_comparison(
-        configuration(model, budget_range(budgets), plans, images, rows, how), folder, workers, bench, form
-    )
-
-
 def run_comparison(
-    config: Any, folder: Path | None, workers: int | None, bench: int = 0, form: str = "table"
+    config: Config, folder: Path | None, workers: int | None, bench: int = 0, form: str = "table"
 ) -> None:
-    """Run a comparison, and print what came of it. But for tables on a terminal, the output is data and everything else goes to errors."""
-    from tokred.evaluation.comparison import Interrupted, Job
+    """Run a comparison and print its table. Where the output is data for programs, all else goes to stderr."""
+    from tokred.evaluation.comparison import Job
+    from tokred.evaluation.running import running_scores
     from tokred.report import outputs
 
-    say = out if check_format(form) == "table" else err
-    command = f"tokred {shlex.join(sys.argv[1:])}"
-    job = Job(config, command, outputs.files)
+    commentary = out if check_format(form) == "table" else err
+    job = Job(config, command_line(), outputs.files)
     speak(job.processes.rank == 0)
-    say.print(escape(visible(job.describe())), soft_wrap=True)
-    budgets = "-".join(f"{budget:g}" for budget in dict.fromkeys((config.budgets[0], config.budgets[-1])))
-    target = (
-        folder
-        or Path("runs") / f"{plain_name(config.model)}-{plain_name(job.source.name)}-{budgets}-{job.key}"
-    )
-    notice = job.open(target)
-    if notice:
-        say.print(escape(visible(notice)), soft_wrap=True)
-    try:
-        with Progress(len(job.source), "images") as advance:
-            comparison = job.run(workers, advance, bench, _warn)
-    except (Interrupted, KeyboardInterrupt) as interrupted:
-        if isinstance(interrupted, Interrupted):
-            _print_comparison(interrupted.comparison, form, say)
-        say.print(escape(f"Interrupted. This goes on: {command}"), soft_wrap=True)
-        raise typer.Exit(130) from None
-    _print_comparison(comparison, form, say)
-    say.print(
-        escape(f"Report, leaderboard, tables and per-image predictions: {comparison.out}"), soft_wrap=True
-    )
+    say(job.describe(), commentary)
+    say(job.open(folder or Path("runs") / job.folder_name), commentary)
+    measure = "Top-1" if job.source.labelled else "Agreement"
+    with resumable(commentary, form):
+        headers = ("Method", f"{measure} so far", "95 % interval")
+        with Progress(len(job.source), "images", 0, lambda: running_scores(job), headers) as advance:
+            comparison = job.run(workers, advance, bench, warn)
+    print_comparison(comparison, form, commentary)
+    say(f"Report, leaderboard, tables and per-image predictions: {comparison.out}", commentary)
     for row in comparison.failed:
-        err.print(escape(visible(f"{row.method}: {row.error}")), soft_wrap=True)
+        say(f"{row.method}: {row.error}", err)
     if comparison.failed:
         raise typer.Exit(1)
 
 
-def _warn(sentence: str) -> None:
-    err.print(f"[yellow]Warning:[/yellow] {escape(visible(sentence))}", soft_wrap=True)
+def command_line() -> str:
+    """The command as it was typed."""
+    return f"tokred {shlex.join(sys.argv[1:])}"
 
 
-def _print_comparison(comparison: Any, form: str, say: Any) -> None:
+@contextmanager
+def resumable(commentary: Console, form: str = "table") -> Iterator[None]:
+    """At Ctrl-C print the table so far, and how to continue, and exit with code 130."""
+    from tokred.evaluation.comparison import Interrupted
+
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as interrupted:
+        if isinstance(interrupted, Interrupted):
+            print_comparison(interrupted.comparison, form, commentary)
+        say(f"Interrupted. Resume with: {command_line()}", commentary)
+        raise typer.Exit(130) from None
+
+
+def print_comparison(comparison: Comparison, form: str, commentary: Console) -> None:
+    """Print the table of a comparison, and how long that took."""
     from tokred.evaluation.candidates import default_texts
     from tokred.tables import results_table
 
@@ -124,9 +109,5 @@ def _print_comparison(comparison: Any, form: str, say: Any) -> None:
     if rows:
         defaults = default_texts(row.method for row in rows)
         show(results_table.formatted(rows, comparison.title, form, comparison.swept, defaults))
-    waiting = (
-        f" {comparison.waiting:.0%} of the time was waiting for images; more --workers may help."
-        if comparison.waiting > 0.1
-        else ""
-    )
-    say.print(escape(f"{comparison.seconds:.0f} s.{waiting}"), soft_wrap=True)
+    waiting = f" {comparison.waiting:.0%} of the time was waiting for images; more --workers may help."
+    say(f"{comparison.seconds:.0f} s.{waiting if comparison.waiting > 0.1 else ''}", commentary)

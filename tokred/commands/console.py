@@ -1,108 +1,170 @@
-"""What the commands have in common: where they print, the progress bar, and options that are lists in one string."""
+"""What commands print: sentences, results, and the progress of long jobs."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
-from tokred.errors import TokredError
+from tokred.tables.render import Table
+from tokred.utils.text import visible
 
-out = Console(width=None if sys.stdout.isatty() else 140)
-err = Console(stderr=True)
+if TYPE_CHECKING:
+    from rich.live import Live
+
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
+out = Console(width=_WIDTH, emoji=False, highlight=False)
+err = Console(stderr=True, emoji=False, highlight=False)
+
+_LINES, _FIGURES = 30.0, 2.0  # seconds between lines in a pipe, and between figures in a terminal
+
+Figures = Callable[[], Sequence[tuple[str, str, str]]]
 
 
 def speak(first: bool) -> None:
-    """Of several processes only the first one speaks."""
+    """Let only the first of several processes print."""
     out.quiet = err.quiet = not first
 
 
-def show(drawn: Any) -> None:
+def say(sentence: str, console: Console | None = None, label: str = "", style: str = "") -> None:
+    """Print a sentence, which may hold foreign text, on a line of its own.
+
+    Args:
+        sentence: The sentence; nothing is printed for an empty one.
+        console: `out` by default.
+        label: A word before it, such as "Warning:".
+        style: How the label looks.
+    """
+    if sentence:
+        text = Text(visible(sentence)) if not label else Text.assemble((label, style), " ", visible(sentence))
+        (console or out).print(text, soft_wrap=True)
+
+
+def warn(sentence: str) -> None:
+    """Print a warning among the errors."""
+    say(sentence, err, "Warning:", "yellow")
+
+
+def show(result: str | RenderableType) -> None:
     """Print a result: text as it is, for other programs, and tables as wide as the terminal."""
-    if not isinstance(drawn, str):
-        out.print(drawn)
+    if not isinstance(result, str):
+        out.print(result)
     elif not out.quiet:
-        sys.stdout.write(drawn)
+        sys.stdout.write(result)
+
+
+def show_records(table: Table, records: Sequence[Mapping[str, Any]], form: str) -> None:
+    """Print a table, or as CSV and JSON the records behind it, which hold raw numbers."""
+    if form == "json":
+        show(json.dumps(list(records), indent=2, ensure_ascii=False) + "\n")
+    elif form == "csv":
+        import pandas as pd
+
+        show(pd.DataFrame(list(records), dtype=object).to_csv(index=False, lineterminator="\n"))
+    else:
+        show(table.render(form))
 
 
 class Progress:
-    """A progress bar that knows the remaining time; `with` gives a function that advances it."""
+    """The progress of a job: a bar in a terminal, and elsewhere a line every 30 seconds.
 
-    def __init__(self, total: int, unit: str, done: int = 0) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+    `with` gives the function that advances it: by a count, with a word on the state of the job.
 
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TextColumn("remaining"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, TextColumn("{task.description}"), console=err)
-        self.task = self.bar.add_task("", total=total, completed=done)
+    Args:
+        total: The number of units to do.
+        unit: What is counted, such as "images".
+        done: Units done before.
+        figures: Called now and then for the figures so far, (name, value, interval) each; they fill a table below
+            the bar.
+        headers: The table's headers.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        done: int = 0,
+        figures: Figures | None = None,
+        headers: tuple[str, str, str] = ("", "", ""),
+    ) -> None:
+        self.total, self.unit, self.done, self.figures, self.headers = total, unit, done, figures, headers
+        self.start = self.printed = time.monotonic()
+        self.before, self.state = done, ""
+        self.rows: Sequence[tuple[str, str, str]] = ()
+        self.live: Live | None = None
+        if err.is_terminal:
+            from rich.live import Live
+
+            self.bar = _bar(total, unit, done)
+            self.live = Live(console=err, get_renderable=self._renderable, transient=figures is not None)
 
     def __enter__(self) -> Callable[..., None]:
-        self.bar.start()
-        return lambda count, description="": self.bar.update(
-            self.task, advance=count, description=description
-        )
+        if self.live:
+            self.live.start()
+        return self.advance
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.live:
+            self.live.stop()
+        elif self.done > self.before:
+            self._print_line()
+
+    def advance(self, count: int, state: str = "") -> None:
+        """Note that some more units are done."""
+        first = self.done == self.before
+        self.done, self.state = min(self.total, self.done + count), state
+        if self.done == self.before:
+            return
+        now = time.monotonic()
+        due = first or now - self.printed > (_FIGURES if self.live else _LINES)
+        if due and self.figures:
+            self.rows = self.figures()
+        if self.live:
+            self.bar.update(self.bar.task_ids[0], completed=self.done, description=state)
+        elif due and self.done < self.total:
+            self._print_line()
+        if due:
+            self.printed = now
+
+    def _renderable(self) -> RenderableType:
+        if not self.rows:
+            return self.bar
+        table = Table(headers=self.headers, rows=self.rows, compact=True)
+        return Group(self.bar, table.render())  # type: ignore[arg-type]
+
+    def _print_line(self) -> None:
+        elapsed = time.monotonic() - self.start
+        rest = elapsed * (self.total - self.done) / max(1, self.done - self.before)
+        times = f"{_clock(elapsed)} elapsed" + (f", {_clock(rest)} remaining" if rest else "")
+        figures = ", ".join(f"{name} {value}" for name, value, _ in self.rows)
+        about = [self.state] if self.state else []
+        about += [f"{self.headers[1].lower()}: {figures}"] if figures else []
+        say("; ".join([f"{self.done} of {self.total} {self.unit}, {times}", *about]), err)
 
 
-def parse_names(text: str | None) -> tuple[str, ...]:
-    """Names with commas between, such as "lotm,tome"; none for None."""
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+def _bar(total: int, unit: str, done: int) -> Any:
+    from rich import progress
+
+    bar = progress.Progress(
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn(unit),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("remaining"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
+        console=err,
+    )
+    bar.add_task("", total=total, completed=done)
+    return bar
 
 
-def parse_layers(text: str | None, option: str = "--stages") -> tuple[int, ...] | None:
-    """Layers from "4 7 10" or "4,7,10", as an option has them.
-
-    Raises:
-        TokredError: these are no whole numbers.
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(int(layer) for layer in text.replace(",", " ").split())
-    except ValueError:
-        raise TokredError(f'{option} takes layer numbers, such as "4 7 10"; got {text!r}.') from None
-
-
-def parse_settings(settings: list[str] | None) -> dict[str, dict[str, Any]]:
-    """Options by method from settings such as "lotm.order=append".
-
-    Raises:
-        TokredError: one of another form.
-    """
-    options: dict[str, dict[str, Any]] = {}
-    for setting in settings or []:
-        target, equals, value = setting.partition("=")
-        method, dot, name = target.partition(".")
-        if not (equals and dot and method and name):
-            raise TokredError(f"--set takes METHOD.OPTION=VALUE, such as lotm.order=append; got {setting!r}.")
-        options.setdefault(method, {})[name] = value
-    return options
-
-
-def parse_batch_sizes(text: str | None) -> tuple[int, ...]:
-    """Batch sizes from "1,16,128"; none for None.
-
-    Raises:
-        TokredError: these are no whole numbers.
-    """
-    try:
-        return tuple(int(size) for size in (text or "").replace(",", " ").split())
-    except ValueError:
-        raise TokredError(f"--batch-size takes numbers of images, such as 1,16,128; got {text!r}.") from None
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

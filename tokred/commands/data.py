@@ -1,22 +1,22 @@
-"""`data`."""
+"""`data`: what a comparison would use."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from tokred.commands.console import err, out
-from tokred.commands.options import ClassMap, DataDir, Devkit, Labels, Model, Split, Weights
-from tokred.utils.text import visible
+from tokred.commands.console import err, out, say, show_records
+from tokred.commands.options import ClassMap, DataDir, Devkit, Format, Labels, Model, Split, Weights
+from tokred.tables.render import Table, check_format
+
+Images = Annotated[
+    str, typer.Argument(metavar="DATA", help="Folder of images, or a timm data set, as for compare --data.")
+]
 
 
 def data(
-    images: Annotated[
-        str,
-        typer.Argument(metavar="DATA", help="Folder of images, or a timm data set, as for compare --data."),
-    ],
+    images: Images,
     model: Model = "deit_s",
     split: Split = None,
     labels: Labels = True,
@@ -24,31 +24,27 @@ def data(
     devkit: Devkit = None,
     data_dir: DataDir = None,
     weights: Weights = None,
+    form: Format = "table",
 ) -> None:
     """Tell which images and labels compare would use, and what is wrong with them. Reads no image."""
-    from rich.table import Table
-    from rich.text import Text
-
     from tokred.data import preflight, sources
     from tokred.models import zoo
 
-    map_file, kit, folder = (None if path is None else str(path) for path in (class_map, devkit, data_dir))
-    source = sources.open_source(
-        images, split, labels=labels, class_map=map_file, devkit=kit, data_dir=folder
-    )
+    commentary = out if check_format(form) == "table" else err
+    files = {"class_map": class_map, "devkit": devkit, "data_dir": data_dir}
+    places = {name: None if path is None else str(path) for name, path in files.items()}
+    source = sources.open_source(images, split, labels=labels, **places)
     if weights is None:
         classes, about = zoo.build(model).num_classes, f"timm's {zoo.timm_name(model)}"
     else:
         loaded = zoo.load_for(model, weights)
         classes, about = loaded.model.num_classes, loaded.weights
     source = preflight.align(source, classes, about, own=weights is not None)
+    facts = {**preflight.facts(source), "Weights": f"{about}, {classes:,} classes"}
     table = Table(
-        show_header=False, title=Text(visible(source.name), style="table.title"), title_justify="left"
+        title=source.name, headers=("", ""), rows=list(facts.items()), words=frozenset((0, 1)), titled=True
     )
-    for name, fact in {**preflight.facts(source), "Weights": f"{about}, {classes:,} classes"}.items():
-        table.add_row(name, Text(visible(fact)))
-    out.print(table)
-    if source.note:
-        err.print(f"[yellow]Note:[/yellow] {escape(visible(source.note))}", soft_wrap=True)
-    else:
-        out.print("Nothing is wrong with these images and labels, as far as names and numbers tell.")
+    show_records(table, [facts], form)
+    say(source.note, err, "Note:", "yellow")
+    if not source.note:
+        say("Nothing is wrong with these images and labels, as far as names and numbers tell.", commentary)

@@ -1,17 +1,17 @@
-"""`train` and `fit`."""
+"""`fit`: parameters of learned methods."""
 
 from __future__ import annotations
 
-import shlex
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from tokred.commands.console import Progress, out, parse_layers, parse_settings, speak
+from tokred.commands.compare import command_line
+from tokred.commands.console import Progress, say, speak
 from tokred.commands.options import (
+    Device,
     ImgSize,
     Model,
     Plugins,
@@ -20,119 +20,124 @@ from tokred.commands.options import (
     Settings,
     Stages,
     Weights,
+    grouped,
     load,
+    parse_layers,
+    parse_settings,
 )
 from tokred.errors import TokredError
-from tokred.utils.text import visible
+
+if TYPE_CHECKING:
+    from tokred.training.fit.recipe import FitRecipe
+
+Method = Annotated[str, typer.Argument(help="A registered name.")]
+OneBudget = Annotated[
+    float | None, typer.Option("--budget", "-b", help="Fraction of FLOPs to save; by default fit for any.")
+]
+AnyBudget = Annotated[bool, typer.Option("--any-budget", help="One adapter for all budgets (the default).")]
+Full = Annotated[bool, typer.Option("--full", help="Train all weights, not only the reducers'.")]
+Recipe = Annotated[str | None, typer.Option(help="Recipe by name or YAML file; by default reducer, or full.")]
+Images = Annotated[int | None, typer.Option(help="Images to see, in place of the recipe's length.")]
+Data = Annotated[
+    str | None, typer.Option(help="Folder or timm data set, as for compare; by default PhotoDigits.")
+]
+Labels = Annotated[bool, typer.Option(help="Learn from labels too, not only from the dense model.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of parameters and images, in place of the recipe's.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", file_okay=False, help="Folder for checkpoint and adapter; by default one under runs/."
+    ),
+]
+Chunk = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images that run together; by default 16 on a CPU, 256 elsewhere."),
+]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
 
 
-def train(
-    model: Model = "deit_t",
-    recipe: Annotated[
-        str | None, typer.Option(help="Recipe by name or YAML file; by default the model's, if there is one.")
-    ] = None,
-    images: Annotated[int | None, typer.Option(help="Images to see, in place of the recipe's.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of weights and images, in place of the recipe's.")
-    ] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder for checkpoint and weights; by default runs/train-MODEL."),
-    ] = None,
-    precision: PrecisionName = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that draw images.")] = 1,
-) -> None:
-    """Train a backbone on PhotoDigits. A killed run goes on where it stopped, with the same command."""
-    import torch
+@dataclass(frozen=True)
+class Training:
+    """Which recipe, and what takes the place of its values."""
 
-    from tokred import configs
-    from tokred.training.backbone.recipe import Recipe
-    from tokred.training.backbone.train import Trainer
-    from tokred.utils import devices
+    full: Full = False
+    recipe: Recipe = None
+    images: Images = None
+    seed: Seed = None
 
-    values = configs.load("train", recipe) if recipe else configs.find("train", model) or {}
-    values |= {key: value for key, value in {"images": images, "seed": seed}.items() if value is not None}
-    chosen = configs.parse(Recipe, {**values, "model": model}, recipe or model)
-    target = folder or Path("runs") / f"train-{model}"
-    trainer = Trainer(chosen, target, devices.resolve_precision(precision, torch.device("cpu")), workers)
-    if trainer.resume():
-        out.print(f"Going on at image {trainer.step * chosen.batch_size} of {chosen.images}.")
-    with Progress(chosen.steps, "steps", trainer.step) as advance:
-        trainer.run(lambda state: advance(1, f"accuracy {state.accuracy:.1%}"))
-    path = trainer.finish("tokred " + shlex.join(sys.argv[1:]))
-    out.print(escape(f"Weights and card: {path}"), soft_wrap=True)
+    def load(self) -> FitRecipe:
+        """The recipe."""
+        from tokred.training.fit.recipe import load_recipe
+
+        return load_recipe(self.recipe, self.full, self.images, self.seed)
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """Where in the model the method reduces, and with which options."""
+
+    settings: Settings = None
+    plugins: Plugins = None
+    protocol: ProtocolName = "native"
+    stages: Stages = None
+
+    def fields(self, method: str) -> dict[str, Any]:
+        """As fields of `FitConfig`, once the plug-ins' methods are known."""
+        load(self.plugins)
+        options = parse_settings(self.settings)
+        for other in options.keys() - {method}:
+            raise TokredError(
+                f"--set {other}.{next(iter(options[other]))} is no option of {method}, which is what is fitted."
+            )
+        return {
+            "options": options.get(method, {}),
+            "protocol": self.protocol,
+            "stages": parse_layers(self.stages),
+        }
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Images, weights and hardware; the names are those of `FitConfig`."""
+
+    data: Data = None
+    labels: Labels = True
+    weights: Weights = None
+    img_size: ImgSize = None
+    device: Device = "auto"
+    precision: PrecisionName = "auto"
+    chunk: Chunk = None
+    workers: Workers = 1
+
+
+@grouped
 def fit(
-    method: Annotated[str, typer.Argument(help="A registered name.")],
+    method: Method,
+    *,
     model: Model = "deit_s",
-    budget: Annotated[
-        float | None,
-        typer.Option("--budget", "-b", help="Fraction of FLOPs to save; by default fit for any."),
-    ] = None,
-    any_budget: Annotated[
-        bool, typer.Option("--any-budget", help="One adapter for all budgets (the default).")
-    ] = False,
-    full: Annotated[bool, typer.Option("--full", help="Train all weights, not only the reducers'.")] = False,
-    recipe: Annotated[
-        str | None, typer.Option(help="Recipe by name or YAML file; by default reducer, or full.")
-    ] = None,
-    images: Annotated[
-        int | None, typer.Option(help="Images to see, in place of the recipe's length.")
-    ] = None,
-    settings: Settings = None,
-    plugins: Plugins = None,
-    protocol: ProtocolName = "native",
-    stages: Stages = None,
-    data: Annotated[
-        str | None, typer.Option(help="Folder or timm data set, as for compare; by default PhotoDigits.")
-    ] = None,
-    labels: Annotated[
-        bool, typer.Option(help="Learn from labels too, not only from the unreduced model.")
-    ] = True,
-    weights: Weights = None,
-    img_size: ImgSize = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of parameters and images, in place of the recipe's.")
-    ] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder for checkpoint and adapter; by default one under runs/."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
-    precision: PrecisionName = "auto",
-    chunk: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images that run together; by default 16 on a CPU, 256 elsewhere."),
-    ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 1,
+    budget: OneBudget = None,
+    any_budget: AnyBudget = False,
+    training: Training,
+    reduction: Reduction,
+    setup: Setup,
+    folder: Out = None,
 ) -> None:
-    """Fit a method's reducers on the frozen backbone, or the whole model. A killed run goes on with the same command."""
-    load(plugins)
+    """Fit a method's reducers on the frozen backbone, or the whole model. The same command resumes a killed run."""
+    places = reduction.fields(method)
     from tokred.training.fit.config import FitConfig
     from tokred.training.fit.job import Fit
-    from tokred.training.fit.recipe import load_recipe
 
     if budget is not None and any_budget:
         raise TokredError("Give --budget to fit for one budget, or --any-budget for all, not both.")
-    options = parse_settings(settings)
-    for other in options.keys() - {method}:
-        raise TokredError(
-            f"--set {other}.{next(iter(options[other]))} is no option of {method}, which is what is fitted."
-        )
-    chosen = load_recipe(recipe, full, images, seed)
-    config = FitConfig(
-        method, chosen, model, budget, options.get(method, {}), protocol, parse_layers(stages), data,  # type: ignore[arg-type]
-        weights, labels, device, precision, chunk, workers, img_size,
-    )  # fmt: skip
+    recipe = training.load()
+    config = FitConfig(method=method, recipe=recipe, model=model, budget=budget, **places, **vars(setup))
     run = Fit(config, folder or Path("runs") / config.folder)
     speak(run.processes.rank == 0)
-    out.print(escape(visible(run.describe())), soft_wrap=True)
+    say(run.describe())
     if run.resume():
-        out.print(f"Going on at image {run.step * chosen.batch_size} of {run.steps * chosen.batch_size}.")
+        say(f"Resuming at image {run.step * recipe.batch_size} of {run.steps * recipe.batch_size}.")
     with Progress(run.steps, "steps", run.step) as advance:
-        run.run(lambda state: advance(1, state.status()))
-    if run.stop_reason:
-        out.print(run.stop_reason, soft_wrap=True, highlight=False)
-    path = run.finish("tokred " + shlex.join(sys.argv[1:]))
-    out.print(escape(f"{run.status()}. Adapter and card: {path}"), soft_wrap=True)
+        run.run(lambda fit: advance(1, fit.status()))
+    say(run.stop_reason)
+    path = run.finish(command_line())
+    say(f"{run.status()}. Adapter and card: {path}")

@@ -1,4 +1,4 @@
-"""`leaderboard`."""
+"""`leaderboard`: many runs in one table."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from tokred.commands.console import Progress, err, out
-from tokred.commands.options import Adapters, Data, Device, Plugins, Weights, load
-from tokred.utils.text import visible
+from tokred.commands.console import Progress, err, say, show
+from tokred.commands.options import Adapters, Data, Device, Plugins, Weights, load, parse_names
 
 if TYPE_CHECKING:
     from tokred.leaderboard import Change
@@ -33,7 +31,7 @@ def leaderboard_add(runs: Runs, board: Board = Path("leaderboard.csv")) -> None:
     """Merge runs into one CSV. Many processes may do so at once; what is measured again replaces the older row."""
     from tokred import leaderboard
 
-    _say(board, leaderboard.add(board, *runs))
+    _say_change(board, leaderboard.add(board, *runs))
 
 
 @app.command("build")
@@ -53,9 +51,9 @@ def leaderboard_build(
     from tokred.leaderboard import publish
 
     if runs:
-        _say(board, leaderboard.add(board, *runs))
+        _say_change(board, leaderboard.add(board, *runs))
     written = publish.build(board, page, title)
-    out.print(escape(visible(f"{written.counted} Pages: {written.html}, {written.markdown}")), soft_wrap=True)
+    say(f"{written.counted} Pages: {written.html}, {written.markdown}")
 
 
 @app.command("export")
@@ -76,7 +74,7 @@ def leaderboard_export(
     if file is None:
         sys.stdout.write(text)
     else:
-        out.print(escape(visible(str(file))), soft_wrap=True)
+        say(str(file))
 
 
 @app.command("verify")
@@ -94,7 +92,6 @@ def leaderboard_verify(
     device: Device = "auto",
 ) -> None:
     """Run some images of a run or of a board's rows again, and compare. Exit code 1 where a row is not confirmed."""
-    from tokred.commands.console import parse_names
     from tokred.leaderboard import verify
     from tokred.leaderboard.verify.rerun import Places
 
@@ -104,17 +101,14 @@ def leaderboard_verify(
         target, parse_names(method), sample, seed, places, lambda total: Progress(total, "images")
     )
     for line in found.remarks:
-        out.print(escape(visible(line)), soft_wrap=True)
-    out.print(verify.table(found).render())
+        say(line)
+    show(verify.table(found).render())
     if not found.confirmed:
         raise typer.Exit(1)
 
 
-def _say(board: Path, change: Change) -> None:
+def _say_change(board: Path, change: Change) -> None:
     kept = f", {change.kept} left out for a better or newer one" if change.kept else ""
-    text = (
-        f"{visible(str(board))}: {change.added} added, {change.replaced} replaced{kept}; {change.total} rows."
-    )
-    out.print(escape(text), soft_wrap=True)
+    say(f"{board}: {change.added} added, {change.replaced} replaced{kept}; {change.total} rows.")
     for remark in change.remarks:
-        err.print(escape(visible(remark)), soft_wrap=True)
+        say(remark, err)

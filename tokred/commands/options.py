@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from tokred.commands.console import parse_layers, parse_names, parse_settings
 from tokred.core import registry
+from tokred.errors import TokredError
 
 if TYPE_CHECKING:
     from tokred.evaluation.config import Config
@@ -50,7 +50,7 @@ Weights = Annotated[
     ),
 ]
 Labels = Annotated[
-    bool, typer.Option(help="Use the labels; without them, agreement with the unreduced model is measured.")
+    bool, typer.Option(help="Use the labels; without them, agreement with the dense model is measured.")
 ]
 ClassMap = Annotated[
     Path | None, typer.Option(help="Which class each label is: .txt with a class a line, .csv or .json.")
@@ -78,7 +78,8 @@ OnErrorName = Annotated[
     str, typer.Option(help="An image that cannot be read: fail, skip, or count-wrong for all models.")
 ]
 Results = Annotated[
-    Path | None, typer.Option("--out", help="Folder for the results; by default one under runs/.")
+    Path | None,
+    typer.Option("--out", file_okay=False, help="Folder for the results; by default one under runs/."),
 ]
 Format = Annotated[str, typer.Option("--format", help="What to print: table, markdown, latex, csv or json.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
@@ -246,3 +247,50 @@ def load(plugins: list[str] | None) -> None:
     """Make the methods of `--plugin` known, before anything asks for the names that there are."""
     for target in plugins or []:
         registry.load_plugin(target)
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """Names with commas between, such as "lotm,tome"; none for None."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def parse_layers(text: str | None, option: str = "--stages") -> tuple[int, ...] | None:
+    """Layers from "4 7 10" or "4,7,10", as an option has them.
+
+    Raises:
+        TokredError: these are no whole numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(layer) for layer in text.replace(",", " ").split())
+    except ValueError:
+        raise TokredError(f'{option} takes layer numbers, such as "4 7 10"; got {text!r}.') from None
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, dict[str, Any]]:
+    """Options by method from settings such as "lotm.order=append".
+
+    Raises:
+        TokredError: one of another form.
+    """
+    options: dict[str, dict[str, Any]] = {}
+    for setting in settings or []:
+        target, equals, value = setting.partition("=")
+        method, dot, name = target.partition(".")
+        if not (equals and dot and method and name):
+            raise TokredError(f"--set takes METHOD.OPTION=VALUE, such as lotm.order=append; got {setting!r}.")
+        options.setdefault(method, {})[name] = value
+    return options
+
+
+def parse_batch_sizes(text: str | None) -> tuple[int, ...]:
+    """Batch sizes from "1,16,128"; none for None.
+
+    Raises:
+        TokredError: these are no whole numbers.
+    """
+    try:
+        return tuple(int(size) for size in (text or "").replace(",", " ").split())
+    except ValueError:
+        raise TokredError(f"--batch-size takes numbers of images, such as 1,16,128; got {text!r}.") from None

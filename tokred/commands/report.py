@@ -1,4 +1,4 @@
-"""`report`."""
+"""`report`: the page of a finished run."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from tokred.commands.console import out
-from tokred.utils.text import visible
+from tokred.commands.console import say
 
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")],
     target: Annotated[
-        Path | None, typer.Option("--out", help="HTML file; by default report.html in the run's folder.")
+        Path | None,
+        typer.Option("--out", dir_okay=False, help="HTML file; by default report.html in the run's folder."),
     ] = None,
 ) -> None:
     """Make a finished run's page again, from the files in its folder. Evaluates nothing."""
@@ -25,4 +24,4 @@ def report(
     page = pages.page(pages.of_folder(run))
     file = target or run / "report.html"
     replace_file(file, page.encode(), "choose another file with --out")
-    out.print(escape(visible(f"Report: {file}")), soft_wrap=True)
+    say(f"Report: {file}")

@@ -1,24 +1,29 @@
-"""`reproduce`."""
+"""`reproduce`: the reference paper's tables and figures."""
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from tokred.commands.console import Progress, err, out, parse_names, show, speak
-from tokred.commands.options import Format, ImageOptions, Results, RowOptions, RunOptions, Workers, grouped
+from tokred.commands.compare import resumable
+from tokred.commands.console import Progress, err, out, say, show, speak
+from tokred.commands.options import (
+    Format,
+    ImageOptions,
+    Results,
+    RowOptions,
+    RunOptions,
+    Workers,
+    grouped,
+    parse_names,
+)
 from tokred.commands.similarity import run_similarity
 from tokred.errors import TokredError, UnknownName, did_you_mean
 from tokred.tables.render import check_format
-from tokred.utils.text import visible
 
 TABLES = ("table1", "table2", "table3", "table4")
 TARGETS = (*TABLES, "fig1", "fig3")
@@ -44,7 +49,7 @@ def reproduce(
     bench: Annotated[int, typer.Option(min=0, help="Rounds in which fig3 times each model; 0 for none.")] = 1,
     form: Format = "table",
 ) -> None:
-    """Measure a table or figure of the paper on LoTM again, printed figures beside measured ones. A killed run goes on."""
+    """Measure a table or figure of the paper on LoTM again, printed figures beside measured ones. The same command resumes a killed run."""
     check_format(form)
     if target not in TARGETS:
         raise UnknownName(did_you_mean("table or figure", target, list(TARGETS)))
@@ -66,21 +71,21 @@ def _figure(config: Any, place: Path, workers: int | None, bench: int, form: str
     from tokred.studies.lotm_paper.figures import Fig3
     from tokred.tables import results_table
 
-    say = out if form == "table" else err
+    commentary = out if form == "table" else err
     figure = Fig3(config)
     speak(figure.job.processes.rank == 0)
-    say.print(escape(visible(figure.job.describe())), soft_wrap=True)
+    say(figure.job.describe(), commentary)
     notice = figure.job.open(place)
-    if notice:
-        say.print(escape(visible(notice)), soft_wrap=True)
+    say(notice, commentary)
     if bench:
-        say.print(
-            f"After the images each of {len(figure.job.models) + 1} models is timed alone, {bench} x; --bench 0 leaves that out."
+        say(
+            f"After the images each of {len(figure.job.models) + 1} models is timed alone, {bench} x; --bench 0 leaves that out.",
+            commentary,
         )
-    with _resumable(say), Progress(len(figure.job.source), "images") as advance:
+    with resumable(commentary), Progress(len(figure.job.source), "images") as advance:
         found = figure.run(place, workers, advance, bench)
     show(results_table.formatted(found.rows, figure.title, form, swept=True))
-    say.print(escape(f"Figures, and the run: {visible(str(place))}"), soft_wrap=True)
+    say(f"Figures, and the run: {place}", commentary)
 
 
 def _table(
@@ -94,35 +99,20 @@ def _table(
 ) -> None:
     from tokred.studies.lotm_paper.tables import Study
 
-    say = out if form == "table" else err
+    commentary = out if form == "table" else err
     study = Study(number, config, models, flops_only)
     speak(study.first)
     for job in study.jobs.values():
-        say.print(escape(visible(job.describe())), soft_wrap=True)
+        say(job.describe(), commentary)
     for notice in study.open(place):
-        say.print(escape(visible(notice)), soft_wrap=True)
+        say(notice, commentary)
     with (
-        _resumable(say),
+        resumable(commentary),
         Progress(study.images, "images") if study.jobs else nullcontext(lambda images: None) as advance,
     ):
         found = study.run(workers, advance)
     study.write(place, found)
     show(study.table(found).render(form))
-    say.print(
-        escape(f"Tables{', and a run for each model' if study.jobs else ''}: {visible(str(place))}"),
-        soft_wrap=True,
-    )
+    say(f"Tables{', and a run for each model' if study.jobs else ''}: {place}", commentary)
     if study.notes:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _resumable(say: Any) -> Iterator[None]:
-    """Ctrl-C says how to go on."""
-    from tokred.evaluation.comparison import Interrupted
-
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt):
-        say.print(escape(f"Interrupted. This goes on: tokred {shlex.join(sys.argv[1:])}"), soft_wrap=True)
-        raise typer.Exit(130) from None

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from tokred.commands.console import err, out
+from tokred.commands.console import err, out, say
 from tokred.commands.options import (
     FittedOptions,
     ImageOptions,
@@ -20,7 +19,7 @@ from tokred.commands.options import (
     grouped,
 )
 from tokred.errors import TokredError
-from tokred.utils.text import plain_name, visible
+from tokred.utils.text import plain_name
 
 if TYPE_CHECKING:
     from tokred.visualize.show import Showing
@@ -51,7 +50,9 @@ ShowStages = Annotated[
 ]
 Target = Annotated[
     Path | None,
-    typer.Option("--out", help="File that ends in .png, .webp or .jpg; by default one under runs/."),
+    typer.Option(
+        "--out", dir_okay=False, help="File that ends in .png, .webp or .jpg; by default one under runs/."
+    ),
 ]
 
 
@@ -104,9 +105,9 @@ def show(
         gallery = showing.run()
     gallery.save(path)
     _print(gallery)
-    out.print(escape(visible(f"Picture: {path}")), soft_wrap=True)
+    say(f"Picture: {path}")
     for name, reason in gallery.refused.items():
-        err.print(escape(visible(f"{name}: {reason}")), soft_wrap=True)
+        say(f"{name}: {reason}", err)
     if gallery.failed:
         raise typer.Exit(1)
 

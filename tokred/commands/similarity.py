@@ -1,4 +1,4 @@
-"""`similarity`."""
+"""`similarity`: neighbouring tokens against all pairs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from tokred.commands.console import Progress, err, out, parse_layers, show
-from tokred.commands.options import ImageOptions, Model, Results, RunOptions, Workers, grouped
-from tokred.utils.text import plain_name, visible
+from tokred.commands.console import Progress, err, say, show
+from tokred.commands.options import (
+    ImageOptions,
+    Model,
+    Results,
+    RunOptions,
+    Workers,
+    grouped,
+    parse_layers,
+)
+from tokred.utils.text import plain_name
 
 Layers = Annotated[
     str | None, typer.Option(help='Layers to look at, one-based, such as "1 4 7 10"; by default all.')
@@ -50,22 +57,17 @@ def run_similarity(
     name = f"similarity-{plain_name(config.model)}-{plain_name(study.source.name)}-{study.key}"
     target = folder or Path("runs") / name
     report.check_folder(target)
-    out.print(escape(visible(study.describe())), soft_wrap=True)
+    say(study.describe())
     try:
         with Progress(len(study.source), "images") as advance:
             measurement = study.run(workers, advance)
         findings = premise.findings(measurement)
     except KeyboardInterrupt:
-        err.print(
-            "Interrupted; nothing was written. With --limit or --layers it takes less time.", soft_wrap=True
-        )
+        say("Interrupted; nothing was written. With --limit or --layers it takes less time.", err)
         raise typer.Exit(130) from None
     report.write(measurement, findings, target)
     show(report.premise_table(measurement, findings).render())
     for sentence in premise.sentences(findings):
-        out.print(sentence, soft_wrap=True, highlight=False)
+        say(sentence)
     show(report.paper_table(findings).render())
-    out.print(
-        escape(f"{measurement.about['seconds']:.0f} s. All figures and pictures: {visible(str(target))}"),
-        soft_wrap=True,
-    )
+    say(f"{measurement.about['seconds']:.0f} s. All figures and pictures: {target}")

@@ -43,9 +43,10 @@ def _with_helpers(name: str) -> str:
     files = {
         Path(found).resolve()
         for found in (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-        if found
+        if found and Path(found).is_absolute()  # torch has modules whose file is a bare name
     }
-    for file in sorted(file for file in files if folder in file.parents and file.suffix == ".py"):
+    helpers = {file for file in files if folder in file.parents and file.suffix == ".py" and file.is_file()}
+    for file in sorted(helpers):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -87,6 +87,9 @@ def names() -> list[str]:
 def get(name: str) -> type[Reducer]:
     """The reducer class of a name, or of "module:Class" for one that is not registered.
 
+    A method of an installed package that cannot be imported is a class that raises the reason when it is used:
+    one broken package must not stop a comparison of all methods.
+
     Raises:
         UnknownName: no such method; the message suggests near ones.
         TokredError: the method's module cannot be imported, or two files claim the name.
@@ -99,7 +102,10 @@ def get(name: str) -> type[Reducer]:
     if entry is None:
         raise UnknownName(did_you_mean("method", name, names()))
     if entry.origin.startswith("plugin "):
-        cls = _import_class(entry.module)
+        try:
+            cls = _import_class(entry.module)
+        except TokredError as error:
+            return _broken(f"{name} of the {entry.origin} is broken: {error}")
         return register(name, entry.paper)(cls) if name not in _classes else _classes[name]
     importlib.import_module(entry.module)
     return _classes[name]
@@ -268,6 +274,25 @@ def _import_class(target: str) -> type[Reducer]:
     if not (inspect.isclass(cls) and issubclass(cls, Reducer)):
         raise TokredError(f"{target!r} is no subclass of tokred.Reducer; point to the class itself.")
     return cls
+
+
+def _broken(message: str) -> type[Reducer]:
+    """A stand-in for a method of an installed package that cannot be imported: it fails when it is used."""
+    from tokred.core.reducer import Reducer
+
+    class Broken(Reducer):
+        error = message
+
+        def __init__(self, n: int, keep: int, dim: int, heads: int) -> None:
+            raise TokredError(message)
+
+    return Broken
+
+
+def error_of(name: str) -> str:
+    """Why a method of an installed package cannot be used; empty for all others. This imports the package."""
+    entry = catalog().get(name)
+    return getattr(get(name), "error", "") if entry and entry.origin.startswith("plugin ") else ""
 
 
 def file_of(cls: type) -> str:

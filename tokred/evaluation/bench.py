@@ -21,6 +21,7 @@ from tokred.tables.render import Table
 from tokred.utils.atomic import replace_file
 from tokred.utils.devices import resolve_device, resolve_precision
 from tokred.utils.provenance import versions
+from tokred.utils.text import plain_name
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,21 @@ class Bench:
             for name, candidate in self.candidates.items()
             if candidate.model is not None
         }
+
+    @property
+    def title(self) -> str:
+        """A line above the table."""
+        saved = f"{100 * self.config.budgets[0]:g} % of FLOPs to save"
+        return f"{self.config.model}, {saved}, {self.device}, {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def file_name(self) -> str:
+        """The name of the CSV file, unless the user gives one."""
+        config = self.config
+        size = [f"{config.img_size}px"] if config.img_size else []
+        parts = ["bench", plain_name(config.model), *size, f"{config.budgets[0]:g}"]
+        parts += [*map(str, self.batch_sizes), *(["compile"] if self.compiled else [])]
+        return f"{'-'.join(parts)}.csv"
 
     def run(
         self, out: Path | None = None, progress: Callable[[int], None] = lambda rounds: None

@@ -32,6 +32,7 @@ from tokred.utils.devices import resolve_precision
 from tokred.utils.distributed import Processes
 from tokred.utils.interrupts import Interrupts
 from tokred.utils.provenance import versions
+from tokred.utils.text import plain_name
 
 _EARLY = 200  # images after which a model at chance is noticed
 
@@ -145,6 +146,13 @@ class Job:
         images = f"{self.source.name} {self.source.split} ({len(self.source)} images)"
         saved = ", ".join(f"{100 * budget:g}" for budget in self.config.budgets)
         return f"{self.config.model} on {images}" + (f", {saved} % fewer FLOPs" if saved else "")
+
+    @property
+    def folder_name(self) -> str:
+        """The name of the folder of its results, unless the user gives one."""
+        budgets = dict.fromkeys((*self.config.budgets[:1], *self.config.budgets[-1:]))
+        saved = "-".join(f"{budget:g}" for budget in budgets)
+        return f"{plain_name(self.config.model)}-{plain_name(self.source.name)}-{saved}-{self.key}"
 
     def describe(self) -> str:
         """One line: data, weights, precision, device."""

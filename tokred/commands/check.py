@@ -1,0 +1,36 @@
+"""`check`: the tests that every method must pass."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokred.commands.console import err, say
+from tokred.commands.options import Plugins, load
+from tokred.core import registry
+from tokred.errors import TokredError
+
+
+def check(
+    method: Annotated[str, typer.Argument(help="A registered name, or module:Class.")],
+    plugins: Plugins = None,
+) -> None:
+    """Run the battery of tests that every method must pass."""
+    load(plugins)
+    if (
+        ":" in method
+    ):  # a method under development is looked for in the working directory, after installed ones
+        sys.path.append(str(Path.cwd()))
+    from tokred.testing import CHECKS, check_reducer
+
+    if error := registry.error_of(method):
+        raise TokredError(error)
+    problems = check_reducer(registry.get(method), progress=lambda name: say(f"  {name}"))
+    for name, problem in problems.items():
+        say(f"{name}: {problem}", err)
+    say(f"{method}: {len(CHECKS) - len(problems)} of {len(CHECKS)} checks passed.")
+    if problems:
+        raise typer.Exit(1)

@@ -1,0 +1,50 @@
+"""`train`: the backbones of the embedded benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokred.commands.compare import command_line
+from tokred.commands.console import Progress, say
+from tokred.commands.options import Model, PrecisionName
+
+
+def train(
+    model: Model = "deit_t",
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe by name or YAML file; by default the model's, if there is one.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Images to see, in place of the recipe's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights and images, in place of the recipe's.")
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", file_okay=False, help="Folder for checkpoint and weights; by default runs/train-MODEL."
+        ),
+    ] = None,
+    precision: PrecisionName = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw images.")] = 1,
+) -> None:
+    """Train a backbone on PhotoDigits. The same command resumes a killed run."""
+    import torch
+
+    from tokred import configs
+    from tokred.training.backbone.recipe import Recipe
+    from tokred.training.backbone.train import Trainer
+    from tokred.utils import devices
+
+    values = configs.load("train", recipe) if recipe else configs.find("train", model) or {}
+    values |= {key: value for key, value in {"images": images, "seed": seed}.items() if value is not None}
+    chosen = configs.parse(Recipe, {**values, "model": model}, recipe or model)
+    target = folder or Path("runs") / f"train-{model}"
+    trainer = Trainer(chosen, target, devices.resolve_precision(precision, torch.device("cpu")), workers)
+    if trainer.resume():
+        say(f"Resuming at image {trainer.step * chosen.batch_size} of {chosen.images}.")
+    with Progress(chosen.steps, "steps", trainer.step) as advance:
+        trainer.run(lambda run: advance(1, f"accuracy {run.accuracy:.1%}"))
+    say(f"Weights and card: {trainer.finish(command_line())}")

@@ -1,0 +1,39 @@
+"""Scores of a comparison while it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokred.evaluation.metrics import interval
+from tokred.tables.row import BASELINE
+
+if TYPE_CHECKING:
+    from tokred.evaluation.comparison import Job
+
+
+def running_scores(job: Job) -> list[tuple[str, str, str]]:
+    """Accuracy so far of the dense model and every method, or agreement where there are no labels.
+
+    Returns: name, per cent, and the 95 % interval of each, best first after the dense model.
+    """
+    evaluation, labelled = job.evaluation, job.source.labelled
+    images = np.flatnonzero(evaluation.readable)
+    if not len(images):
+        return []
+    dense = evaluation.dense.prediction[images]
+    target = evaluation.labels[images] if labelled else dense
+    _, groups = np.unique(job.source.groups[images], return_inverse=True)
+    count = np.bincount(groups)
+    scores = []
+    models = {BASELINE: evaluation.dense} if labelled else {}
+    for name, model in {**models, **evaluation.methods}.items():
+        if name not in evaluation.failed:
+            right = np.bincount(groups, weights=model.prediction[images] == target)
+            low, high = interval(right, count)
+            scores.append((name != BASELINE, -right.sum() / len(images), name, low, high))
+    return [
+        (name, f"{-100 * loss:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
+        for _, loss, name, low, high in sorted(scores)
+    ]
