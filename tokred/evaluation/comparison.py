@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,25 +12,21 @@ import pandas as pd
 import torch
 
 from tokred.core.fingerprint import software
-from tokred.core.flops import CostTable
 from tokred.core.vit import num_patches
 from tokred.data import loading, preflight
 from tokred.errors import TokredError
-from tokred.evaluation import candidates, published_accuracy
+from tokred.evaluation import published_accuracy
 from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.engine import Pass, dense_model
-from tokred.evaluation.inputs import open_inputs
 from tokred.evaluation.predictions import Evaluation, RunPredictions
-from tokred.evaluation.rows import Facts, RunFacts, build_rows
+from tokred.evaluation.rows import RunFacts, build_rows
 from tokred.evaluation.run_folder import Folder, Record
+from tokred.evaluation.setup import Setup
 from tokred.evaluation.speed import measure
 from tokred.tables import row as results
-from tokred.tables.row import BASELINE, Row
-from tokred.utils.devices import resolve_precision
-from tokred.utils.distributed import Processes
+from tokred.tables.row import Row
 from tokred.utils.interrupts import Interrupts
 from tokred.utils.provenance import versions
-from tokred.utils.text import plain_name
 
 _EARLY = 200  # images after which a model at chance is noticed
 
@@ -81,7 +75,7 @@ class Interrupted(Exception):
 Outputs = Callable[["Job", Comparison], Mapping[str, str | bytes]]
 
 
-class Job:
+class Job(Setup):
     """A comparison with checked input, whose plans are made: `describe` it, `open` its folder, `run` it.
 
     Args:
@@ -94,80 +88,11 @@ class Job:
     """
 
     def __init__(self, config: Config, command: str = "", outputs: Outputs | None = None) -> None:
-        self.config, self.command, self.outputs = config, command, outputs
-        self.device = Processes.device(config.device)
-        self.dtype = resolve_precision(config.precision, self.device)
-        self.batch_size = config.batch_size or (16 if self.device.type == "cpu" else 256)
-        inputs = open_inputs(config)
-        self.source, self.loaded, self.preparation = inputs.source, inputs.loaded, inputs.preparation
-        self.costs = CostTable(self.loaded.model)
-        self.candidates = candidates.build(config, self.loaded, self.costs)
-        self.models = {
-            candidate.name: candidate.model for candidate in self.candidates if candidate.model is not None
-        }
-        self.configuration = {
-            **{name: value for name, value in config.to_mapping().items() if name not in PLACES},
-            "device": self.device.type,
-            "precision": str(self.dtype),
-            "batch_size": self.batch_size,
-            "options": self._options(),
-            "weights_hash": self.loaded.weights_hash,
-            "data_hash": self.source.hash,
-            "adapters": {
-                candidate.name: candidate.adapter.hash for candidate in self.candidates if candidate.adapter
-            },
-            "control_options": {
-                candidate.name: candidate.control.options
-                for candidate in self.candidates
-                if candidate.control
-            },
-        }
-        self.processes = Processes(self.device)
+        super().__init__(config)
+        self.command, self.outputs = command, outputs
         self.evaluation = Evaluation.empty(len(self.source), self.models)
         self.folder: Folder | None = None
         self.speeds: dict[str, dict[str, Any]] = {}
-
-    def _options(self) -> dict[str, Mapping[str, Any]]:
-        """All options in force, by method, whether they were set or left at their defaults."""
-        methods = [candidate for candidate in self.candidates if candidate.control is None]
-        return {
-            candidate.method: candidate.match.plan.options if candidate.match else candidate.options
-            for candidate in methods
-            if candidate.match or candidate.options
-        }
-
-    @property
-    def key(self) -> str:
-        """A short hash of everything in the configuration that decides the numbers."""
-        return hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:8]
-
-    @property
-    def title(self) -> str:
-        images = f"{self.source.name} {self.source.split} ({len(self.source)} images)"
-        saved = ", ".join(f"{100 * budget:g}" for budget in self.config.budgets)
-        return f"{self.config.model} on {images}" + (f", {saved} % fewer FLOPs" if saved else "")
-
-    @property
-    def folder_name(self) -> str:
-        """The name of the folder of its results, unless the user gives one."""
-        budgets = dict.fromkeys((*self.config.budgets[:1], *self.config.budgets[-1:]))
-        saved = "-".join(f"{budget:g}" for budget in budgets)
-        return f"{plain_name(self.config.model)}-{plain_name(self.source.name)}-{saved}-{self.key}"
-
-    def describe(self) -> str:
-        """One line: data, weights, precision, device."""
-        what = f"{self.source.about} {self.source.title}".strip()
-        precision = str(self.dtype).removeprefix("torch.")
-        first = f"the first {len(self.source)}" if self.source.limited else str(len(self.source))
-        labels = "" if self.source.labelled else " without labels"
-        data = f"{what}, {self.source.split} split, {first} images{labels}"
-        notes = (self.source.note, published_accuracy.note(self.loaded, self.source, self.preparation))
-        note = "".join(f" {note}" for note in notes if note)
-        where = f"{self.device}" + (
-            f" in {self.processes.world} processes" if self.processes.world > 1 else ""
-        )
-        inputs = f"Data: {data}. Weights: {self.loaded.weights}. Input: {self.preparation}."
-        return f"{inputs} Precision: {precision} on {where}.{note}"
 
     @property
     def notes(self) -> list[str]:
@@ -183,34 +108,11 @@ class Job:
         right = int((evaluation.dense.prediction[images] == evaluation.labels[images]).sum())
         return preflight.at_chance(right, len(images), self.loaded.model.num_classes)
 
-    def facts(self) -> dict[str, Facts]:
-        """What is known of each row before any image is seen, by the name of its predictions."""
-        hashes = (self.source.hash, self.source.images_hash)
-        facts = {candidate.name: candidate.facts(self.costs, hashes) for candidate in self.candidates}
-        return {BASELINE: candidates.baseline_facts(self.costs), **facts}
-
-    def run_facts(self) -> RunFacts:
+    def _run_facts(self) -> RunFacts:
         """What all rows have in common. The versions are those with which the run began."""
-        now, before = versions(), self.folder.run if self.folder else {}
-        return RunFacts(
-            model=self.config.model,
-            dataset=self.source.name,
-            split=self.source.split,
-            limited=self.source.limited or not self.evaluation.done.all(),
-            weights=self.loaded.weights,
-            weights_hash=self.loaded.weights_hash,
-            data_hash=self.source.hash,
-            img_size=self.preparation.img_size,
-            crop_pct=self.preparation.crop_pct,
-            interpolation=self.preparation.interpolation,
-            precision=str(self.dtype).removeprefix("torch."),
-            device=self.device.type,
-            batch_size=self.batch_size,
-            seed=self.config.seed,
-            on_error="" if self.config.on_error == "fail" else self.config.on_error,
-            versions={key: str(before.get(key, value)) for key, value in now.items()},
-            published=published_accuracy.published(self.loaded, self.source, self.preparation),
-        )
+        before = self.folder.run if self.folder else {}
+        began = {name: before.get(name, version) for name, version in versions().items()}
+        return self.run_facts(limited=not self.evaluation.done.all(), versions=began)
 
     def predictions(self) -> RunPredictions:
         """The predictions of all images that have been evaluated."""
@@ -218,7 +120,7 @@ class Job:
         return self.evaluation.take(images, self.source.groups, self.evaluation.seconds)
 
     def _rows(self) -> list[Row]:
-        return build_rows(self.run_facts(), self.facts(), self.predictions(), self.speeds)
+        return build_rows(self._run_facts(), self.facts(), self.predictions(), self.speeds)
 
     def about(self, comparison: Comparison) -> dict[str, Any]:
         """The contents of run.json beside the configuration."""
@@ -249,7 +151,7 @@ class Job:
             "depth": len(self.loaded.model.blocks),
             "class_names": None if self.source.class_names is None else list(self.source.class_names),
             "command": self.command,
-            "facts": asdict(self.run_facts()),
+            "facts": asdict(self._run_facts()),
             "candidates": {name: asdict(facts) for name, facts in self.facts().items()},
         }
 
@@ -302,7 +204,7 @@ class Job:
             workers: processes that load images, by default one beside a CPU and up to eight beside a GPU.
             progress: function that is called with the number of images in each finished batch; those of
                 other processes are estimated.
-            bench: rounds in which every model is timed alone afterwards, for the columns of speed; 0 for none.
+            bench: rounds in which every model is timed alone afterwards, to measure speed; 0 for none.
             warn: function that is called at most once, with a sentence, if the dense model is at chance on
                 the first images.
 

@@ -1,0 +1,146 @@
+"""A comparison whose input has been checked: images, weights, candidates, and what rows say of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tokred.core.flops import CostTable
+from tokred.evaluation import candidates, published_accuracy
+from tokred.evaluation.config import PLACES, Config
+from tokred.evaluation.inputs import open_inputs
+from tokred.evaluation.rows import Facts, RunFacts
+from tokred.tables.row import BASELINE
+from tokred.utils.devices import resolve_precision
+from tokred.utils.distributed import Processes
+from tokred.utils.text import plain_name
+
+
+class Setup:
+    """A configuration with its images, weights and candidates opened and checked against each other.
+
+    Args:
+        config: what to compare.
+
+    Attributes:
+        source: the images.
+        loaded: the dense model with its weights.
+        preparation: how images become the model's input.
+        costs: the cost table of the dense model.
+        candidates: methods and dense controls.
+        models: models to evaluate, by the names of their predictions.
+        configuration: everything that decides the numbers, as run.json holds it.
+        processes: the processes that share the run.
+
+    Raises:
+        TokredError: anything wrong with the configuration, before any image is read.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = Processes.device(config.device)
+        self.dtype = resolve_precision(config.precision, self.device)
+        self.batch_size = config.batch_size or (16 if self.device.type == "cpu" else 256)
+        inputs = open_inputs(config)
+        self.source, self.loaded, self.preparation = inputs.source, inputs.loaded, inputs.preparation
+        self.costs = CostTable(self.loaded.model)
+        self.candidates = candidates.build(config, self.loaded, self.costs)
+        self.models = {
+            candidate.name: candidate.model for candidate in self.candidates if candidate.model is not None
+        }
+        self.configuration = {
+            **{name: value for name, value in config.to_mapping().items() if name not in PLACES},
+            "device": self.device.type,
+            "precision": str(self.dtype),
+            "batch_size": self.batch_size,
+            "options": self._options(),
+            "weights_hash": self.loaded.weights_hash,
+            "data_hash": self.source.hash,
+            "adapters": {
+                candidate.name: candidate.adapter.hash for candidate in self.candidates if candidate.adapter
+            },
+            "control_options": {
+                candidate.name: candidate.control.options
+                for candidate in self.candidates
+                if candidate.control
+            },
+        }
+        self.processes = Processes(self.device)
+
+    def _options(self) -> dict[str, Mapping[str, Any]]:
+        """All options in force, by method, whether they were set or left at their defaults."""
+        methods = [candidate for candidate in self.candidates if candidate.control is None]
+        return {
+            candidate.method: candidate.match.plan.options if candidate.match else candidate.options
+            for candidate in methods
+            if candidate.match or candidate.options
+        }
+
+    @property
+    def key(self) -> str:
+        """A short hash of everything in the configuration that decides the numbers."""
+        return hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def title(self) -> str:
+        """One line about model, images and budgets."""
+        images = f"{self.source.name} {self.source.split} ({len(self.source)} images)"
+        saved = ", ".join(f"{100 * budget:g}" for budget in self.config.budgets)
+        return f"{self.config.model} on {images}" + (f", {saved} % fewer FLOPs" if saved else "")
+
+    @property
+    def folder_name(self) -> str:
+        """The name of the folder of its results, unless the user gives one."""
+        budgets = dict.fromkeys((*self.config.budgets[:1], *self.config.budgets[-1:]))
+        saved = "-".join(f"{budget:g}" for budget in budgets)
+        return f"{plain_name(self.config.model)}-{plain_name(self.source.name)}-{saved}-{self.key}"
+
+    def describe(self) -> str:
+        """One line: data, weights, precision, device."""
+        what = f"{self.source.about} {self.source.title}".strip()
+        precision = str(self.dtype).removeprefix("torch.")
+        first = f"the first {len(self.source)}" if self.source.limited else str(len(self.source))
+        labels = "" if self.source.labelled else " without labels"
+        data = f"{what}, {self.source.split} split, {first} images{labels}"
+        notes = (self.source.note, published_accuracy.note(self.loaded, self.source, self.preparation))
+        note = "".join(f" {note}" for note in notes if note)
+        where = f"{self.device}" + (
+            f" in {self.processes.world} processes" if self.processes.world > 1 else ""
+        )
+        inputs = f"Data: {data}. Weights: {self.loaded.weights}. Input: {self.preparation}."
+        return f"{inputs} Precision: {precision} on {where}.{note}"
+
+    def facts(self) -> dict[str, Facts]:
+        """What is known of each row before any image is seen, by the name of its predictions."""
+        hashes = (self.source.hash, self.source.images_hash)
+        facts = {candidate.name: candidate.facts(self.costs, hashes) for candidate in self.candidates}
+        return {BASELINE: candidates.baseline_facts(self.costs), **facts}
+
+    def run_facts(self, limited: bool, versions: Mapping[str, Any]) -> RunFacts:
+        """What all rows have in common.
+
+        Args:
+            limited: whether some images have not been evaluated.
+            versions: version columns and the date.
+        """
+        return RunFacts(
+            model=self.config.model,
+            dataset=self.source.name,
+            split=self.source.split,
+            limited=self.source.limited or limited,
+            weights=self.loaded.weights,
+            weights_hash=self.loaded.weights_hash,
+            data_hash=self.source.hash,
+            img_size=self.preparation.img_size,
+            crop_pct=self.preparation.crop_pct,
+            interpolation=self.preparation.interpolation,
+            precision=str(self.dtype).removeprefix("torch."),
+            device=self.device.type,
+            batch_size=self.batch_size,
+            seed=self.config.seed,
+            on_error="" if self.config.on_error == "fail" else self.config.on_error,
+            versions={name: str(version) for name, version in versions.items()},
+            published=published_accuracy.published(self.loaded, self.source, self.preparation),
+        )
