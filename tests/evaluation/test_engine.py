@@ -95,7 +95,7 @@ def test_shared_states_give_the_very_logits_of_a_lone_model():
 
 
 def test_another_batch_size_agrees():
-    """To 1e-5 in logits, on weights and images that are no noise; a near-tie between tokens may still be decided otherwise."""
+    """To 1e-5 in logits, on real weights and images; a near-tie between tokens may still be decided otherwise."""
     model = zoo.load_shipped("deit_t").model.eval()
     source = sources.open_source().limit(12)
     prepared = preprocessing.prepare(model, crop_pct=1.0)
@@ -139,6 +139,13 @@ class Explodes(Reducer):
         return Keep(torch.arange(self.keep).expand(len(view.x), -1), self.n)
 
 
+class Exits(Reducer):
+    """End the program."""
+
+    def forward(self, view):
+        raise SystemExit(0)
+
+
 class NotANumber(Reducer):
     """Give logits that are no numbers."""
 
@@ -154,11 +161,13 @@ def test_a_failing_method_leaves_the_others_alone():
     bad = {
         "nan": ReducedViT(tiny_vit(), Plan(NotANumber, **plan)),
         "explodes": ReducedViT(tiny_vit(), Plan(Explodes, **plan)),
+        "exits": ReducedViT(tiny_vit(), Plan(Exits, **plan)),
     }
     together = bad | good  # all begin at one state, the bad ones first
     result = evaluate(dense_model(tiny_vit(), together.values()), together, batches(), 10)
     assert set(result.failed) == set(bad)
     assert result.failed["explodes"].reason == "boom"
+    assert result.failed["exits"].reason == "exits raises SystemExit."
     assert result.failed["nan"] == (
         0,
         "nan gives numbers that are not finite, first in the reduction at layer 3, on images 0 to 3.",

@@ -95,7 +95,7 @@ class Killed(BaseException):
 
 def test_killed_before_or_in_the_middle_of_any_write(tmp_path, monkeypatch):
     """A kill at every write or move of a run, one after the other."""
-    monkeypatch.setattr("tokred.evaluation.run_folder._INTERVAL", 0.0)
+    monkeypatch.setattr("tokred.evaluation.recording._INTERVAL", 0.0)
     checked = Job(Config(**{**OPTIONS, "limit": 4}), outputs=outputs.files)
     whole = finished(checked, tmp_path / "whole")
     write, replace = Path.write_bytes, os.replace
@@ -130,7 +130,7 @@ def test_killed_before_or_in_the_middle_of_any_write(tmp_path, monkeypatch):
 
 
 def test_what_was_evaluated_before_a_kill_is_not_evaluated_again(checked, tmp_path, monkeypatch):
-    monkeypatch.setattr("tokred.evaluation.run_folder._INTERVAL", 0.0)
+    monkeypatch.setattr("tokred.evaluation.recording._INTERVAL", 0.0)
     job, seen = fresh(checked), []
 
     def killed(images):
@@ -181,7 +181,7 @@ def test_control_c_leaves_a_marked_table_and_goes_on(checked, tmp_path):
 
 
 DRIVER = (
-    "import tokred.evaluation.run_folder; tokred.evaluation.run_folder._INTERVAL = 0; "
+    "import tokred.evaluation.recording; tokred.evaluation.recording._INTERVAL = 0; "
     "from tokred.cli import main; main()"
 )
 
@@ -356,8 +356,8 @@ def test_a_finished_run_that_cannot_be_written_is_shown(checked, tmp_path, monke
     def read_only(*arguments):
         raise TokredError("it cannot be written")
 
-    monkeypatch.setattr("tokred.evaluation.run_folder.check_writable", read_only)
-    monkeypatch.setattr("tokred.evaluation.run_folder.replace_file", read_only)
+    monkeypatch.setattr("tokred.evaluation.recording.check_writable", read_only)
+    monkeypatch.setattr("tokred.evaluation.recording.replace_file", read_only)
     job = fresh(checked)
     assert "was finished on" in job.open(tmp_path)
     assert {row.method for row in job.run(workers=0).rows} == {"baseline", "lotm", "random", "lowres"}
@@ -367,7 +367,7 @@ def test_a_finished_run_that_cannot_be_written_is_shown(checked, tmp_path, monke
 
 
 def test_a_full_disk_loses_nothing(checked, tmp_path, monkeypatch):
-    monkeypatch.setattr("tokred.evaluation.run_folder._INTERVAL", 0.0)
+    monkeypatch.setattr("tokred.evaluation.recording._INTERVAL", 0.0)
     whole = finished(checked, tmp_path / "whole")
     write = Path.write_bytes
     job = fresh(checked)

@@ -13,7 +13,8 @@ import pytest
 
 from tokred.errors import TokredError
 from tokred.evaluation.predictions import Evaluation, Failure
-from tokred.evaluation.run_folder import FILES, Folder, Record
+from tokred.evaluation.recording import Folder, Record
+from tokred.evaluation.run_folder import FILES
 from tokred.utils.atomic import check_writable
 
 SOFTWARE = {"code": "abc"}
@@ -283,7 +284,7 @@ def test_a_finished_run_is_found_whole(tmp_path):
 
 
 def test_a_record_knows_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr("tokred.evaluation.run_folder._INTERVAL", 0.0)
+    monkeypatch.setattr("tokred.evaluation.recording._INTERVAL", 0.0)
     folder, evaluation = opened(tmp_path), filled()
     evaluation.done[4:6] = evaluation.done[9] = False
     batches = [range(4), range(4, 8), range(8, 10)]
@@ -318,7 +319,7 @@ def test_a_finished_run_that_cannot_be_written_can_be_read(tmp_path, monkeypatch
         raise TokredError(f"The output folder {path} cannot be written.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tokred.evaluation.run_folder.check_writable", read_only)
+        patch.setattr("tokred.evaluation.recording.check_writable", read_only)
         with pytest.raises(TokredError, match="cannot be written"):  # it is not finished
             opened(tmp_path, methods=["lotm"])
         folder.finish({}, {"predictions.npz": source.take(np.arange(10)).pack()})

@@ -157,7 +157,7 @@ def match_each(
             raise
         except TokredError as error:
             refused[name] = error
-        except Exception as error:  # a method under development must not take the others along
+        except (Exception, SystemExit) as error:  # a method under development must not take the others along
             refused[name] = TokredError(
                 f"{name} cannot be matched: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             )

@@ -19,8 +19,8 @@ from tokred.evaluation import published_accuracy
 from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.engine import Pass, dense_model
 from tokred.evaluation.predictions import Evaluation, RunPredictions
+from tokred.evaluation.recording import Folder, Record
 from tokred.evaluation.rows import RunFacts, build_rows
-from tokred.evaluation.run_folder import Folder, Record
 from tokred.evaluation.setup import Setup
 from tokred.evaluation.speed import measure
 from tokred.tables import row as results

@@ -121,7 +121,9 @@ class Pass:
             place = _first_not_finite(model, images, index)
             reason = f"{name} gives numbers that are not finite, first in {place}, {_span(index)}."
         except (Exception, SystemExit) as error:  # a method's code may do anything
-            reason = f"{error}".strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            exits = isinstance(error, SystemExit)
+            text = f"{name} raises SystemExit." if exits else f"{error}".strip() or type(error).__name__
+            reason = text.splitlines()[0]
             if is_out_of_memory(error):
                 if len(images) > 1:
                     raise

@@ -1,32 +1,20 @@
-"""The folder of a run, which belongs to one configuration and one process at a time, and survives a kill.
-
-Every file is written beside its place and swapped in, so that a reader sees the old one or the new one, never
-a part. A run's predictions are in `outcomes/` until its end, then in `predictions.npz`, and the
-same command finds them there.
-"""
+"""The folder of a run, as it is read: rows, predictions and run.json, each checked."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
 import json
-import os
-import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from tokred.errors import TokredError
-from tokred.evaluation.predictions import Evaluation, Predictions, RunPredictions
+from tokred.evaluation.predictions import Predictions, RunPredictions
 from tokred.tables.row import Row, from_csv, outcome_name
-from tokred.utils.atomic import check_writable, replace_file, sweep
 
 FILES = (
     "leaderboard.csv",
@@ -39,235 +27,6 @@ FILES = (
     "run.json",
 )
 OPTIONAL = ("maps.npz",)  # of no use where nothing could be drawn
-_PARTS, _PREVIOUS, _LOCK = "outcomes", "previous", ".lock"
-_INTERVAL = 10.0  # seconds of work that a kill may cost
-
-
-class Record:
-    """What of an evaluation is saved in the run's folder: finished batches, every few seconds.
-
-    Args:
-        evaluation: the evaluation, with what earlier runs have saved.
-        folder: the run's folder; None to save nothing.
-        processes: number of processes that share the run, and so its seconds.
-    """
-
-    def __init__(self, evaluation: Evaluation, folder: Folder | None, processes: int = 1) -> None:
-        self.evaluation, self.folder, self.processes = evaluation, folder, processes
-        self._saved = evaluation.done.copy()
-        self._pending: list[np.ndarray] = []
-        self._last = time.monotonic()
-
-    def missing(self, batches: Sequence[range]) -> list[range]:
-        """The batches that are not evaluated yet."""
-        done = self.evaluation.done
-        return [batch for batch in batches if not done[batch.start : batch.stop].all()]
-
-    def finished(self, images: np.ndarray) -> None:
-        """Note the indices of a finished batch, and save what is pending if the last time is long ago."""
-        self._pending.append(images)
-        if time.monotonic() - self._last >= _INTERVAL:
-            self.flush()
-
-    def flush_all(self) -> None:
-        """Save everything that is evaluated, batches that nobody has noted yet included.
-
-        Raises:
-            TokredError: it cannot be written.
-        """
-        self._pending = [np.flatnonzero(self.evaluation.done & ~self._saved)]
-        self.flush()
-
-    def flush(self) -> None:
-        """Save the batches that were noted.
-
-        Raises:
-            TokredError: they cannot be written.
-        """
-        now = time.monotonic()
-        if sum(map(len, self._pending)):
-            images, seconds = np.concatenate(self._pending), (now - self._last) / self.processes
-            self.evaluation.seconds += seconds
-            if self.folder:
-                self.folder.save_predictions(self.evaluation, images, seconds)
-            self._saved[images] = True
-        self._pending.clear()
-        self._last = now
-
-
-class Folder:
-    """The folder of one run.
-
-    Args:
-        path: the folder, which is made where it does not exist.
-        configuration: everything that the user chose and that decides the run's numbers.
-        software: everything else that decides them: code and libraries.
-        about: further contents of run.json from the start; a resumed run keeps its own.
-        lock: whether to keep other processes out; of several that share a run the first one does.
-
-    Attributes:
-        notice: a sentence about what was there before; empty if nothing was.
-        read_only: whether this is a finished run that can be shown but not written.
-
-    Raises:
-        TokredError: the folder holds files that are no run's, is in use, or cannot be written.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        configuration: Mapping[str, Any],
-        software: Mapping[str, Any],
-        about: Mapping[str, Any],
-        lock: bool = True,
-    ) -> None:
-        self.path, self.notice, self.read_only = path, "", False
-        identity = {"configuration": dict(configuration), "software": dict(software)}
-        self.run = _plain({**identity, **about, "finished": False})
-        self._lock = FileLock(path / _LOCK, timeout=0)
-        try:
-            check_writable(path)
-        except TokredError:
-            if not self._open_read_only():
-                raise
-        if lock and not self.read_only:
-            self._acquire()
-            try:
-                self._take_over()
-            except BaseException:
-                self.release()
-                raise
-
-    def _open_read_only(self) -> bool:
-        """Open the finished run that is there, if it is this very run."""
-        file = self.path / "run.json"
-        before = _read_about(file, "choose another folder with --out") if file.is_file() else {}
-        self.read_only = bool(before.get("finished")) and not self._changes(before)
-        self.run = before if self.read_only else self.run
-        return self.read_only
-
-    def _changes(self, before: Mapping[str, Any]) -> list[str]:
-        """What decides the numbers of this run and was different in another one."""
-        pairs = [(before.get(part, {}), self.run[part]) for part in ("configuration", "software")]
-        return [key for then, now in pairs for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
-
-    def _acquire(self) -> None:
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise TokredError(
-                f"Another process is writing to {self.path}; "
-                "wait for it, or choose another folder with --out."
-            ) from None
-        except (OSError, NotImplementedError):
-            pass  # a file system without locks: files are swapped in whole all the same
-
-    def _take_over(self) -> None:
-        """Resume the run that is there, or put it aside if something that decides its numbers has changed."""
-        file = self.path / "run.json"
-        for folder in (self.path, self.path / _PARTS):
-            sweep(folder)
-        if file.exists():
-            before = _read_about(file, "choose another folder with --out")
-            changed = self._changes(before)
-            if changed:
-                aside = self._move(self.path, self.path / _PREVIOUS / _key(before), (*OPTIONAL, *FILES))
-                self.notice = (
-                    f"{self.path} holds a run with another {', '.join(changed)}: "
-                    f"it is in {aside} now, and this one starts anew."
-                )
-        else:
-            foreign = [name for name in (*FILES, _PARTS) if (self.path / name).exists()]
-            if foreign:
-                raise TokredError(
-                    f"{self.path} holds {foreign[0]} but no run of tokred (no run.json); "
-                    "choose another folder with --out."
-                )
-        earlier = self.path / _PREVIOUS / self.key
-        if earlier.exists():  # this very run was put aside once, or is on its way back: run.json comes first
-            self._move(earlier, self.path, (*OPTIONAL, *FILES)[::-1])
-            self.notice = self.notice.replace("starts anew", f"goes on where it was put aside, in {earlier}")
-        if file.exists():
-            self.run = _read_about(file, "choose another folder with --out")
-        else:
-            self._begin()
-
-    @property
-    def key(self) -> str:
-        """A hash of everything that decides the run's numbers."""
-        return _key(self.run)
-
-    def _begin(self) -> None:
-        self.write("run.json", json.dumps(self.run, indent=2) + "\n")
-
-    def _move(self, source: Path, target: Path, names: Sequence[str]) -> Path:
-        """Move a run. To survive a kill, run.json goes last when it is put aside, first when it comes back."""
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            for name in (names[0], _PARTS, *names[1:]):
-                if (source / name).exists():
-                    if (target / name).is_dir():
-                        shutil.rmtree(target / name)
-                    os.replace(source / name, target / name)
-            if source != self.path:
-                shutil.rmtree(source, ignore_errors=True)
-        except OSError as error:
-            raise TokredError(
-                f"The run in {source} cannot be moved to {target} ({error.strerror}); choose another --out."
-            ) from error
-        return target
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run that is there is finished."""
-        return bool(self.run.get("finished")) and (self.path / "predictions.npz").exists()
-
-    def write(self, name: str, content: str | bytes) -> None:
-        """Write a file and swap it in.
-
-        Raises:
-            TokredError: it cannot be written; what was there before is unchanged.
-        """
-        replace_file(self.path / name, _encoded(content))
-
-    @property
-    def damaged(self) -> list[str]:
-        """Files of a finished run that have been changed or removed since."""
-        hashes = {"predictions.npz": "", **dict.fromkeys(FILES, ""), **self.run.get("contents", {})}
-        del hashes["run.json"]
-        return [name for name, digest in hashes.items() if not self._unchanged(name, digest)]
-
-    def _unchanged(self, name: str, digest: str) -> bool:
-        """Whether a file has the recorded contents; predictions are checked where they are read."""
-        try:
-            data = (self.path / name).read_bytes()
-        except OSError:
-            return False
-        return name == "predictions.npz" or _hash(data) == digest
-
-    def finish(self, run: Mapping[str, Any], files: Mapping[str, str | bytes]) -> None:
-        """Write the results of the run, `run.json` last; from then on the run counts as finished."""
-        for name, content in files.items():
-            self.write(name, content)
-        contents = {name: _hash(_encoded(content)) for name, content in files.items()}
-        self.run = {**self.run, **_plain(run), "contents": contents, "finished": True}
-        self._begin()
-        shutil.rmtree(self.path / _PARTS, ignore_errors=True)
-
-    def release(self) -> None:
-        """Release the lock, for other processes."""
-        self._lock.release()
-
-    def load_predictions(self, evaluation: Evaluation) -> None:
-        """Load everything of this run that is on disk; damaged files and those of other runs are ignored."""
-        evaluation.key = self.key
-        for file in (self.path / "predictions.npz", *sorted((self.path / _PARTS).glob("*.npz"))):
-            with contextlib.suppress(OSError, ValueError):
-                evaluation.absorb(file.read_bytes())
-
-    def save_predictions(self, evaluation: Evaluation, images: np.ndarray, seconds: float) -> None:
-        """Save the predictions of some images, given by their indices."""
-        self.write(f"{_PARTS}/{int(images[0]):09d}.npz", evaluation.take(images, seconds=seconds).pack())
 
 
 @dataclass(frozen=True)
@@ -326,7 +85,7 @@ def read_run(path: Path) -> Run:
         raise TokredError(f"There is no folder {path}; give the folder of a run, such as one under runs/.")
     if not (path / "run.json").is_file():
         raise TokredError(f"{path} holds no run.json: give the folder of a finished run.")
-    about = _read_about(path / "run.json", "give the folder of a finished run")
+    about = read_about(path / "run.json", "give the folder of a finished run")
     leaderboard, predictions = _bytes(path / "leaderboard.csv"), _bytes(path / "predictions.npz")
     if leaderboard is None:
         raise TokredError(
@@ -345,7 +104,7 @@ def read_run(path: Path) -> Run:
     return Run(path=path, about=about, rows=rows, predictions=stored)
 
 
-def _read_about(file: Path, advice: str) -> dict[str, Any]:
+def read_about(file: Path, advice: str) -> dict[str, Any]:
     """The contents of a run.json."""
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
@@ -361,22 +120,3 @@ def _bytes(path: Path) -> bytes | None:
         return path.read_bytes() if path.exists() else None
     except OSError as error:
         raise TokredError(f"{path} cannot be read ({error.strerror or error}).") from error
-
-
-def _key(run: Mapping[str, Any]) -> str:
-    """A hash of what decides a run's numbers."""
-    identity = {part: run.get(part, {}) for part in ("configuration", "software")}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _encoded(content: str | bytes) -> bytes:
-    return content.encode() if isinstance(content, str) else content
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON returns them."""
-    return dict(json.loads(json.dumps(dict(values))))
