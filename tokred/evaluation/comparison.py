@@ -108,11 +108,11 @@ class Job(Setup):
         right = int((evaluation.dense.prediction[images] == evaluation.labels[images]).sum())
         return preflight.at_chance(right, len(images), self.loaded.model.num_classes)
 
-    def _run_facts(self) -> RunFacts:
+    def run_facts(self) -> RunFacts:
         """What all rows have in common. The versions are those with which the run began."""
         before = self.folder.run if self.folder else {}
         began = {name: before.get(name, version) for name, version in versions().items()}
-        return self.run_facts(limited=not self.evaluation.done.all(), versions=began)
+        return self.shared_facts(limited=not self.evaluation.done.all(), versions=began)
 
     def predictions(self) -> RunPredictions:
         """The predictions of all images that have been evaluated."""
@@ -120,7 +120,7 @@ class Job(Setup):
         return self.evaluation.take(images, self.source.groups, self.evaluation.seconds)
 
     def _rows(self) -> list[Row]:
-        return build_rows(self._run_facts(), self.facts(), self.predictions(), self.speeds)
+        return build_rows(self.run_facts(), self.facts(), self.predictions(), self.speeds)
 
     def about(self, comparison: Comparison) -> dict[str, Any]:
         """The contents of run.json beside the configuration."""
@@ -151,7 +151,7 @@ class Job(Setup):
             "depth": len(self.loaded.model.blocks),
             "class_names": None if self.source.class_names is None else list(self.source.class_names),
             "command": self.command,
-            "facts": asdict(self._run_facts()),
+            "facts": asdict(self.run_facts()),
             "candidates": {name: asdict(facts) for name, facts in self.facts().items()},
         }
 

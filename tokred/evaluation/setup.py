@@ -118,7 +118,7 @@ class Setup:
         facts = {candidate.name: candidate.facts(self.costs, hashes) for candidate in self.candidates}
         return {BASELINE: candidates.baseline_facts(self.costs), **facts}
 
-    def run_facts(self, limited: bool, versions: Mapping[str, Any]) -> RunFacts:
+    def shared_facts(self, limited: bool, versions: Mapping[str, Any]) -> RunFacts:
         """What all rows have in common.
 
         Args:
