@@ -24,23 +24,16 @@ def outcome(right, n=200, first=0):
 
 def row(method, correct=None, **cells):
     """A row that follows from its outcomes."""
-    made = Row(method, **{**COMMON, **cells})
-    if method == BASELINE:
-        made.budget = made.reduction = None
-    else:
-        made.budget, made.reduction, made.gflops = (
-            cells.get("budget", 0.3),
-            cells.get("reduction", 0.3005),
-            cells.get("gflops", 3.2),
-        )
+    values = {**COMMON, "budget": 0.3, "reduction": 0.3005, "gflops": 3.2}
     if correct is not None:
-        made.top1, made.n_images = float(100 * correct.mean()), len(correct)
+        top1 = float(100 * correct.mean())
         half = 196 * float(np.sqrt(correct.mean() * (1 - correct.mean()) / len(correct)))
-        made.top1_lo, made.top1_hi = made.top1 - half, made.top1 + half
-    for name in ("top1", "top1_lo", "top1_hi", "n_images"):
-        if name in cells:
-            setattr(made, name, cells[name])
-    return made
+        values |= {"top1": top1, "top1_lo": top1 - half, "top1_hi": top1 + half, "n_images": len(correct)}
+    if method == BASELINE:
+        return Row(
+            method, **{**values, **cells, "budget": None, "reduction": None, "gflops": cells.get("gflops")}
+        )
+    return Row(method, **{**values, **cells})
 
 
 def folder(path, outcomes, groups=None, rows=None, **cells):

@@ -1,6 +1,7 @@
 """Figures: which points they show, the front against brute force, labels that do not touch, and SVG that fits into a page."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -106,7 +107,7 @@ def test_what_is_far_below_does_not_press_the_rest_together():
     figure = pareto.pareto(rows)
     assert 60 < figure.axes[0].get_ylim()[0] < 80
     assert "lost  9.0, below" in [text.get_text() for text in figure.axes[0].texts]
-    rows[-1].top1 = 60.0
+    rows[-1] = replace(rows[-1], top1=60.0)
     assert pareto.pareto(rows).axes[0].get_ylim()[0] < 60
 
 

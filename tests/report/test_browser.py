@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from helpers.reports import made_up, maps, run_info, write
+from helpers.reports import change, made_up, maps, run_info, write
 
 from tokred.report import page as report
 from tokred.tables.row import Row
@@ -54,7 +54,8 @@ def pages(tmp_path_factory):
             error="sit is not fitted " + "and this takes many words to say " * 4,
         )
     )
-    rows[1].best, rows[0].limited = True, True
+    change(rows, 1, best=True)
+    change(rows, 0, limited=True)
     swept, many = made_up(budgets=(0.2, 0.4), classes=40, per_class=3)
     info = run_info(command="tokred compare --data " + "x" * 200)
     for name, made in (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.command import run as command
 from helpers.hostile import HOSTILE, Page
-from helpers.reports import archive, made_up, maps, run_info, write
+from helpers.reports import archive, change, made_up, maps, run_info, write
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -119,7 +119,7 @@ def test_the_policy_allows_this_script_and_nothing_from_elsewhere():
 
 def test_the_table_shows_the_rows():
     rows, arrays = made_up()
-    rows[1].best = True
+    change(rows, 1, best=True)
     failed = Row("sit", status="unfitted", error="sit is not fitted; run tokred fit sit", budget=0.3)
     lines = Reader(report.page(material([*rows, failed], arrays))).table
     head, body = lines[0], lines[1 : 2 + len(rows)]
@@ -159,9 +159,13 @@ def test_a_sweep_has_a_table_by_budget_and_names_rows_by_it():
 
 def test_a_sweep_says_in_each_cell_what_it_is():
     rows, arrays = made_up(budgets=(0.2, 0.4), methods=("lotm", "sit", "lowres"))
-    for row in rows:
-        row.unfitted, row.limited, row.n_images = row.method == "sit", True, 40
-        row.reduction = 0.25 if row.method == "lowres" and row.budget == 0.2 else row.reduction
+    change(rows, None, limited=True, n_images=40)
+    change(rows, "sit", unfitted=True)
+    change(
+        rows,
+        next(i for i, row in enumerate(rows) if (row.method, row.budget) == ("lowres", 0.2)),
+        reduction=0.25,
+    )
     rows += [Row("smaller", control=True, top1=80.0), Row("lotm", knob="40", top1=1.0)]
     pivot = {
         method: [cell.text for cell in cells]
@@ -179,8 +183,7 @@ def test_a_sweep_says_in_each_cell_what_it_is():
 
 def test_rows_without_a_budget_and_images_without_labels():
     rows, arrays = made_up(labelled=False)
-    for row in rows:
-        row.budget = None
+    change(rows, None, budget=None)
     found = material(rows, arrays)
     page = report.page(found)
     check_self_contained(page)
@@ -203,12 +206,12 @@ def test_a_run_of_which_nothing_came():
 
 def test_warnings_say_what_a_reader_must_know():
     rows, arrays = made_up()
-    for row in rows:
-        row.limited, row.n_images, row.n_failed, row.on_error = True, 40, 2, "skip"
-    rows[0].baseline_off, rows[0].published_top1 = True, 72.13
-    rows[1].unbeaten, rows[2].fitted_here = "random lowres", True
+    change(rows, None, limited=True, n_images=40, n_failed=2, on_error="skip")
+    change(rows, 0, baseline_off=True, published_top1=72.13)
+    change(rows, 1, unbeaten="random lowres")
+    change(rows, 2, fitted_here=True)
     text = " ".join(
-        report.facts.warnings(material(rows, arrays, run_info(kinds={"greyscale": 3}, smallest_batch=2)))
+        report.headlines.warnings(material(rows, arrays, run_info(kinds={"greyscale": 3}, smallest_batch=2)))
     )
     for part in (
         "first 40 images",
@@ -223,11 +226,11 @@ def test_warnings_say_what_a_reader_must_know():
 
 def test_the_summary_names_no_row_that_cannot_be_the_best():
     rows, arrays = made_up(methods=("lotm", "tome", "topk"))
-    by_name = {row.method: row for row in rows}
-    by_name["lotm"].fitted_here, by_name["tome"].reduction = True, 0.1
+    change(rows, "lotm", fitted_here=True)
+    change(rows, "tome", reduction=0.1)
     page = report.page(material(rows, arrays))
     assert re.search(r"At 30\s% fewer FLOPs, topk has", page)
-    by_name["topk"].fitted_here = True
+    change(rows, "topk", fitted_here=True)
     assert re.search(
         r"At 30\s% fewer FLOPs, lotm has", report.page(material(rows, arrays))
     )  # and the warning says what it is
@@ -253,7 +256,7 @@ def test_foreign_text_is_shown_and_does_nothing():
         for text in texts:
             common = {"dataset": text, "options": text, "weights": text, "device": text, "model": text}
             rows.append(Row(f"x{text}", **common, status="failed", error=text))
-        rows[0].dataset = rows[0].weights = rows[0].device = texts[0]
+        change(rows, 0, dataset=texts[0], weights=texts[0], device=texts[0])
         info = run_info(
             class_names=texts,
             command=texts[1],
@@ -273,7 +276,8 @@ def test_foreign_text_is_shown_and_does_nothing():
 
 def test_names_in_plots_are_text_whatever_they_are():
     rows, arrays = made_up(methods=("lotm", "tome"))
-    rows[1].method, rows[2].method = "$x^2$ <b>&", "漢字\u202eé"
+    change(rows, 1, method="$x^2$ <b>&")
+    change(rows, 2, method="漢字\u202eé")
     page = report.page(material(rows, arrays))
     check_self_contained(page)
     assert page.count("$x^2$ &lt;b&gt;&amp;") >= 3  # table, two plots
@@ -360,7 +364,7 @@ def test_of_many_classes_the_extremes_of_each_method():
 
 def test_tokens_after_each_layer():
     rows, arrays = made_up(methods=("lotm",))
-    rows[1].stages, rows[1].tokens = "2 4", "9 3"
+    change(rows, 1, stages="2 4", tokens="9 3")
     first, second = token_schedule.schedules(material(rows, arrays, run_info(patches=16, depth=5)))
     assert (first.name, first.tokens) == (BASELINE, [16] * 5)
     assert (second.tokens, second.changed) == ([16, 9, 9, 3, 3], [False, True, False, True, False])
@@ -484,7 +488,7 @@ def test_report_of_what_is_no_run(tmp_path):
     (folder / "leaderboard.csv").write_text(
         to_csv(rows).replace("\n" + rows[0].method + ",,false", "\nlotm,,much")
     )
-    refused("column control holds 'much', expected a number")
+    refused("column control holds 'much', expected true or false")
     (folder / "leaderboard.csv").write_text("a,b\n1,2\n")
     refused("column 'a' is not tokred's")
     (folder / "leaderboard.csv").unlink()

@@ -395,7 +395,7 @@ def test_what_changes_is_marked(tiny):
     assert shown.frame.changed.tolist() == [False, True]
     assert shown.frame.right.tolist() == [True, False]
     console = Console(width=150, file=io.StringIO())
-    console.print(terminal.table(shown))
+    console.print(terminal.table(shown).render())
     table = console.file.getvalue()
     assert f"{right} → {wrong} ✗" in table
     assert "75.0 → 99.9 %" in table

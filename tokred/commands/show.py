@@ -117,7 +117,7 @@ def _print(gallery: Any) -> None:
     from tokred.visualize import terminal
 
     coloured = out.is_terminal and out.color_system in ("truecolor", "256")
-    for part in terminal.pictures(gallery, out.width) if coloured else [terminal.table(gallery)]:
+    for part in terminal.pictures(gallery, out.width) if coloured else [terminal.table(gallery).render()]:
         out.print(part)
 
 

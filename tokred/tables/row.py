@@ -22,7 +22,7 @@ TOLERANCE = 0.001  # of the dense model's FLOPs, by which a budget may be missed
 SCHEMA = 2  # one more whenever a column is appended or comes to mean something else
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """One row of a leaderboard: one method at one budget.
 

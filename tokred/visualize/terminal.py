@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 from rich.color import Color
-from rich.markup import escape
 from rich.style import Style
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 
+from tokred.tables.render import Table
 from tokred.utils.text import visible
 from tokred.visualize.overlay import cell
 from tokred.visualize.panels import Panels, Texts, token_counts
@@ -19,7 +19,7 @@ from tokred.visualize.panels import Panels, Texts, token_counts
 _NARROW, _WIDE = 14, 36  # characters across a picture
 
 
-def pictures(panels: Panels, width: int) -> Iterator[Table]:
+def pictures(panels: Panels, width: int) -> Iterator[Grid]:
     """Each image with every method beside it, in rows that fit into so many characters."""
     names: list[str | None] = [None, *panels.traced.maps]
     patches = panels.traced.grid[1]
@@ -28,7 +28,7 @@ def pictures(panels: Panels, width: int) -> Iterator[Table]:
     across = max(1, (width + 2) // (wide + 2))
     for image, caption in enumerate(panels.captions):
         for start in range(0, len(names), across):
-            group, grid = names[start : start + across], Table.grid(padding=(0, 2, 0, 0))
+            group, grid = names[start : start + across], Grid.grid(padding=(0, 2, 0, 0))
             for _ in group:
                 grid.add_column(width=wide, no_wrap=True, overflow="ellipsis")
             grid.add_row(*(Text(visible(name or caption), "bold") for name in group))
@@ -41,16 +41,17 @@ def pictures(panels: Panels, width: int) -> Iterator[Table]:
 
 def table(panels: Panels) -> Table:
     """A table with one row for each image and method."""
-    drawn = Table(title=escape(visible(panels.title)), title_justify="left", header_style="bold")
-    for header in ("Image", "Method", "Tokens", "Prediction", "Confidence", "Changed"):
-        drawn.add_column(header, overflow="fold", justify="right" if header == "Confidence" else "left")
+    headers = ("Image", "Method", "Tokens", "Prediction", "Confidence", "Changed")
+    rows, sections = list[Sequence[str]](), set[int]()
     for image, caption in enumerate(panels.captions):
         for number, (name, tokens) in enumerate(panels.traced.maps.items(), start=1):
-            cells = [caption if number == 1 else "", visible(name), " ".join(map(str, tokens.tokens))]
-            if verdict := panels.verdict(name, image):
-                cells += [verdict.prediction[0], verdict.confidence, "yes" if verdict.changed else ""]
-            drawn.add_row(*map(escape, cells), end_section=number == len(panels.traced.maps))
-    return drawn
+            verdict, cells = panels.verdict(name, image), ("", "", "")
+            if verdict:
+                cells = (verdict.prediction[0], verdict.confidence, "yes" if verdict.changed else "")
+            rows.append((caption if number == 1 else "", name, " ".join(map(str, tokens.tokens)), *cells))
+        sections.add(len(rows) - 1)
+    words = frozenset(range(len(headers))) - {4}
+    return Table(title=panels.title, headers=headers, rows=rows, words=words, sections=frozenset(sections))
 
 
 def half_blocks(image: Image.Image) -> Text:
