@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 from helpers.hub import REVISION, TINY, config, in_cache, small
 
@@ -266,6 +267,84 @@ def test_layouts_of_checkpoints(tmp_path, tensors, layout):
         found = tensor_files.read_weights(tmp_path / name)
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[key], tensors[key]) for key in tensors)
+
+
+def with_prefix(prefix, state):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda state: {"state_dict": with_prefix("model.", state), "epoch": 3},  # Lightning
+        lambda state: {"state_dict": {**with_prefix("model.net.", state), "loss.weight": torch.ones(3)}},
+        lambda state: {"model_state_dict": state},
+        lambda state: {"model_state_dict": with_prefix("module.", state)},
+        lambda state: {
+            "state": 1,
+            "model": {"state_dict": {"model_state_dict": with_prefix("backbone.", state)}},
+        },
+        lambda state: {
+            "student": with_prefix("module.backbone.", {key: 0 * value for key, value in state.items()}),
+            "teacher": {**with_prefix("backbone.", state), "head.mlp.0.weight": torch.ones(2, 2)},
+        },  # DINO
+        lambda state: {
+            **with_prefix("student.backbone.", {key: 0 * value for key, value in state.items()}),
+            **with_prefix("teacher.backbone.", state),
+        },
+        lambda state: with_prefix("_orig_mod.module.model.", state),
+    ],
+)
+def test_wrappers_of_training_code_are_taken_off(tmp_path, tensors, layout):
+    content = layout(tensors)
+    torch.save(content, tmp_path / "w.ckpt")
+    files = [tmp_path / "w.ckpt"]
+    if all(isinstance(value, torch.Tensor) for value in content.values()):
+        safetensors.torch.save_file(content, tmp_path / "w.safetensors")
+        files.append(tmp_path / "w.safetensors")
+    for file in files:
+        assert same(zoo.load_file("deit_t", file).model, zoo_model(tensors))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "model.module.backbone."])
+def test_wrappers_in_safetensors(tmp_path, tensors, prefix):
+    safetensors.torch.save_file(with_prefix(prefix, tensors), tmp_path / "w.safetensors")
+    assert same(zoo.load_file("deit_t", tmp_path / "w.safetensors").model, zoo_model(tensors))
+
+
+def zoo_model(tensors):
+    model = zoo.build("deit_t", 10)
+    model.load_state_dict(tensors)
+    return model
+
+
+def test_names_that_do_not_fit_are_shown_from_both_sides(tmp_path):
+    torch.save({f"encoder.layer.{i}.weight": torch.ones(2) for i in range(5)}, tmp_path / "w.pth")
+    with pytest.raises(TokredError) as caught:
+        zoo.load_file("deit_t", tmp_path / "w.pth")
+    text = str(caught.value)
+    assert "the file lacks cls_token, pos_embed and 1" in text
+    assert "it has encoder.layer.0.weight, encoder.layer.1.weight and 3 more" in text
+
+
+def test_weights_for_larger_images_name_their_size(tmp_path):
+    file = tmp_path / "w.safetensors"
+    whole = timm.create_model("deit_tiny_patch16_224", img_size=384, num_classes=3)
+    safetensors.torch.save_file(whole.state_dict(), file)
+    with pytest.raises(
+        TokredError, match="are for images of 384 pixels, but deit_t takes 224: give --img-size 384"
+    ):
+        zoo.load_file("deit_t", file)
+    assert same(zoo.load_file("deit_t", file, img_size=384).model, whole)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, tensors):
+    broken = {**tensors, "blocks.3.mlp.fc1.bias": torch.full((768,), torch.nan)}
+    safetensors.torch.save_file(broken, tmp_path / "w.safetensors")
+    with pytest.raises(
+        TokredError, match=r"\(w.safetensors\) hold numbers that are not finite, in blocks.3.mlp.fc1.bias"
+    ):
+        zoo.load_for("deit_t", str(tmp_path / "w.safetensors"))
 
 
 def test_files_of_deit_iii_call_layer_scale_otherwise(tmp_path):

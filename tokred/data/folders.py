@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from timm.data.readers.img_extensions import get_img_extensions
-from timm.data.readers.reader_image_folder import find_images_and_targets
+from timm.utils.misc import natural_key
 
-from tokred.data import imagenet
+from tokred.data import folder_tree, imagenet
+from tokred.data.folder_tree import FolderTree
 from tokred.data.images import Files, StrictImages
 from tokred.data.source import Source
 from tokred.errors import UNLABELLED, TokredError
@@ -52,14 +52,14 @@ def open_folder(data: str, split: str | None, labels: bool = True, devkit: str |
         )
     base = split_base(Path(data))
     root, chosen = _split_folder(base, split)
-    found, class_to_idx = find_images_and_targets(str(root))
-    if not found:
+    tree = folder_tree.walk(root)
+    if not tree.images:
         endings = ", ".join(get_img_extensions())
         raise TokredError(
             f"No images can be read from {data!r}, split {chosen!r} (no file ends with {endings}); expected one folder for each class."
         )
     name = (Path(data) if base == Path(data) else base).resolve().name
-    return _Folder(root, name, chosen, found, class_to_idx).source(labels, devkit)
+    return _Folder(tree, name, chosen).source(labels, devkit).noted(tree.note)
 
 
 def split_base(data: Path) -> Path:
@@ -89,20 +89,14 @@ def _split_folder(base: Path, split: str | None) -> tuple[Path, str]:
 
 
 class _Folder:
-    """The images that were found in a folder, each with the name of the folder that it is in."""
+    """The images of a folder, each with the name of the subfolder in which it lies."""
 
-    def __init__(
-        self,
-        root: Path,
-        name: str,
-        split: str,
-        found: Sequence[tuple[str, int]],
-        class_to_idx: dict[str, int],
-    ) -> None:
-        self.root, self.name, self.split = root, name, split
-        self.paths = [path for path, _ in found]
-        self.targets = np.array([target for _, target in found], dtype=np.int64)
-        self.names = tuple(sorted(class_to_idx, key=class_to_idx.__getitem__))
+    def __init__(self, tree: FolderTree, name: str, split: str) -> None:
+        self.root, self.paths, self.name, self.split = tree.root, tree.images, name, split
+        folders = [tree.folder_of(path) for path in self.paths]
+        self.names = tuple(sorted(set(folders), key=lambda folder: (natural_key(folder), folder)))
+        places = {folder: place for place, folder in enumerate(self.names)}
+        self.targets = np.array([places[folder] for folder in folders], dtype=np.int64)
         self.origin = imagenet.origin(self.paths)
 
     def source(self, labels: bool, devkit: str | None) -> Source:

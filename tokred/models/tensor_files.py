@@ -21,16 +21,14 @@ from tokred.errors import TokredError
 from tokred.utils.atomic import replace_file
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".tar", ".ckpt")
-_STATES = (
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model",
-)  # where both are there, the averaged weights, as timm takes them
+# Keys of state dicts within checkpoints; where there are several, averaged weights come first, as timm takes them.
+_STATES = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model", "student")
+_WRAPPERS = frozenset((*_STATES, "module", "backbone", "encoder", "net", "network", "_orig_mod"))
+_FIRST = "patch_embed.proj.weight"  # which every ViT of timm has
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a weight file, float32. A checkpoint's state dict may stand under `model`, `state_dict` or their averages (`_ema`).
+    """All tensors of a weight file, float32; a checkpoint's state dict may stand under `model`, `state_dict` and the like, in any nesting.
 
     Raises:
         TokredError: missing, corrupt, or no file of tensors.
@@ -78,15 +76,35 @@ def state_dict(checkpoint: Any, path: Path, part: str | None = None) -> dict[str
     Raises:
         TokredError: there is no state dict in it.
     """
-    found = checkpoint
-    if isinstance(checkpoint, Mapping):
-        chosen = part or next((key for key in _STATES if isinstance(checkpoint.get(key), Mapping)), None)
-        found = checkpoint.get(chosen) if chosen else checkpoint
-    if not isinstance(found, Mapping):
+    if part is not None and isinstance(checkpoint, Mapping):
+        checkpoint = checkpoint.get(part)
+    while isinstance(checkpoint, Mapping):
+        key = next((key for key in _STATES if isinstance(checkpoint.get(key), Mapping)), None)
+        if key is None:
+            break
+        checkpoint = checkpoint[key]
+    if not isinstance(checkpoint, Mapping):
         raise TokredError(
             f"The weight file {path} holds no state dict; expected one, or a dictionary with one under 'model'."
         )
-    return _float32(clean_state_dict(dict(found)))
+    return _float32(clean_state_dict(dict(checkpoint)))
+
+
+def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a ViT under timm's names, without prefixes such as "module." or "model.backbone." of training code.
+
+    Of several models in one file an averaged one or the teacher is taken; what lies beside the model is left out.
+    """
+    prefixes = [key.removesuffix(_FIRST) for key in tensors if key.endswith(_FIRST)]
+    prefixes = [prefix for prefix in prefixes if set(prefix.split(".")[:-1]) <= _WRAPPERS]
+    if not prefixes or "" in prefixes:
+        return dict(tensors)
+    prefix = min(prefixes, key=lambda prefix: [_rank(word) for word in prefix.split(".")[:-1]])
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _rank(wrapper: str) -> int:
+    return _STATES.index(wrapper) if wrapper in _STATES else len(_STATES)
 
 
 def _float32(tensors: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from torch import nn
 from tokred.core.vit import check_supported
 from tokred.errors import TokredError, UnknownName, did_you_mean
 from tokred.models import pretrained
-from tokred.models.tensor_files import hash_file, hash_weights, read_card, read_weights
+from tokred.models.tensor_files import hash_file, hash_weights, read_card, read_weights, unwrap
+from tokred.utils.text import some
 
 ALIASES = {
     "deit_t": "deit_tiny_patch16_224",
@@ -130,6 +131,13 @@ def load_for(
         loaded = load_shipped(name, img_size)
     else:
         loaded = load_pretrained(name, img_size=img_size)
+    state = loaded.model.state_dict()
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise TokredError(
+            f"The weights ({loaded.weights}) hold numbers that are not finite, in {some(broken, 2)}; their training has diverged, "
+            "or the file is damaged."
+        )
     if loaded.model.num_classes < 1:
         raise TokredError(
             f"The weights ({loaded.weights}) have no classifier, so there is no accuracy to compare; choose a tag with one."
@@ -174,17 +182,14 @@ def load_file(name: str, path: Path, img_size: int | None = None) -> Loaded:
     Raises:
         TokredError: the file is missing, corrupt or of another architecture.
     """
-    tensors = _renamed(read_weights(path))
+    tensors = _renamed(unwrap(read_weights(path)))
     head = next((tensors[key] for key in ("head.weight", "fc.weight") if key in tensors), None)
     model = build(name, num_classes=None if head is None else len(head), img_size=img_size)
     if img_size is not None:
         _resample(model, tensors)
-    missing, unexpected = _fit(model, tensors, name, path)
-    if missing or unexpected:
-        what = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, which {name} has not"
-        raise TokredError(
-            f"The weights in {path} are not for {name}: the file {what}; choose the --model that they belong to."
-        )
+    else:
+        _check_size(model, tensors, name, path)
+    _load(model, tensors, name, path)
     return Loaded(
         model=model.eval(),
         name=name,
@@ -197,17 +202,39 @@ def load_file(name: str, path: Path, img_size: int | None = None) -> Loaded:
 
 def _resample(model: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Bring position embeddings, [1, n, C], to the model's grid, as timm does with its own weights."""
-    embedding, wanted = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
-    if embedding is None or wanted is None or embedding.ndim != 3 or embedding.shape == wanted.shape:
-        return
-    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    side = math.isqrt(max(0, embedding.shape[1] - prefix))
-    if (
-        side * side + prefix == embedding.shape[1]
-    ):  # else they are another model's, which loading them will tell
-        tensors["pos_embed"] = resample_abs_pos_embed(
-            embedding, list(model.patch_embed.grid_size), num_prefix_tokens=prefix
+    if _side(model, tensors):
+        grid, prefix = list(model.patch_embed.grid_size), _position_prefix(model)
+        tensors["pos_embed"] = resample_abs_pos_embed(tensors["pos_embed"], grid, num_prefix_tokens=prefix)
+
+
+def _check_size(model: Any, tensors: dict[str, torch.Tensor], name: str, path: Path) -> None:
+    """Raise where the weights are for images of another size.
+
+    Raises:
+        TokredError: with the size that they are for.
+    """
+    side = _side(model, tensors)
+    if side:
+        size = side * model.patch_embed.patch_size[0]
+        raise TokredError(
+            f"The weights in {path} are for images of {size} pixels, but {name} takes {model.patch_embed.img_size[0]}: "
+            f"give --img-size {size}, or another size to resample their position embedding."
         )
+
+
+def _side(model: Any, tensors: dict[str, torch.Tensor]) -> int:
+    """Patches along a side of the images that weights are for, where this is not the model's own; else 0."""
+    embedding, own = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
+    if embedding is None or own is None or embedding.ndim != 3 or embedding.shape == own.shape:
+        return 0
+    patches = embedding.shape[1] - _position_prefix(model)
+    side = math.isqrt(max(0, patches))
+    # Otherwise they are another model's, of which loading them will tell.
+    return side if side * side == patches and embedding.shape[2] == own.shape[2] else 0
+
+
+def _position_prefix(model: Any) -> int:
+    return 0 if model.no_embed_class else int(model.num_prefix_tokens)
 
 
 def _renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -248,12 +275,22 @@ def load_pretrained(name: str, num_classes: int | None = None, img_size: int | N
     )
 
 
-def _fit(
-    model: nn.Module, tensors: dict[str, torch.Tensor], name: str, path: Path
-) -> tuple[list[str], list[str]]:
+def _load(model: nn.Module, tensors: dict[str, torch.Tensor], name: str, path: Path) -> None:
+    """Load all tensors.
+
+    Raises:
+        TokredError: names or shapes are not the model's; two of each are shown.
+    """
+    intro, advice = f"The weights in {path} are not for {name}", "choose the --model that they belong to"
     try:
-        result = model.load_state_dict(tensors, strict=False)
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise TokredError(f"The weights in {path} are not for {name}: {detail}") from error
-    return list(result.missing_keys), list(result.unexpected_keys)
+        detail = str(error).splitlines()[-1].strip().rstrip(".")
+        raise TokredError(f"{intro}: {detail}; {advice}.") from error
+    sentences = []
+    if missing:
+        sentences.append(f"the file lacks {some(missing, 2)}")
+    if unexpected:
+        sentences.append(f"it has {some(unexpected, 2)}, unknown to the model")
+    if sentences:
+        raise TokredError(f"{intro}: {', and '.join(sentences)}; {advice}.")
