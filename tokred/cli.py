@@ -12,6 +12,7 @@ from tokred.commands import (
     bench,
     check,
     compare,
+    configs,
     data,
     fit,
     leaderboard,
@@ -44,7 +45,7 @@ _MAIN = (
     bench.bench,
     show.show,
 )
-_MORE = (data.data, report.report, train.train, reproduce.reproduce, similarity.similarity)
+_MORE = (configs.configs, data.data, report.report, train.train, reproduce.reproduce, similarity.similarity)
 for command in _MAIN:
     app.command()(command)
 for command in _MORE:

@@ -60,7 +60,7 @@ def test_leaderboard_has_the_baseline_and_every_method(comparison):
 def test_everything_else_it_leaves(comparison):
     out = comparison[0]
     visible = {p.name for p in out.iterdir() if not p.name.startswith(".")}
-    tables = {"leaderboard.csv", "table.md", "table.tex", "run.json", "predictions.npz"}
+    tables = {"leaderboard.csv", "table.md", "table.tex", "run.json", "config.yaml", "predictions.npz"}
     assert visible == tables | {"report.html", "pareto.svg", "pareto.png", "maps.npz"}
     run_json = json.loads((out / "run.json").read_text())
     assert run_json["configuration"]["model"] == "deit_t"

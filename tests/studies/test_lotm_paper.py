@@ -1,4 +1,4 @@
-"""The paper's tables: printed figures as they are in the paper, FLOPs against its own formulas, and what is said beside them."""
+"""The paper's tables: printed figures, FLOPs against the paper's own formulas, and the notes beside them."""
 
 import json
 
@@ -14,18 +14,21 @@ from PIL import Image
 from tokred.core.flops import CostTable
 from tokred.data import imagenet
 from tokred.errors import TokredError
+from tokred.evaluation.config import Config
+from tokred.evaluation.config_file import read_config
 from tokred.models import zoo
-from tokred.studies.lotm_paper import comparison_rows, printed
-from tokred.studies.lotm_paper.comparison_rows import Line
-from tokred.studies.lotm_paper.tables import weights_of
+from tokred.studies.lotm_paper import printed
+from tokred.studies.lotm_paper.join import join
+from tokred.studies.lotm_paper.study import planned, weights_of
 from tokred.tables.row import BASELINE, Row
 
 WIDTH = {"deit_t": 192, "deit_s": 384, "deit_b": 768}
 
 
 def formula(model, counts):
-    """Multiply-accumulates with n tokens (CLS included) in attention and in the MLP of each of 12 layers, by hand: Eq. 6 to 8 of the paper,
-    five operations for each element that a LayerNorm sees, the patch embedding and the head."""
+    """Multiply-accumulates with n tokens (CLS included) in attention and in the MLP of each of 12 layers, by
+    hand: Eq. 6 to 8 of the paper, five operations for each element of a LayerNorm, the patch embedding and
+    the head."""
     d, total = WIDTH[model], 196 * 16 * 16 * 3 * WIDTH[model] + 1000 * WIDTH[model]
     for attention, mlp in counts:
         total += 4 * attention * d * d + 2 * attention**2 * d + 8 * mlp * d * d + 5 * d * (attention + mlp)
@@ -46,9 +49,14 @@ def costs():
     return {model: CostTable(zoo.build(model)) for model in WIDTH}
 
 
+def planned_lines(table, model, costs):
+    """The lines of a table with FLOPs alone."""
+    return join(table, model, planned(read_config(f"table{table}"), costs), comparable=False)
+
+
 @pytest.mark.parametrize("model", WIDTH)
 def test_flops_of_table_1_follow_from_the_papers_formulas(model, costs):
-    found = {(line.layers, line.k): line for line in comparison_rows.planned(1, model, costs[model])}
+    found = {(line["layers"], line["k"]): line for line in planned_lines(1, model, costs[model])}
     assert set(found) == {("", None)} | {
         (layers, k) for layers in ("4 7 10", "4 7 11") for k in (10, 20, 30, 40, 44, 48)
     }
@@ -57,24 +65,24 @@ def test_flops_of_table_1_follow_from_the_papers_formulas(model, costs):
         own = (
             1.5 * 196 * WIDTH[model] * len(layers.split()) / 1e9
         )  # LoTM's similarities: a product a pair, a norm a token
-        assert by_hand - 1e-9 <= line.gflops <= by_hand + 1.05 * own + 1e-9
-        assert line.gflops_diff == pytest.approx(line.gflops - line.gflops_printed)
+        assert by_hand - 1e-9 <= line["gflops"] <= by_hand + 1.05 * own + 1e-9
+        assert line["gflops_diff"] == pytest.approx(line["gflops"] - line["gflops_printed"])
 
 
 def test_what_the_notes_say_of_the_printed_flops_is_so(costs):
     for model, layers, worst in (("deit_t", "4 7 10", 0.0070), ("deit_t", "4 7 11", 0.031)):
         off = [
-            abs(line.gflops_diff)
-            for line in comparison_rows.planned(1, model, costs[model])
-            if line.layers == layers
+            abs(line["gflops_diff"])
+            for line in planned_lines(1, model, costs[model])
+            if line["layers"] == layers
         ]
         assert max(off) == pytest.approx(worst, abs=0.001)
     for layers in ("4 7 10", "4 7 11"):  # DeiT-S: off by more than rounding at some k, whichever the layers
         assert (
             max(
-                abs(line.gflops_diff)
-                for line in comparison_rows.planned(1, "deit_s", costs["deit_s"])
-                if line.layers == layers
+                abs(line["gflops_diff"])
+                for line in planned_lines(1, "deit_s", costs["deit_s"])
+                if line["layers"] == layers
             )
             > 0.05
         )
@@ -91,7 +99,7 @@ def test_what_the_notes_say_of_the_printed_flops_is_so(costs):
 def test_printed_drops_and_their_misprints():
     wrong = {}
     for table in (2, 3, 4):
-        model = printed.MODELS[table][0]
+        model = printed.models(table)[0]
         for one in printed.lines(table):
             if (
                 one.drop is not None
@@ -117,9 +125,9 @@ def test_printed_drops_and_their_misprints():
 
 def test_tables_2_to_4_have_every_method_within_the_budget(costs):
     for table, model in ((2, "deit_s"), (3, "deit_b"), (4, "deit_t")):
-        found = comparison_rows.planned(table, model, costs[model])
-        matched = [line for line in found if line.k is None and line.method != BASELINE]
-        assert {line.method for line in matched} == {
+        found = planned_lines(table, model, costs[model])
+        matched = [line for line in found if line["k"] is None and line["method"] != BASELINE]
+        assert {line["method"] for line in matched} == {
             "sinkhorn",
             "patchmerger",
             "sit",
@@ -128,22 +136,21 @@ def test_tables_2_to_4_have_every_method_within_the_budget(costs):
             "tome",
             "lotm",
         }
-        saved = [1 - line.gflops * 1e9 / costs[model].dense for line in matched]
+        saved = [1 - line["gflops"] * 1e9 / costs[model].dense for line in matched]
         assert all(0.3 <= reduction <= 0.301 for reduction in saved)
-        assert [line.layers for line in found if line.k is not None] == ["4 7 10", "4 7 11"]
+        assert [line["layers"] for line in found if line["k"] is not None] == ["4 7 10", "4 7 11"]
 
 
 def test_a_line_says_whether_the_interval_holds_what_is_printed():
-    row = Row("lotm", top1=79.0, top1_lo=78.6, top1_hi=79.4, drop=0.8, drop_lo=0.6, drop_hi=1.0, gflops=3.262)
-    line = Line(2, "deit_s", "lotm", top1_printed=79.19, gflops_printed=3.26)
-    line.measure(row, comparable=True)
-    assert (round(line.top1_diff, 2), line.within, round(line.gflops_diff, 3)) == (-0.19, True, 0.002)
-    line.top1_printed = 79.5
-    line.measure(row, comparable=True)
-    assert line.within is False
-    elsewhere = Line(2, "deit_s", "lotm", top1_printed=79.19, gflops_printed=3.26)
-    elsewhere.measure(row, comparable=False)  # other images: printed accuracies do not compare
-    assert (elsewhere.top1, elsewhere.top1_diff, elsewhere.within) == (79.0, None, None)
+    measured = {"top1": 79.0, "top1_lo": 78.6, "drop": 0.8, "drop_lo": 0.6, "drop_hi": 1.0, "gflops": 3.262}
+    inside, outside = (Row("lotm", **measured, top1_hi=top1_hi) for top1_hi in (79.4, 79.1))
+    for row, within in ((inside, True), (outside, False)):
+        (line,) = join(2, "deit_s", [row], comparable=True)
+        assert (line["top1_printed"], line["gflops_printed"]) == (79.19, 3.26)
+        assert (round(line["top1_diff"], 2), line["within"]) == (-0.19, within)
+        assert round(line["gflops_diff"], 3) == 0.002
+    (elsewhere,) = join(2, "deit_s", [inside], comparable=False)  # other images: accuracies do not compare
+    assert (elsewhere["top1"], elsewhere["top1_diff"], elsewhere["within"]) == (79.0, None, None)
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
@@ -255,7 +262,7 @@ def test_weights_by_model(tmp_path):
 
 @pytest.fixture(scope="module")
 def made_up_imagenet(tmp_path_factory):
-    """A validation folder of ImageNet's layout with one small image in each of 1,000 folders, and random weights for DeiT-T."""
+    """A folder of ImageNet's layout with one small image in each class, and random weights for DeiT-T."""
     root = tmp_path_factory.mktemp("imagenet")
     rng = np.random.default_rng(0)
     for number, wnid in enumerate(imagenet.class_names(), start=1):
@@ -274,9 +281,10 @@ def made_up_imagenet(tmp_path_factory):
 def test_on_imagenet_differences_are_shown(made_up_imagenet, tmp_path):
     data, weights = made_up_imagenet / "val", made_up_imagenet / "weights"
     code, text = run(
-        "reproduce", "table1", "--models", "deit_t", "--data", data, "--weights", weights, "--limit", "4", "--batch-size", "4",
-        "--workers", "0", "--precision", "fp32", "--out", tmp_path / "out", "--no-controls",
-    )  # fmt: skip
+        *("reproduce", "table1", "--models", "deit_t", "--data", data, "--weights", weights, "--limit", "4"),
+        *("--batch-size", "4", "--workers", "0", "--precision", "fp32", "--no-controls"),
+        *("--out", tmp_path / "out"),
+    )
     assert code == 0, text
     assert "NOT on ImageNet-1K" not in text
     assert "Top-1 (%) printed" in (tmp_path / "out" / "table1.md").read_text()
@@ -287,30 +295,20 @@ def test_on_imagenet_differences_are_shown(made_up_imagenet, tmp_path):
 
 
 def test_fig3_sweeps_the_papers_methods(tmp_path, monkeypatch):
-    from tokred.studies.lotm_paper import figures
-
-    monkeypatch.setattr(figures, "MODEL", "deit_t")
-    monkeypatch.setattr(figures, "BUDGETS", (0.2, 0.3))
+    methods = read_config("fig3").methods
+    short = Config(model="deit_t", methods=methods, budgets=(0.2, 0.3))
+    monkeypatch.setattr("tokred.studies.lotm_paper.study.read_config", lambda _: short)
     out = tmp_path / "out"
     code, text = run(
-        "reproduce", "fig3", "--limit", "2", "--batch-size", "2", "--workers", "0", "--precision", "fp32", "--out", out, "--bench", "1",
-        "--no-controls",
-    )  # fmt: skip
+        *("reproduce", "fig3", "--limit", "2", "--batch-size", "2", "--workers", "0", "--precision", "fp32"),
+        *("--out", out, "--bench", "1", "--no-controls"),
+    )
     assert code == 0, text
     assert "NOT on ImageNet-1K" in " ".join(text.split())
     for name in ("fig3-flops.svg", "fig3-flops.png", "fig3-speed.svg", "fig3-speed.png", "leaderboard.csv"):
         assert (out / name).stat().st_size > 1000
     board = pd.read_csv(out / "leaderboard.csv")
-    assert set(board.method) == {
-        BASELINE,
-        "sinkhorn",
-        "patchmerger",
-        "sit",
-        "dpcknn",
-        "kmedoids",
-        "tome",
-        "lotm",
-    }
+    assert set(board.method) == {BASELINE, *methods} == {line.method for line in printed.lines(2)}
     assert (board.images_per_s > 0).all()
 
 

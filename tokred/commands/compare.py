@@ -15,6 +15,7 @@ from rich.console import Console
 from tokred.commands.console import Progress, err, out, say, show, speak, warn
 from tokred.commands.options import (
     Budget,
+    ConfigName,
     Format,
     ImageOptions,
     Model,
@@ -24,6 +25,7 @@ from tokred.commands.options import (
     RunOptions,
     Workers,
     configuration,
+    configured,
     grouped,
 )
 from tokred.tables.render import check_format
@@ -40,6 +42,8 @@ Rounds = Annotated[
 @grouped
 def compare(
     *,
+    context: typer.Context,
+    config: ConfigName = None,
     budget: Budget = 0.3,
     model: Model = "deit_s",
     plans: PlanOptions,
@@ -51,8 +55,9 @@ def compare(
     bench: Rounds = 0,
     form: Format = "table",
 ) -> None:
-    """Evaluate all methods at one FLOP budget and write their leaderboard. The same command resumes a killed run."""
-    run_comparison(configuration(model, (budget,), plans, images, rows, how), folder, workers, bench, form)
+    """Evaluate all methods at one FLOP budget and write their leaderboard. The same command resumes it."""
+    flags = configuration(model, (budget,), plans, images, rows, how)
+    run_comparison(configured(config, flags, context), folder, workers, bench, form)
 
 
 def run_comparison(

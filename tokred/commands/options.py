@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="deit_t, deit_s, deit_b, any ViT of timm, or hf-hub:OWNER/NAME.")
+]
+ConfigName = Annotated[
+    str | None,
+    typer.Option(
+        "--config", help="Name (see `tokred configs`) or YAML file of a configuration; flags win over it."
+    ),
 ]
 Budget = Annotated[float, typer.Option("--budget", "-b", help="Fraction of FLOPs to save, between 0 and 1.")]
 Methods = Annotated[
@@ -217,6 +223,40 @@ def configuration(model: str, budgets: tuple[float, ...], *groups: Any) -> Confi
         budgets=budgets,
         **functools.reduce(lambda all, group: all | group.fields(), groups, dict[str, Any]()),
     )
+
+
+_FIELDS = {"budget": "budgets", "settings": "options", "no_controls": "controls"}
+
+
+def configured(name: str | None, flags: Config, context: typer.Context) -> Config:
+    """The configuration that `--config` names, with what the command line says in place of its settings.
+
+    Args:
+        name: name or YAML file of a configuration; None for the flags alone.
+        flags: the configuration that the flags make, defaults included.
+        context: the context of the command, which knows the flags that were given.
+
+    Raises:
+        TokredError: no such configuration, or a mistake in it.
+    """
+    if name is None:
+        return flags
+    from tokred.evaluation.config_file import read_config
+
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    named = {
+        _FIELDS.get(parameter, parameter)
+        for parameter, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    }
+    config = read_config(name)
+    changes = {field.name: getattr(flags, field.name) for field in fields(config) if field.name in named}
+    if "options" in changes:
+        methods = {**config.options, **changes["options"]}
+        changes["options"] = {
+            method: {**config.options.get(method, {}), **flags.options.get(method, {})} for method in methods
+        }
+    return replace(config, **changes)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

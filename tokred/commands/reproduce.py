@@ -49,7 +49,7 @@ def reproduce(
     bench: Annotated[int, typer.Option(min=0, help="Rounds in which fig3 times each model; 0 for none.")] = 1,
     form: Format = "table",
 ) -> None:
-    """Measure a table or figure of the paper on LoTM again, printed figures beside measured ones. The same command resumes a killed run."""
+    """Measure a table or figure of the paper on LoTM again, beside what it prints. A killed run goes on."""
     check_format(form)
     if target not in TARGETS:
         raise UnknownName(did_you_mean("table or figure", target, list(TARGETS)))
@@ -61,58 +61,36 @@ def reproduce(
     place = folder or Path("runs") / f"reproduce-{target}{'-flops' if flops_only else ''}"
     if target == "fig1":
         run_similarity(replace(config, model="deit_s"), (1,), "residual", place, workers)
-    elif target == "fig3":
-        _figure(config, place, workers, bench, form)
-    else:
-        _table(int(target[-1]), config, parse_names(models), flops_only, place, workers, form)
+        return
+    from tokred.studies.lotm_paper.study import Study
+
+    study = Study(target, config, parse_names(models), flops_only)
+    _run(study, place, workers, 0 if target in TABLES else bench, form)
 
 
-def _figure(config: Any, place: Path, workers: int | None, bench: int, form: str) -> None:
-    from tokred.studies.lotm_paper.figures import Fig3
-    from tokred.tables import results_table
-
+def _run(study: Any, place: Path, workers: int | None, bench: int, form: str) -> None:
     commentary = out if form == "table" else err
-    figure = Fig3(config)
-    speak(figure.job.processes.rank == 0)
-    say(figure.job.describe(), commentary)
-    notice = figure.job.open(place)
-    say(notice, commentary)
-    if bench:
-        say(
-            f"After the images each of {len(figure.job.models) + 1} models is timed alone, {bench} x; --bench 0 leaves that out.",
-            commentary,
-        )
-    with resumable(commentary), Progress(len(figure.job.source), "images") as advance:
-        found = figure.run(place, workers, advance, bench)
-    show(results_table.formatted(found.rows, figure.title, form, swept=True))
-    say(f"Figures, and the run: {place}", commentary)
-
-
-def _table(
-    number: int,
-    config: Any,
-    models: tuple[str, ...],
-    flops_only: bool,
-    place: Path,
-    workers: int | None,
-    form: str,
-) -> None:
-    from tokred.studies.lotm_paper.tables import Study
-
-    commentary = out if form == "table" else err
-    study = Study(number, config, models, flops_only)
     speak(study.first)
     for job in study.jobs.values():
         say(job.describe(), commentary)
     for notice in study.open(place):
         say(notice, commentary)
+    if bench:
+        timed = f"each of {sum(len(job.models) + 1 for job in study.jobs.values())} models is timed alone"
+        say(f"After the images {timed}, {bench} x; --bench 0 leaves that out.", commentary)
     with (
         resumable(commentary),
         Progress(study.images, "images") if study.jobs else nullcontext(lambda images: None) as advance,
     ):
-        found = study.run(workers, advance)
-    study.write(place, found)
-    show(study.table(found).render(form))
-    say(f"Tables{', and a run for each model' if study.jobs else ''}: {place}", commentary)
+        rows = study.run(workers, advance, bench)
+    study.write(place, rows)
+    if study.table is None:
+        from tokred.tables import results_table
+
+        show(results_table.formatted(next(iter(rows.values())), study.title, form, swept=True))
+        say(f"Figures, and the run: {place}", commentary)
+    else:
+        show(study.as_table(rows).render(form))
+        say(f"Tables{', and a run for each model' if study.jobs else ''}: {place}", commentary)
     if study.notes:
         raise typer.Exit(1)

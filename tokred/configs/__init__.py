@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,12 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in (FOLDER / kind).glob("*.yaml"))
 
 
+def summary(kind: str, name: str) -> str:
+    """What a shipped configuration is for: the comment in its first line."""
+    first = (FOLDER / kind / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
 def find(kind: str, name: str) -> dict[str, Any] | None:
     """A shipped configuration, or None."""
     return load(kind, name) if name in names(kind) else None
@@ -31,18 +38,39 @@ def load(kind: str, name: str) -> dict[str, Any]:
     Raises:
         TokredError: no such configuration, or not a YAML mapping.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / kind / f"{name}.yaml"
-    if not path.is_file():
-        raise UnknownName(did_you_mean("configuration", name, names(kind)))
+    path = _path(kind, name)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise TokredError(
-            f"The configuration {path} cannot be read: {str(error).splitlines()[0]}."
-        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = "" if mark is None else f"line {mark.line + 1}: "
+        reason = f"{place}{problem or str(error).splitlines()[0]}"
+        raise TokredError(f"The configuration {path} cannot be read: {reason}.") from error
     if not isinstance(values, dict):
         raise TokredError(f"The configuration {path} must be a mapping of names to values.")
     return values
+
+
+def place(kind: str, name: str, keys: Sequence[str | int]) -> str:
+    """The place of a value in a configuration that can be loaded, such as "smoke.yaml, line 3".
+
+    Args:
+        kind: "compare", "fit" or "train".
+        name: name or path of the configuration.
+        keys: keys and indices that lead to the value; the innermost place that exists is told.
+    """
+    path = _path(kind, name)
+    node, line = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), None
+    for key in keys:
+        pairs: list[tuple[yaml.Node, yaml.Node]] = []
+        if isinstance(node, yaml.MappingNode):
+            pairs = [(name, value) for name, value in node.value if name.value == str(key)]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+            pairs = [(value, value) for value in node.value[key : key + 1]]
+        if not pairs:
+            break
+        line, node = pairs[0][0].start_mark.line + 1, pairs[0][1]
+    return path.name if line is None else f"{path.name}, line {line}"
 
 
 def parse(schema: type[T], values: dict[str, Any], origin: str) -> T:
@@ -59,3 +87,15 @@ def parse(schema: type[T], values: dict[str, Any], origin: str) -> T:
         raise TokredError(
             f"In {origin}, {where} is wrong: {first['msg'].lower()} (got {first.get('input')!r})."
         ) from error
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """A mapping of plain values as YAML, in its order."""
+    return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+def _path(kind: str, name: str) -> Path:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / kind / f"{name}.yaml"
+    if not path.is_file():
+        raise UnknownName(did_you_mean("configuration", name, names(kind)))
+    return path

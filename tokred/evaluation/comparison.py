@@ -17,6 +17,7 @@ from tokred.data import loading, preflight
 from tokred.errors import TokredError
 from tokred.evaluation import published_accuracy
 from tokred.evaluation.config import PLACES, Config
+from tokred.evaluation.config_file import NAME, config_text
 from tokred.evaluation.engine import Pass, dense_model
 from tokred.evaluation.predictions import Evaluation, RunPredictions
 from tokred.evaluation.recording import Folder, Record
@@ -25,6 +26,7 @@ from tokred.evaluation.setup import Setup
 from tokred.evaluation.speed import measure
 from tokred.tables import row as results
 from tokred.tables.row import Row
+from tokred.utils.atomic import replace_file
 from tokred.utils.interrupts import Interrupts
 from tokred.utils.provenance import versions
 
@@ -173,6 +175,8 @@ class Job(Setup):
         self.evaluation.key = self.processes.share(self.folder.key)
         if not first:
             return ""
+        if not self.folder.read_only:
+            replace_file(out / NAME, config_text(self.resolved_config(), out / NAME).encode())
         self.folder.load_predictions(self.evaluation)
         self.speeds = self.folder.run.get("speeds", {})
         done = int(self.evaluation.done.sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -35,9 +35,14 @@ class Fixed:
         stages: layers, one-based; None for the protocol's.
     """
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for `Config.from_mapping`
+
     method: str
     knob: float
     stages: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "knob", float(self.knob))  # 40 and 40.0 are one run
 
     @property
     def name(self) -> str:

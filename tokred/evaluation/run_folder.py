@@ -26,7 +26,7 @@ FILES = (
     "report.html",
     "run.json",
 )
-OPTIONAL = ("maps.npz",)  # of no use where nothing could be drawn
+OPTIONAL = ("maps.npz", "config.yaml")  # a run without them is whole
 
 
 @dataclass(frozen=True)

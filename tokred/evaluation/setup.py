@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tokred.core.flops import CostTable
@@ -13,7 +14,7 @@ from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.inputs import open_inputs
 from tokred.evaluation.rows import Facts, RunFacts
 from tokred.tables.row import BASELINE
-from tokred.utils.devices import resolve_precision
+from tokred.utils.devices import precision_name, resolve_precision
 from tokred.utils.distributed import Processes
 from tokred.utils.text import plain_name
 
@@ -96,6 +97,15 @@ class Setup:
         budgets = dict.fromkeys((*self.config.budgets[:1], *self.config.budgets[-1:]))
         saved = "-".join(f"{budget:g}" for budget in budgets)
         return f"{plain_name(self.config.model)}-{plain_name(self.source.name)}-{saved}-{self.key}"
+
+    def resolved_config(self) -> Config:
+        """The configuration with the device, precision and batch size of this run in place of "auto"."""
+        return replace(
+            self.config,
+            device=self.device.type,
+            precision=precision_name(self.dtype),
+            batch_size=self.batch_size,
+        )
 
     def describe(self) -> str:
         """One line: data, weights, precision, device."""

@@ -33,6 +33,11 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """The name of a precision, such as "bf16"."""
+    return next(name for name, other in _DTYPES.items() if other is dtype)
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products; "auto" is bfloat16 where the processor has it natively, else float32."""
     if name != "auto":

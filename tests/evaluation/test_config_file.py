@@ -1,0 +1,129 @@
+"""Comparisons as YAML files: named ones, mistakes with their lines, and the config.yaml of every run."""
+
+import json
+
+import pytest
+from helpers.command import run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokred import configs
+from tokred.errors import TokredError
+from tokred.evaluation.config import Config, Fixed
+from tokred.evaluation.config_file import config_text, read_config
+
+SMALL = ("--limit", "2", "--batch-size", "2", "--workers", "0", "--precision", "fp32", "--no-controls")
+
+
+@pytest.mark.parametrize("name", configs.names("compare"))
+def test_named_configurations_can_be_read_and_say_what_they_are(name):
+    assert isinstance(read_config(name), Config)
+    assert 20 < len(configs.summary("compare", name)) < 130
+
+
+def test_the_default_configuration_is_the_default():
+    assert read_config("default") == Config()
+
+
+def test_smoke_is_small():
+    config = read_config("smoke")
+    assert (config.limit, len(config.methods)) == (64, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("model: deit_t\nbugets: [0.3]\n", "line 2: Unknown setting 'bugets'. Did you mean: budgets"),
+        ("# a comment\n\nlimit: many\n", "line 3: limit: should be a valid integer"),
+        ("budgets:\n  - 0.3\n  - x\n", "line 3: budgets.1: should be a valid number"),
+        ("budgets: [1.5]\n", "line 1: budgets is the fraction of FLOPs to save"),
+        ("seed: 1\nprotocol: nativ\n", "line 2: protocol: should be 'native' or 'common', got 'nativ'"),
+        ("fixed:\n  - {method: lotm, knob: 4, stags: [4]}\n", "line 2: fixed.0.stags"),
+        ("methods: [lotmm]\n", "Unknown method 'lotmm'. Did you mean: lotm"),
+        ("model: [\n", "cannot be read: line 2"),
+        ("- 1\n", "must be a mapping"),
+        ("model: !!python/object/apply:os.getcwd []\n", "cannot be read: line 1: could not determine"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_its_line(tmp_path, text, sentence):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(TokredError) as error:
+        read_config(str(path))
+    assert "mine.yaml" in str(error.value)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_name_suggests_another():
+    with pytest.raises(TokredError, match="Unknown configuration 'smok'. Did you mean: smoke"):
+        read_config("smok")
+
+
+@given(
+    budgets=st.lists(st.floats(0.01, 0.99), max_size=3),
+    knob=st.integers(1, 40),
+    stages=st.none() | st.lists(st.integers(1, 12), min_size=1, max_size=3).map(tuple),
+    data=st.none() | st.text(min_size=1, max_size=8).filter(str.strip),
+    labels=st.booleans(),
+)
+def test_what_is_written_is_read(tmp_path_factory, budgets, knob, stages, data, labels):
+    config = Config(
+        budgets=tuple(budgets),
+        options={"lotm": {"order": "append"}},
+        stages=stages,
+        data=data,
+        labels=labels,
+        fixed=(Fixed("lotm", knob, stages),),
+    )
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(config_text(config, path), encoding="utf-8")
+    assert read_config(str(path)) == config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    options = ("--model", "deit_t", "--methods", "lotm,tome", "--set", "lotm.order=append")
+    code, text = run("compare", *options, *SMALL, "--out", out)
+    assert code == 0, text
+    return out
+
+
+def test_the_configuration_that_a_run_leaves_is_the_same_run(finished):
+    code, text = run("compare", "--config", finished / "config.yaml", "--workers", "0", "--out", finished)
+    assert code == 0, text
+    assert "was finished on" in text  # the same key: nothing is evaluated again
+    saved = (finished / "config.yaml").read_text()
+    for line in (
+        "limit: 2",
+        "precision: fp32",
+        "device: cpu",
+        "batch_size: 2",
+        "order: append",
+        "split: null",
+    ):
+        assert line in saved
+
+
+def test_flags_win_over_the_configuration(finished, tmp_path):
+    flags = ("--methods", "lotm", "--set", "lotm.weighted=true", "--seed", "3", "--workers", "0")
+    code, text = run("compare", "--config", finished / "config.yaml", *flags, "--out", tmp_path / "out")
+    assert code == 0, text
+    chosen = json.loads((tmp_path / "out" / "run.json").read_text())["configuration"]
+    assert (chosen["methods"], chosen["seed"], chosen["limit"], chosen["model"]) == (["lotm"], 3, 2, "deit_t")
+    assert chosen["options"]["lotm"]["order"] == "append"  # of the file
+    assert chosen["options"]["lotm"]["weighted"] is True  # of the flag
+
+
+def test_configs_lists_them():
+    code, text = run("configs", "--format", "csv")
+    assert code == 0
+    assert [line.partition(",")[0] for line in text.splitlines()[1:]] == configs.names("compare")
+
+
+def test_bad_configurations_end_with_one_sentence(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: deit_t\nlimit: 0\n")
+    code, text = run("compare", "--config", tmp_path / "mine.yaml")
+    assert code == 2
+    assert "In mine.yaml, line 2: limit is the number of images to evaluate" in text

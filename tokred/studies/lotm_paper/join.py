@@ -1,0 +1,153 @@
+"""The join of measured rows with the paper's printed lines, and the table of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from tokred.studies.lotm_paper import printed
+from tokred.studies.lotm_paper.printed import Printed
+from tokred.tables.render import Table
+from tokred.tables.row import BASELINE, Row, csv_cell
+
+Line = dict[str, Any]
+"""Printed and measured figures of one method, by the columns of the CSV. Accuracies, drops and their
+differences are in per cent, FLOPs in 10^9; None is "not printed" or "not measured". `k` belongs to the
+paper's plans and not to those that are matched to a budget; `within` says whether the interval of the
+measured accuracy holds the printed one."""
+
+
+def join(table: int, model: str, rows: Sequence[Row], comparable: bool) -> list[Line]:
+    """Rows of one model beside the printed lines, in the paper's order, with controls at the end.
+
+    Args:
+        table: number of the table.
+        model: tokred's name of the model.
+        rows: rows of a comparison, or of plans alone.
+        comparable: whether the images are the paper's, so that accuracies can be compared.
+    """
+    lines = printed.lines(table, model)
+    places = {(line.method, line.k if table == 1 else None): place for place, line in enumerate(lines)}
+    pairs = [(places.get((row.method, _k(row) if table == 1 else None), len(lines)), row) for row in rows]
+    # LoTM at the paper's k comes before LoTM at the budget; controls keep their order.
+    pairs.sort(
+        key=lambda pair: (pair[0], pair[1].budget is not None, "" if pair[1].control else pair[1].stages)
+    )
+    every = [*lines, None]
+    return [
+        {"table": table, "model": model, **_line(row, every[place], lines[0], comparable)}
+        for place, row in pairs
+    ]
+
+
+def _line(row: Row, line: Printed | None, baseline: Printed, comparable: bool) -> Line:
+    dense = row.method == BASELINE
+    top1, gflops = (line.top1, line.gflops) if line else (None, None)
+    lo, hi = row.top1_lo, row.top1_hi
+    within = None if top1 is None or lo is None or hi is None else lo <= top1 <= hi
+    return {
+        "method": row.method,
+        "layers": "" if dense else row.stages,
+        "k": _k(row),
+        "tokens": row.tokens,
+        "training": row.training,
+        "gflops_printed": gflops,
+        "gflops": row.gflops,
+        "gflops_diff": _difference(row.gflops, gflops),
+        "top1_printed": top1,
+        "top1": row.top1,
+        "top1_lo": lo,
+        "top1_hi": hi,
+        "top1_diff": _difference(row.top1, top1) if comparable else None,
+        "within": within if comparable else None,
+        "drop_printed": None if dense else _difference(baseline.top1, top1),
+        "drop": None if dense else row.drop,
+        "drop_lo": None if dense else row.drop_lo,
+        "drop_hi": None if dense else row.drop_hi,
+        "control": row.control,
+        "error": row.error,
+        "unbeaten": row.unbeaten,
+    }
+
+
+def _difference(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
+
+
+def _k(row: Row) -> int | None:
+    """The paper's k of a row that was run at it."""
+    fixed = row.budget is None and row.method != BASELINE and not row.control
+    return int(row.knob) if fixed and row.knob.isdigit() else None
+
+
+def csv_text(lines: Sequence[Line]) -> str:
+    """All lines with all figures."""
+    frame = pd.DataFrame([{name: csv_cell(value) for name, value in line.items()} for line in lines])
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+_METHOD = {"Model": "{model}", "Method": "{method}", "Layers": "{layers}", "k": "{k:d}"}
+_FLOPS = {
+    "FLOPs (G) printed": "{gflops_printed:.2f}",
+    "FLOPs (G)": "{gflops:.3f}",
+    "Difference": "{gflops_diff:+.3f}",
+}
+_TOP1 = {"Top-1 (%)": "{top1:.2f}", "95 % interval": "{top1_lo:.1f} to {top1_hi:.1f}"}
+_DROP = {"Drop": "{drop:.2f}", "95 % interval": "{drop_lo:.1f} to {drop_hi:.1f}"}
+_LAST = {"Training": "{training}", "Not shown to beat": "{unbeaten}"}
+_COMPARABLE = (
+    {"Top-1 (%) printed": "{top1_printed:.2f}"},
+    _TOP1,
+    {"Difference": "{top1_diff:+.2f}", "Holds it": "{holds}"},
+    _DROP,
+    {"Drop printed": "{drop_printed:.2f}"},
+    _LAST,
+)
+_OTHER = (_TOP1, _DROP, {"Drop on ImageNet-1K, printed": "{drop_printed:.2f}"}, _LAST)
+_WORDS = ("Model", "Method", "Layers", "Training", "Not shown to beat")
+
+
+def table(lines: Sequence[Line], title: str, notes: Sequence[str], measured: bool, comparable: bool) -> Table:
+    """The lines as a table.
+
+    Args:
+        lines: lines of one table.
+        title: its title, in Markdown and LaTeX too.
+        notes: sentences below the table, before the errors of methods.
+        measured: whether there is more than FLOPs.
+        comparable: whether the images are the paper's; elsewhere printed drops are marked as ImageNet's.
+    """
+    parts = (_METHOD, _FLOPS, *((_COMPARABLE if comparable else _OTHER) if measured else ()))
+    columns = [column for part in parts for column in part.items()]
+    if len({line["model"] for line in lines}) == 1:
+        columns = columns[1:]
+    return Table(
+        title=title,
+        headers=[header for header, _ in columns],
+        rows=[[_cell(pattern, line) for _, pattern in columns] for line in lines],
+        words=frozenset(place for place, (header, _) in enumerate(columns) if header in _WORDS),
+        styles=["bold" if line["method"] == BASELINE else "dim" if line["control"] else "" for line in lines],
+        notes=[*notes, *(f"{line['method']}: {line['error']}" for line in lines if line["error"])],
+        titled=True,
+    )
+
+
+def _cell(pattern: str, line: Line) -> str:
+    texts = {
+        "method": f"{line['method']}, control" if line["control"] else line["method"],
+        "layers": _range(line["layers"]),
+        "holds": {True: "yes", False: "no", None: ""}[line["within"]],
+    }
+    try:
+        return pattern.format(**{**line, **texts})
+    except TypeError:  # a figure that is None
+        return ""
+
+
+def _range(layers: str) -> str:
+    """Many layers in a row as "1 to 12"."""
+    numbers = [int(layer) for layer in layers.split()]
+    in_a_row = len(numbers) > 3 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]} to {numbers[-1]}" if in_a_row else layers

@@ -1,0 +1,231 @@
+"""A table or figure of the paper, measured: a named configuration, comparisons, and the join."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tokred import plots
+from tokred.core.flops import CostTable
+from tokred.core.match import Match, at_knob, match_each
+from tokred.errors import TokredError
+from tokred.evaluation import published_accuracy
+from tokred.evaluation.comparison import Job
+from tokred.evaluation.config import Config
+from tokred.evaluation.config_file import read_config
+from tokred.models import zoo
+from tokred.plots import pareto
+from tokred.report import outputs
+from tokred.studies.lotm_paper import printed
+from tokred.studies.lotm_paper.join import Line, csv_text, join, table
+from tokred.tables.render import Table
+from tokred.tables.row import BASELINE, Row
+from tokred.utils.atomic import check_writable, write_all
+from tokred.utils.text import spaced
+
+Rows = Mapping[str, Sequence[Row]]
+"""Rows by model."""
+
+
+class Study:
+    """One table or figure of the paper; mistakes in data or weights show before any image is evaluated.
+
+    Args:
+        target: "table1" to "table4", or "fig3".
+        config: data, weights and how to run; model, methods, budgets and stages are the target's. `weights`
+            may be a folder with a file for each model, named after it.
+        models: some of the target's models, by default all.
+        flops_only: compare FLOPs alone, without any data or weights.
+
+    Attributes:
+        jobs: comparisons by model.
+        notes: sentences about models that cannot be measured.
+
+    Raises:
+        TokredError: no such model, or data that cannot be used.
+    """
+
+    def __init__(
+        self, target: str, config: Config, models: Sequence[str] = (), flops_only: bool = False
+    ) -> None:
+        self.target, self.plans = target, read_config(target)
+        self.table = int(target[-1]) if target.startswith("table") else None
+        known = (self.plans.model,) if self.table is None else printed.models(self.table)
+        unknown = [model for model in models if model not in known]
+        if unknown:
+            name = printed.TITLES[target].partition(":")[0]
+            raise TokredError(f"{name} is about {', '.join(known)}, not {unknown[0]}.")
+        self.models = tuple(models) or known
+        self.jobs: dict[str, Job] = {}
+        self.notes: list[str] = []
+        for model in () if flops_only else self.models:
+            try:
+                self.jobs[model] = Job(self._config(config, model), outputs=outputs.files)
+            except TokredError as error:
+                if model == self.models[-1] and not self.jobs and (config.data or self.table is None):
+                    raise  # PhotoDigits has weights for some models; other images were meant for all of them
+                self.notes.append(f"{model} is not measured here: {error}")
+
+    def _config(self, config: Config, model: str) -> Config:
+        return replace(
+            config,
+            model=model,
+            methods=self.plans.methods,
+            budgets=self.plans.budgets,
+            fixed=self.plans.fixed,
+            weights=weights_of(model, config.weights, len(self.models)),
+        )
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the images are the paper's: ImageNet-1K's validation images, or the first of them."""
+        sources = [job.source for job in self.jobs.values()]
+        return bool(sources) and all(map(published_accuracy.is_imagenet, sources))
+
+    @property
+    def title(self) -> str:
+        """A title that cannot be mistaken for the paper's own."""
+        title = printed.TITLES[self.target]
+        if not self.jobs:
+            return f"{title}. FLOPs alone"
+        source = next(iter(self.jobs.values())).source
+        where = f"{source.name} {source.split}, {len(source)} images"
+        return (
+            f"{title}. On {where}" if self.comparable else f"{title}. Measured on {where}, NOT on ImageNet-1K"
+        )
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return all(job.processes.rank == 0 for job in self.jobs.values())
+
+    @property
+    def images(self) -> int:
+        """Images to evaluate, over all models."""
+        return sum(len(job.source) for job in self.jobs.values())
+
+    def open(self, out: Path) -> list[str]:
+        """Take the folder of the results; sentences about what earlier runs left there.
+
+        Raises:
+            TokredError: it is not writable, or in use.
+        """
+        check_writable(out)
+        folders = {model: out if self.table is None else out / model for model in self.jobs}
+        return [notice for model, job in self.jobs.items() if (notice := job.open(folders[model]))]
+
+    def run(
+        self,
+        workers: int | None = None,
+        progress: Callable[[int], None] = lambda images: None,
+        bench: int = 0,
+    ) -> Rows:
+        """Measure all models, and count FLOPs of those that cannot be measured.
+
+        Of several processes only the first one has rows. `bench` is the number of rounds in which each model
+        is timed.
+
+        Raises:
+            TokredError, Interrupted: as `Job.run`.
+        """
+        return {
+            model: self.jobs[model].run(workers, progress, bench).rows
+            if model in self.jobs
+            else planned(self.plans, CostTable(zoo.build(model)))
+            for model in self.models
+        }
+
+    def lines(self, rows: Rows) -> list[Line]:
+        """The rows of all models beside the printed lines of the table."""
+        assert self.table is not None
+        return [
+            line for model in self.models for line in join(self.table, model, rows[model], self.comparable)
+        ]
+
+    def as_table(self, rows: Rows) -> Table:
+        """The table with printed and measured figures, and the paper's known misprints."""
+        notes = [*self.notes, *printed.NOTES[self.target]]
+        return table(self.lines(rows), self.title, notes, bool(self.jobs), self.comparable)
+
+    def write(self, out: Path, rows: Rows) -> None:
+        """Write the table as CSV, Markdown and LaTeX, or the figures, in the first process.
+
+        Raises:
+            TokredError: they cannot be written.
+        """
+        if not self.first:
+            return
+        if self.table is None:
+            write_all(out, self._figures(next(iter(rows.values()))))
+            return
+        drawing = self.as_table(rows)
+        texts = {
+            "csv": csv_text(self.lines(rows)),
+            "md": str(drawing.render("markdown")),
+            "tex": str(drawing.render("latex")),
+        }
+        write_all(out, {f"{self.target}.{ending}": text.encode() for ending, text in texts.items()})
+
+    def _figures(self, rows: Sequence[Row]) -> dict[str, bytes]:
+        """Fig. 3 over FLOPs, with the printed points where they compare, and over measured speed."""
+        model = self.plans.model
+        points = [(line.gflops, line.top1) for table in (1, 2) for line in printed.lines(table, model)]
+        figures = {"fig3-flops": pareto.pareto(rows, "gflops", self.title, points if self.comparable else ())}
+        if any(row.images_per_s for row in rows):
+            figures["fig3-speed"] = pareto.pareto(rows, "images_per_s", self.title)
+        return {
+            **{f"{name}.svg": plots.svg(figure).encode() for name, figure in figures.items()},
+            **{f"{name}.png": plots.png(figure) for name, figure in figures.items()},
+        }
+
+
+def planned(config: Config, costs: CostTable) -> list[Row]:
+    """The rows of a configuration's plans, with FLOPs alone."""
+    rows = [Row(BASELINE, gflops=costs.dense / 1e9)]
+    for fixed in config.fixed:
+        rows.append(_row(None, at_knob(costs, fixed.method, fixed.knob, stages=fixed.stages)))
+    for budget in config.budgets:
+        matches, refused = match_each(costs, config.methods or (), budget)
+        rows += [_row(budget, match) for match in matches.values()]
+        rows += [Row(method, budget=budget, error=str(error)) for method, error in refused.items()]
+    return rows
+
+
+def _row(budget: float | None, match: Match) -> Row:
+    plan = match.plan
+    return Row(
+        plan.reducer.name,
+        budget=budget,
+        stages=spaced(plan.stages),
+        tokens=spaced(plan.tokens),
+        knob=match.knob,
+        gflops=match.flops / 1e9,
+    )
+
+
+def weights_of(model: str, weights: str | None, models: int = 1) -> str | None:
+    """The weights of one of several models: a folder's file that is named after it, or the only model's own.
+
+    Raises:
+        TokredError: one file for several models, or a folder that has not exactly one file for this model.
+    """
+    if weights is None or not Path(weights).is_dir():
+        if weights is not None and models > 1:
+            raise TokredError(
+                f"--weights {weights} is one file for {models} models; give a folder with one for each, or "
+                "choose with --models."
+            )
+        return weights
+    names = (model, zoo.timm_name(model))
+    files = sorted(
+        path
+        for path in Path(weights).iterdir()
+        if path.suffix in (".safetensors", ".pth", ".bin") and path.stem.startswith(names)
+    )
+    files = [path for path in files if path.stem in names] or files
+    if len(files) != 1:
+        raise TokredError(
+            f"{weights} has {len(files)} weight files for {model}; it needs one, such as {model}.safetensors."
+        )
+    return str(files[0])
