@@ -1,4 +1,4 @@
-"""Finished runs made up for the tests of reports: their files, as `tokred.report.page.of_files` and `tokred report` read them."""
+"""Finished runs made up for the tests of reports, in memory and as files."""
 
 import io
 import json
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tokred.evaluation.predictions import Predictions, RunPredictions
 from tokred.tables.row import BASELINE, Row, rank, to_csv
 
 METHODS = ("lotm", "tome", "topk", "random")
@@ -15,6 +16,19 @@ def archive(**arrays):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
+
+
+def stored(arrays):
+    """Predictions of a run from arrays "labels", "groups" and "NAME/prediction"; None without arrays."""
+    if not arrays:
+        return None
+    n = len(arrays["labels"])
+    models = {}
+    for name, array in arrays.items():
+        if name.endswith("/prediction"):
+            models[name.removesuffix("/prediction")] = replace(Predictions.empty(n), prediction=array)
+    about = {"key": "", "failed": {}, "unreadable": {}, "kinds": {}, "smallest_batch": None, "seconds": 0.0}
+    return RunPredictions(np.arange(n), arrays["labels"], arrays["groups"], models, about)
 
 
 def run_info(**more):
@@ -114,7 +128,7 @@ def write(folder, rows, arrays=None, run=None, found_maps=None):
     (folder / "leaderboard.csv").write_text(to_csv(rows), encoding="utf-8")
     (folder / "run.json").write_text(json.dumps(run or run_info()), encoding="utf-8")
     if arrays is not None:
-        (folder / "predictions.npz").write_bytes(archive(**arrays))
+        (folder / "predictions.npz").write_bytes(stored(arrays).pack())
     if found_maps is not None:
         (folder / "maps.npz").write_bytes(archive(**found_maps))
     return folder

@@ -1,29 +1,34 @@
-"""The page of a run: what is in it, that foreign text does nothing there, and that it asks no other host for anything."""
+"""The page of a run: its content, that foreign text does nothing there, and that it asks no other host."""
 
 import base64
-import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from helpers.command import run as command
 from helpers.hostile import HOSTILE, Page
-from helpers.reports import archive, change, made_up, maps, run_info, write
+from helpers.reports import archive, change, made_up, maps, run_info, stored, write
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tokred.report import classes, main_table, token_schedule
+from tokred.evaluation.run_folder import read_run
+from tokred.report import classes, headlines, main_table, merge_maps, token_schedule
 from tokred.report import page as report
-from tokred.report.run_data import Material
+from tokred.report.run_data import RunData
 from tokred.tables import results_table
-from tokred.tables.row import BASELINE, Row, from_csv, to_csv
+from tokred.tables.row import BASELINE, Row, to_csv
 
 
 def material(rows=None, arrays=None, run=None, found_maps=None, **options):
     if rows is None:
         rows, arrays = made_up(**options)
-    return Material(rows, run or run_info(), arrays or {}, found_maps or {})
+    return RunData(rows, run or run_info(), stored(arrays), found_maps or {})
+
+
+def html(data):
+    return report.page(data.rows, data.run, data.predictions, data.maps)
 
 
 class Reader(HTMLParser):
@@ -98,7 +103,7 @@ def check_self_contained(page):
 
 
 def test_the_page_has_every_section_and_asks_no_other_host():
-    page = report.page(material(**FULL))
+    page = html(material(**FULL))
     found = check_self_contained(page)
     assert found.sections == ["table", "plots", "maps", "classes", "tokens", "origin", "all"]
     assert page.count('<svg class="bar"') == 4
@@ -108,7 +113,7 @@ def test_the_page_has_every_section_and_asks_no_other_host():
 def test_the_policy_allows_this_script_and_nothing_from_elsewhere():
     import hashlib
 
-    page = report.page(material())
+    page = html(material())
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
     (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -121,25 +126,30 @@ def test_the_table_shows_the_rows():
     rows, arrays = made_up()
     change(rows, 1, best=True)
     failed = Row("sit", status="unfitted", error="sit is not fitted; run tokred fit sit", budget=0.3)
-    lines = Reader(report.page(material([*rows, failed], arrays))).table
+    text = html(material([*rows, failed], arrays))
+    lines = Reader(text).table
     head, body = lines[0], lines[1 : 2 + len(rows)]
-    assert head[:4] == ["Method", "Top-1 (%)", "Drop", "95 % interval of the drop"]
+    assert head == ["Method", "Top-1", "Drop [95 % interval]", "GFLOPs", "Reduction", "Training", "Speed-up"]
     assert [line[0].split()[0] for line in body] == [row.method for row in [*rows, failed]]
     assert [line[1] for line in body] == [f"{row.top1:.2f}" for row in rows] + [""]
     assert body[1][0].split() == [rows[1].method, "best"]
     assert "control" in next(line[0] for line in body if line[0].startswith("random"))
     assert "not fitted" in body[-1][0]
-    assert "run tokred fit sit" in body[-1][-1]
-    assert f"{rows[1].drop_lo:.2f} to {rows[1].drop_hi:.2f}".replace("-", "\u2212") in body[1][3]
+    drop = f"{rows[1].drop:.2f} [{rows[1].drop_lo:.2f}, {rows[1].drop_hi:.2f}]"
+    assert drop.replace("-", "\u2212") in body[1][2]
+    numbers = re.findall(r'<li id="note-(\d+)">([^<]*)</li>', text)
+    assert [number for number, _ in numbers] == [str(k + 1) for k in range(len(numbers))]
+    assert dict(numbers)[body[-1][0][-1]] == "sit is not fitted; run tokred fit sit"
+    assert "control" not in dict(numbers).values()  # a badge says so
 
 
 def test_what_nobody_measured_has_no_column_and_no_plot():
     slow = material(speed=False)
-    assert {"Images/s", "Speed-up", "Budget"}.isdisjoint(column.header for column in main_table.columns(slow))
-    page = report.page(slow)
+    assert {"Speed-up", "Budget"}.isdisjoint(name for name, _ in main_table.page_table(slow).headers)
+    page = html(slow)
     assert "Accuracy against FLOPs" in page
     assert "Accuracy against measured speed" not in page
-    assert "Accuracy against measured speed" in report.page(material())
+    assert "Accuracy against measured speed" in html(material())
 
 
 def test_a_sweep_has_a_table_by_budget_and_names_rows_by_it():
@@ -151,10 +161,15 @@ def test_a_sweep_has_a_table_by_budget_and_names_rows_by_it():
         budgets = (None, None) if method == BASELINE else (0.2, 0.4)
         assert [cell.text for cell in cells] == [by_hand[method, budget] for budget in budgets]
         assert control == (method == "random")
-    page = report.page(swept)
+    page = html(swept)
     check_self_contained(page)
     assert "lotm, 40 %" in page
-    assert "At 20\u00a0% fewer FLOPs lotm loses least" in page or "lose least" in page
+    first, last = (
+        max((row for row in swept.rows if row.budget == budget and not row.control), key=lambda row: row.top1)
+        for budget in (0.2, 0.4)
+    )
+    assert f"At 20\u00a0% fewer FLOPs {first.method} loses least, a drop of" in page
+    assert f"at 40\u00a0% fewer FLOPs {last.method} loses least, a drop of" in page
 
 
 def test_a_sweep_says_in_each_cell_what_it_is():
@@ -185,12 +200,12 @@ def test_rows_without_a_budget_and_images_without_labels():
     rows, arrays = made_up(labelled=False)
     change(rows, None, budget=None)
     found = material(rows, arrays)
-    page = report.page(found)
+    page = html(found)
     check_self_contained(page)
     assert "These images have no labels" in page
-    assert "Top-1 (%)</th>" not in page
-    assert "Agreement</th>" in page
-    assert "Agreement with the unreduced model (%)" in page  # of the plot
+    assert "Top-1</th>" not in page
+    assert "Agreement [95 % interval]</th>" in page
+    assert "Agreement with the dense model (%)" in page  # of the plot
     assert 'id="classes"' not in page
     best = max((row for row in rows if row.method not in (BASELINE, "random")), key=lambda row: row.agreement)
     assert f"At the plans given, {best.method}" in page
@@ -198,7 +213,7 @@ def test_rows_without_a_budget_and_images_without_labels():
 
 def test_a_run_of_which_nothing_came():
     rows = [Row(BASELINE, model="m", gflops=1.0), Row("lotm", status="failed", error="no")]
-    page = report.page(Material(rows, {"configuration": {}}))
+    page = report.page(rows, {"configuration": {}})
     check_self_contained(page)
     assert "No method has a result here" in page
     assert "No result, failed: lotm" in page
@@ -211,13 +226,13 @@ def test_warnings_say_what_a_reader_must_know():
     change(rows, 1, unbeaten="random lowres")
     change(rows, 2, fitted_here=True)
     text = " ".join(
-        report.headlines.warnings(material(rows, arrays, run_info(kinds={"greyscale": 3}, smallest_batch=2)))
+        headlines.warnings(material(rows, arrays, run_info(kinds={"greyscale": 3}, smallest_batch=2)))
     )
     for part in (
         "first 40 images",
         "72.13 %",
         "2 images could not be read and are left out",
-        "random, lowres",
+        "better than random, lowres: ",
         "3 greyscale",
         "had 2 images",
     ):
@@ -228,17 +243,17 @@ def test_the_summary_names_no_row_that_cannot_be_the_best():
     rows, arrays = made_up(methods=("lotm", "tome", "topk"))
     change(rows, "lotm", fitted_here=True)
     change(rows, "tome", reduction=0.1)
-    page = report.page(material(rows, arrays))
+    page = html(material(rows, arrays))
     assert re.search(r"At 30\s% fewer FLOPs, topk has", page)
     change(rows, "topk", fitted_here=True)
     assert re.search(
-        r"At 30\s% fewer FLOPs, lotm has", report.page(material(rows, arrays))
+        r"At 30\s% fewer FLOPs, lotm has", html(material(rows, arrays))
     )  # and the warning says what it is
 
 
 def test_the_origin_says_where_it_came_from():
     info = run_info(command="tokred compare --model deit_t", software={"numpy": "9.9.9"}, seconds=1234.4)
-    page = report.page(material(run=info))
+    page = html(material(run=info))
     for part in (
         "tokred compare --model deit_t",
         "9.9.9",
@@ -264,7 +279,7 @@ def test_foreign_text_is_shown_and_does_nothing():
             kinds=dict.fromkeys(texts, 1),
             more={"text": texts},
         )
-        return Page(report.page(material(rows, arrays, info)))
+        return Page(html(material(rows, arrays, info)))
 
     clean, page = made([f"plain {k}" for k in range(len(HOSTILE))]), made(HOSTILE)
     assert page.tags == clean.tags
@@ -278,7 +293,7 @@ def test_names_in_plots_are_text_whatever_they_are():
     rows, arrays = made_up(methods=("lotm", "tome"))
     change(rows, 1, method="$x^2$ <b>&")
     change(rows, 2, method="漢字\u202eé")
-    page = report.page(material(rows, arrays))
+    page = html(material(rows, arrays))
     check_self_contained(page)
     assert page.count("$x^2$ &lt;b&gt;&amp;") >= 3  # table, two plots
     assert page.count("漢字\\u202eé") >= 3
@@ -355,7 +370,7 @@ def test_of_many_classes_the_extremes_of_each_method():
         assert found.drop[k, found.worst(k)].tolist() == [found.drop[k, c] for c in order[::-1][:15]]
         assert found.drop[k, found.best(k)].tolist() == [found.drop[k, c] for c in order[:15]]
         assert np.isfinite(found.lo[k, found.worst(k)]).all()
-    page = report.page(found_material)
+    page = html(found_material)
     check_self_contained(page)
     assert len(page) < 1_500_000
     assert "class 299" in page or "class 298" in page
@@ -379,7 +394,7 @@ def test_maps_show_what_each_method_takes_the_image_for():
     rows, arrays = made_up(methods=("lotm", "topk"))
     arrays["baseline/prediction"][3], arrays["lotm/prediction"][3], arrays["topk/prediction"][3] = 0, 0, 5
     names = [f"<{c}>" for c in range(10)]
-    subject = report.maps.subjects(
+    subject = merge_maps.subjects(
         material(rows, arrays, run_info(class_names=names), maps(("topk", "lotm")))
     )[0]
     assert (subject.index, subject.label, subject.before) == (3, "<0>", "<0>")
@@ -396,10 +411,8 @@ def test_intervals_far_beyond_all_others_are_arrows():
     rows = [
         Row(f"m{k}", drop=d, drop_lo=d - 1, drop_hi=d + 1) for k, d in enumerate((0.0, 1.0, 2.0, 3.0, 80.0))
     ]
-    column = next(
-        column for column in main_table.columns(Material(rows, {})) if column.header.startswith("95 %")
-    )
-    bars = [column.cell(row).bar for row in rows]
+    rows = [replace(row, top1=90.0 - row.drop) for row in rows]
+    bars = [line.cells[2].bar for line in main_table.page_table(RunData(rows, {})).lines]
     assert [bar["beyond"] for bar in bars] == [False] * 4 + [True]
     for bar in bars[:4]:
         assert 0 <= bar["lo"] < bar["at"] < bar["hi"] <= 100
@@ -437,7 +450,7 @@ ANYTHING = st.builds(
 @given(st.lists(ANYTHING, max_size=5))
 def test_whatever_a_leaderboard_holds_there_is_a_page(rows):
     """It is made at the end of hours of work."""
-    check_self_contained(report.page(Material(rows, {"configuration": {}})))
+    check_self_contained(report.page(rows, {"configuration": {}}))
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))
@@ -456,9 +469,7 @@ def test_report_writes_the_page_again(tmp_path):
     assert "report.html" in text
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert 'id="maps"' in page
-    assert page == report.page(
-        report.of_files(to_csv(rows), run_info(), archive(**arrays), archive(**maps()))
-    )
+    assert page == report.page(rows, run_info(), stored(arrays), maps())  # as a run makes it from memory
     code, text = command("report", folder, "--out", tmp_path / "other.html")
     assert code == 0, text
     assert (tmp_path / "other.html").read_text(encoding="utf-8") == page
@@ -497,15 +508,11 @@ def test_report_of_what_is_no_run(tmp_path):
     (folder / "run.json").write_text("[1]")
     refused("is not a run of tokred")
     (folder / "run.json").write_text("{")
-    refused("damaged")
+    refused("is not a run of tokred")
 
 
 def test_a_page_has_what_a_leaderboard_had_when_it_was_written(tmp_path):
     """A report made from the files equals the one that a run would make from memory."""
     rows, arrays = made_up(budgets=(0.2, 0.3))
-    again = from_csv(to_csv(rows))
-    assert report.page(material(again, arrays)) == report.page(material(from_csv(to_csv(again)), arrays))
-    folder = write(tmp_path / "run", rows, arrays)
-    assert report.page(report.of_folder(folder)) == report.page(
-        report.of_files(to_csv(rows), json.loads(json.dumps(run_info())), archive(**arrays))
-    )
+    run = read_run(write(tmp_path / "run", rows, arrays))
+    assert report.page(run.rows, run.about, run.predictions, run.maps) == html(material(rows, arrays))

@@ -17,11 +17,12 @@ def report(
         typer.Option("--out", dir_okay=False, help="HTML file; by default report.html in the run's folder."),
     ] = None,
 ) -> None:
-    """Make a finished run's page again, from the files in its folder. Evaluates nothing."""
-    from tokred.report import page as pages
+    """Make the report of a finished run again from the files in its folder; nothing is evaluated."""
+    from tokred.evaluation.run_folder import read_run
+    from tokred.report.page import page
     from tokred.utils.atomic import replace_file
 
-    page = pages.page(pages.of_folder(run))
-    file = target or run / "report.html"
-    replace_file(file, page.encode(), "choose another file with --out")
+    finished, file = read_run(run), target or run / "report.html"
+    html = page(finished.rows, finished.about, finished.predictions, finished.maps)
+    replace_file(file, html.encode(), "choose another file with --out")
     say(f"Report: {file}")

@@ -1,4 +1,4 @@
-"""How much of the accuracy on each class a method loses."""
+"""The drop on each class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokred.evaluation.metrics import interval
-from tokred.report.run_data import Material
+from tokred.report.run_data import RunData
 from tokred.tables.row import BASELINE
 
 FEW = 24  # classes that one table shows; of more, the extremes of each method
@@ -17,15 +17,15 @@ LITTLE = 30  # images of a class; fewer say little about it
 
 @dataclass(frozen=True)
 class Drops:
-    """Points of top-1 that methods lose on each class, with 95 % intervals.
+    """Drops of top-1 on each class, with 95 % intervals.
 
     Attributes:
         methods: k names, as the page calls them.
         names: C names of the classes that have images.
-        images: [C] how many.
-        dense: [C] the unreduced model's top-1 in per cent.
-        drop: [k, C] points.
-        lo, hi: [k, C] limits; NaN where they were not asked for, and where all images of a class have one source.
+        images: [C] numbers of images.
+        dense: [C] top-1 of the dense model in per cent.
+        drop: [k, C] drops in points.
+        lo, hi: [k, C] limits; NaN where the page does not show them, and for a class of a single group.
     """
 
     methods: list[str]
@@ -42,11 +42,11 @@ class Drops:
         return len(self.names) <= FEW
 
     def certain(self) -> np.ndarray:
-        """[k, C] whether an interval leaves out zero."""
+        """[k, C] whether an interval excludes zero."""
         return (self.lo > 0) | (self.hi < 0)
 
     def worst(self, k: int, count: int = EXTREMES) -> np.ndarray:
-        """The classes on which a method loses most, the worst first; of equals the one with more images."""
+        """The classes on which a method loses most, worst first; of equals the one with more images."""
         return np.lexsort((-self.images, -self.drop[k]))[:count]
 
     def best(self, k: int, count: int = EXTREMES) -> np.ndarray:
@@ -54,49 +54,53 @@ class Drops:
         return np.lexsort((-self.images, self.drop[k]))[:count]
 
 
-def drops(material: Material) -> Drops | None:
+def drops(data: RunData) -> Drops | None:
     """The drops of all methods that were measured; None without labels or predictions."""
-    measured = [
-        row
-        for row in material.ordered
-        if row.status == "ok" and row.method != BASELINE and material.prediction(row) is not None
-    ]
-    dense, labels = material.predictions.get(f"{BASELINE}/prediction"), material.predictions.get("labels")
-    if dense is None or labels is None or not measured:
+    measured = {
+        data.called(row): predicted
+        for row in data.ordered
+        if row.status == "ok" and row.method != BASELINE
+        if (predicted := data.predicted(data.name(row))) is not None
+    }
+    dense = data.predicted(BASELINE)
+    if data.predictions is None or dense is None or not measured:
         return None
-    chosen = labels >= 0  # without a label there is no class
-    if material.run["configuration"].get("on_error") == "skip":
+    chosen = data.predictions.labels >= 0  # without a label there is no class
+    if data.run["configuration"].get("on_error") == "skip":
         chosen &= dense >= 0
     if not chosen.any():
         return None
-    labels, right = labels[chosen], dense[chosen] == labels[chosen]
+    labels, groups = data.predictions.labels[chosen], data.predictions.groups[chosen]
+    right = dense[chosen] == labels
     classes, column, images = np.unique(labels, return_inverse=True, return_counts=True)
-    lost = [
-        right.astype(np.int64)
-        - (material.predictions[f"{material.outcome(row)}/prediction"][chosen] == labels)
-        for row in measured
-    ]
+    lost = [right.astype(np.int64) - (predicted[chosen] == labels) for predicted in measured.values()]
     drop = np.stack([100 * np.bincount(column, weights=one) / images for one in lost])
-    before = 100 * np.bincount(column, weights=right) / images
-    lo, hi = np.full_like(drop, np.nan), np.full_like(drop, np.nan)
-    names = [material.class_name(c) for c in classes.tolist()]
-    found = Drops([material.called(row) for row in measured], names, images, before, drop, lo, hi)
-    groups = material.predictions.get("groups", np.arange(len(chosen)))[chosen]
+    table = Drops(
+        methods=list(measured),
+        names=[data.class_name(c) for c in classes.tolist()],
+        images=images,
+        dense=100 * np.bincount(column, weights=right) / images,
+        drop=drop,
+        lo=np.full_like(drop, np.nan),
+        hi=np.full_like(drop, np.nan),
+    )
     members = np.split(np.argsort(column, kind="stable"), np.cumsum(images)[:-1])  # the images of each class
-    seed = material.run["configuration"].get("seed", 0)
+    seed = data.run["configuration"].get("seed", 0)
     for k, one in enumerate(lost):
-        for c in _shown(found, k):
-            lo[k, c], hi[k, c] = _interval(one[members[c]], groups[members[c]], seed)
-    return found
+        for c in _shown(table, k):
+            table.lo[k, c], table.hi[k, c] = _interval(one[members[c]], groups[members[c]], seed)
+    return table
 
 
-def _shown(found: Drops, k: int) -> set[int]:
+def _shown(table: Drops, k: int) -> set[int]:
     """The classes that the page shows of a method."""
-    return set(range(len(found.names))) if found.few else {int(c) for c in (*found.worst(k), *found.best(k))}
+    if table.few:
+        return set(range(len(table.names)))
+    return {int(c) for c in (*table.worst(k), *table.best(k))}
 
 
 def _interval(lost: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float]:
-    """The interval of the mean of [n], in points; images that share a source are drawn together. NaN where all do."""
+    """The interval of the mean of `lost` [n], in points, resampled by group; NaN for a single group."""
     _, group = np.unique(groups, return_inverse=True)
     count = np.bincount(group)
     if len(count) < 2:

@@ -1,40 +1,42 @@
-"""What the page says in words: the result in a sentence, what a reader must know before believing it, and where it came from."""
+"""The page in words: the result in a sentence, warnings, key figures and provenance."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tokred.evaluation.significance import competes
 from tokred.report.main_table import signed
-from tokred.report.run_data import Material, setting
+from tokred.report.run_data import RunData, setting
 from tokred.tables.row import BASELINE, Row
+
+_NO_RESULT = {"failed": "failed", "unfitted": "not fitted yet", "unreachable": "cannot meet the budget"}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A key figure: what it is, its value, and whose it is or how sure."""
+    """A key figure: a label, its value, and a note that says which method it belongs to."""
 
     label: str
     value: str
     note: str
 
 
-def measured(material: Material) -> list[Row]:
-    """Rows with a result that may be called the best; where there are none, those of any method with its parameters."""
+def measured(data: RunData) -> list[Row]:
+    """Rows that compete for the best result; where there are none, those of all fitted methods."""
     usable = [
         row
-        for row in material.rows
+        for row in data.rows
         if row.status == "ok" and row.method != BASELINE and not row.control and not row.unfitted
     ]
     usable = [row for row in usable if _worth(row) is not None]
     return list(filter(competes, usable)) or usable
 
 
-def summary(material: Material) -> str:
+def summary(data: RunData) -> str:
     """The result in one sentence."""
-    rows, budgets, base = measured(material), material.budgets, material.baseline
+    rows, budgets, base = measured(data), data.budgets, data.baseline
     if not rows:
         return "No method has a result here; the table says why."
     if len(budgets) > 1:
@@ -48,10 +50,12 @@ def summary(material: Material) -> str:
     best = [first] if first else _best(rows)
     start = f"At {_spent(budgets[0])}" if budgets else "At the plans given"
     if best[0].top1 is None:
-        what = f"{'answers' if len(best) == 1 else 'answer'} as the unreduced model does on {_share(best[0])} of the images"
+        verb = "agrees" if len(best) == 1 else "agree"
+        what = f"{verb} with the dense model on {_share(best[0])} of the images"
         return f"{start}, {_names(best)} {what}."
-    whole = f", against {base.top1:.2f} % unreduced" if base and base.top1 is not None else ""
-    end = "it is shown to beat every other method" if first else "no method is shown to beat all others"
+    whole = f", against {base.top1:.2f} % of the dense model" if base and base.top1 is not None else ""
+    better = "significantly better than"
+    end = f"it is {better} every other method" if first else f"no method is {better} all others"
     has = f"{_names(best)} {'has' if len(best) == 1 else 'have'} {best[0].top1:.2f} % top-1{whole}"
     return f"{start}, {has}: {_loss(best)}{f'; {end}' if len(rows) > 1 else ''}."
 
@@ -85,104 +89,98 @@ def _share(row: Row) -> str:
 
 
 def _loss(rows: Sequence[Row]) -> str:
-    """What rows of the same accuracy lose; with the interval if it is one."""
+    """The drop of rows of the same accuracy, with its interval if it is a single row."""
     row = rows[0]
     if row.drop is None:
         return f"agreement {_share(row)}"
     one = len(rows) == 1 and row.drop_lo is not None
-    return f"a drop of {signed(row.drop)} points{f' ({signed(row.drop_lo)} to {signed(row.drop_hi)} with 95 % confidence)' if one else ''}"
+    interval = f" (95 % interval {signed(row.drop_lo)} to {signed(row.drop_hi)})" if one else ""
+    return f"a drop of {signed(row.drop)} points{interval}"
 
 
-def figures(material: Material) -> list[Figure]:
+def figures(data: RunData) -> list[Figure]:
     """Three or four key figures."""
-    rows, base, found = measured(material), material.baseline, []
+    rows, base, shown = measured(data), data.baseline, []
     if base and base.top1 is not None:
-        found.append(
-            Figure("Unreduced model", f"{base.top1:.2f} %", f"top-1 at {base.gflops or 0:.3f} G FLOPs")
-        )
+        shown.append(Figure("Dense model", f"{base.top1:.2f} %", f"top-1 at {base.gflops or 0:.3f} GFLOPs"))
     elif base and base.gflops is not None:
-        found.append(Figure("Unreduced model", f"{base.gflops:.3f} G", "FLOPs; these images have no labels"))
-    for least in [
-        min((row for row in rows if row.drop is not None), key=lambda row: row.drop or 0.0, default=None)
-    ]:
-        if least is not None:
-            found.append(Figure("Smallest drop", signed(least.drop), f"points, {_called(material, least)}"))
-    alike = max(
-        (row for row in rows if row.agreement is not None), key=lambda row: row.agreement or 0.0, default=None
-    )
-    if alike is not None:
-        found.append(
-            Figure(
-                "Closest to the unreduced model",
-                _share(alike),
-                f"of answers alike, {_called(material, alike)}",
-            )
-        )
-    fast = max(
-        (row for row in rows if row.speedup is not None), key=lambda row: row.speedup or 0.0, default=None
-    )
-    if fast is not None:
-        found.append(Figure("Fastest", f"{fast.speedup:.2f} ×", f"measured, {_called(material, fast)}"))
-    return found
+        shown.append(Figure("Dense model", f"{base.gflops:.3f}", "GFLOPs; these images have no labels"))
+    if (least := _most(rows, lambda row: None if row.drop is None else -row.drop)) is not None:
+        shown.append(Figure("Smallest drop", signed(least.drop), f"points, {_called(data, least)}"))
+    if (alike := _most(rows, lambda row: row.agreement)) is not None:
+        note = f"of predictions alike, {_called(data, alike)}"
+        shown.append(Figure("Closest to the dense model", _share(alike), note))
+    if (fast := _most(rows, lambda row: row.speedup)) is not None:
+        shown.append(Figure("Fastest", f"{fast.speedup:.2f} ×", f"measured, {_called(data, fast)}"))
+    return shown
 
 
-def _called(material: Material, row: Row) -> str:
-    return row.method if len(material.budgets) < 2 else f"{row.method} at {setting(row)}"
+def _most(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Row | None:
+    """The first row with the highest value; None where no row has one."""
+    known = (row for row in rows if value(row) is not None)
+    return max(known, key=lambda row: value(row) or 0.0, default=None)
 
 
-def warnings(material: Material) -> list[str]:
-    """Sentences that a reader needs before believing the table."""
-    rows, base, run, found = material.rows, material.baseline, material.run, []
-    any_row = base or (rows[0] if rows else None)
-    if any_row and any_row.limited:
-        found.append(
-            f"Only the first {any_row.n_images} images were evaluated; a whole run may rank methods otherwise."
-        )
+def _called(data: RunData, row: Row) -> str:
+    return row.method if len(data.budgets) < 2 else f"{row.method} at {setting(row)}"
+
+
+def warnings(data: RunData) -> list[str]:
+    """Sentences that a reader needs before trusting the table."""
+    return [*_image_warnings(data), *_row_warnings(data), *_file_warnings(data.run)]
+
+
+def _image_warnings(data: RunData) -> list[str]:
+    """Warnings about the images and the baseline."""
+    base, notes, texts = data.baseline, data.run.get("notes"), []
+    first = base or (data.rows[0] if data.rows else Row(""))
+    if first.limited:
+        why = "on all images methods may rank differently"
+        texts.append(f"Only the first {first.n_images} images were evaluated; {why}.")
     if base and base.baseline_off:
-        published = _percent(base.published_top1)
-        found.append(f"The unreduced model has {_percent(base.top1)} here, and {published} is published of these weights; "
-                     "check the data, its preparation and the weights before reading on.")  # fmt: skip
+        published = f"{_percent(base.published_top1)} is published for these weights"
+        advice = "check the data, its preparation and the weights before reading on"
+        texts.append(f"The dense model has {_percent(base.top1)} here, and {published}; {advice}.")
     if base and base.top1 is None:
-        found.append(
-            "These images have no labels: there is no accuracy, and agreement with the unreduced model stands for it."
-        )
-    elif isinstance(run.get("notes"), list):
-        found += map(str, run["notes"])
-    if any_row and any_row.n_failed:
-        how = "left out" if any_row.on_error == "skip" else "counted as wrong for every model"
-        found.append(
-            f"{_count(any_row.n_failed, 'image')} could not be read and {'is' if any_row.n_failed == 1 else 'are'} {how}."
-        )
-    for status, text in (
-        ("failed", "failed"),
-        ("unfitted", "not fitted yet"),
-        ("unreachable", "cannot meet the budget"),
-    ):
-        names = list(dict.fromkeys(material.called(row) for row in rows if row.status == status))
+        texts.append("These images have no labels: agreement with the dense model stands in for accuracy.")
+    elif isinstance(notes, list):
+        texts += map(str, notes)
+    if first.n_failed:
+        how = "left out" if first.on_error == "skip" else "counted as wrong for every model"
+        verb = "is" if first.n_failed == 1 else "are"
+        texts.append(f"{_count(first.n_failed, 'image')} could not be read and {verb} {how}.")
+    return texts
+
+
+def _row_warnings(data: RunData) -> list[str]:
+    """Warnings about methods."""
+    texts, done = [], [row for row in data.rows if row.status == "ok"]
+    for status, what in _NO_RESULT.items():
+        names = dict.fromkeys(data.called(row) for row in data.rows if row.status == status)
         if names:
-            found.append(f"No result, {text}: {', '.join(names)}. The notes in the table say why.")
-    for attribute, text in (
+            texts.append(f"No result, {what}: {', '.join(names)}. The notes below the table say why.")
+    for attribute, what in (
         ("unfitted", "Random parameters, no result"),
         ("fitted_here", "Fitted on or chosen by these very images"),
     ):
-        names = list(
-            dict.fromkeys(row.method for row in rows if getattr(row, attribute) and row.status == "ok")
-        )
+        names = dict.fromkeys(row.method for row in done if getattr(row, attribute))
         if names:
-            found.append(f"{text}: {', '.join(names)}.")
-    weak = [
-        f"{material.called(row)} ({', '.join(row.unbeaten.split())})"
-        for row in rows
-        if row.unbeaten and row.status == "ok"
-    ]
-    if weak:
-        found.append(f"Not shown to beat a control: {'; '.join(weak)}.")
+            texts.append(f"{what}: {', '.join(names)}.")
+    for controls in dict.fromkeys(row.unbeaten for row in done if row.unbeaten):
+        names = dict.fromkeys(data.called(row) for row in done if row.unbeaten == controls)
+        texts.append(f"Not significantly better than {', '.join(controls.split())}: {', '.join(names)}.")
+    return texts
+
+
+def _file_warnings(run: Mapping[str, Any]) -> list[str]:
+    """Warnings about memory and files."""
+    texts = []
     if run.get("smallest_batch"):
-        found.append(f"For lack of memory batches had {run['smallest_batch']} images.")
+        texts.append(f"For lack of memory batches had {run['smallest_batch']} images.")
     if run.get("kinds"):
         kinds = ", ".join(f"{count} {kind}" for kind, count in run["kinds"].items())
-        found.append(f"Files that are not plain 8-bit colour: {kinds}.")
-    return found
+        texts.append(f"Files that are not plain 8-bit colour: {kinds}.")
+    return texts
 
 
 def _percent(value: float | None) -> str:
@@ -193,32 +191,44 @@ def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def provenance(material: Material) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Groups of facts: each a heading and pairs of what and value; what is unknown is left out."""
-    run, row = material.run, material.baseline or (material.rows[0] if material.rows else Row(""))
+def provenance(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Facts about the run: headings with pairs of name and value; unknown values are left out."""
+    run, row = data.run, data.baseline or (data.rows[0] if data.rows else Row(""))
     chosen = run["configuration"]
     software = run.get("software", {})
-    groups = [
-        ("Model", [
-            ("Model", row.model), ("Weights", row.weights), ("SHA-256", row.weights_hash), ("Published", _text(run.get("reference"))),
+    prepared = f"{row.img_size} px, crop {_text(row.crop_pct)}, {row.interpolation}"
+    groups = {
+        "Model": [
+            ("Model", row.model),
+            ("Weights", row.weights),
+            ("SHA-256", row.weights_hash),
+            ("Published", _text(run.get("reference"))),
             *_card(run.get("card")),
-        ]),
-        ("Images", [
-            ("Data", " ".join(filter(None, (row.dataset, row.split)))), ("Images", _text(row.n_images)), ("SHA-256", row.data_hash),
-            ("Prepared", f"{row.img_size} px, crop {_text(row.crop_pct)}, {row.interpolation}" if row.img_size else ""),
+        ],
+        "Images": [
+            ("Data", " ".join(filter(None, (row.dataset, row.split)))),
+            ("Images", _text(row.n_images)),
+            ("SHA-256", row.data_hash),
+            ("Prepared", prepared if row.img_size else ""),
             ("Unreadable", _text(row.n_failed or None)),
-        ]),
-        ("Run", [
-            ("Command", _text(run.get("command"))), ("Date", row.date), ("Took", _took(run)), ("Device", row.device),
-            ("Precision", row.precision), ("Images in a batch", _text(row.batch_size)), ("Seed", _text(row.seed)),
+        ],
+        "Run": [
+            ("Command", _text(run.get("command"))),
+            ("Date", row.date),
+            ("Took", _took(run)),
+            ("Device", row.device),
+            ("Precision", row.precision),
+            ("Images in a batch", _text(row.batch_size)),
+            ("Seed", _text(row.seed)),
             ("Layers", _text(chosen.get("stages") or chosen.get("protocol"))),
-        ]),
-        ("Software", [
+        ],
+        "Software": [
             *((name, str(getattr(row, name))) for name in ("tokred", "commit", "torch", "timm", "fvcore")),
-            *((name, _text(software.get(name))) for name in ("numpy", "pillow")), ("Code, SHA-256", _text(software.get("code"))),
-        ]),
-    ]  # fmt: skip
-    return [(heading, [(name, text) for name, text in pairs if text]) for heading, pairs in groups]
+            *((name, _text(software.get(name))) for name in ("numpy", "pillow")),
+            ("Code, SHA-256", _text(software.get("code"))),
+        ],
+    }
+    return [(heading, [(name, text) for name, text in pairs if text]) for heading, pairs in groups.items()]
 
 
 def _card(card: Any) -> list[tuple[str, str]]:
@@ -231,10 +241,10 @@ def _card(card: Any) -> list[tuple[str, str]]:
     ]
 
 
-def fitted(material: Material) -> list[tuple[str, str, str, str]]:
-    """The fitted parameters in use: outcome, file, how many images they saw, and their hash."""
-    cards = material.run.get("adapters")
-    hashes = material.run["configuration"].get("adapters")
+def fitted(data: RunData) -> list[tuple[str, str, str, str]]:
+    """The adapters in use: method, file, training images and hash."""
+    cards = data.run.get("adapters")
+    hashes = data.run["configuration"].get("adapters")
     if not isinstance(cards, Mapping) or not isinstance(hashes, Mapping):
         return []
     return [

@@ -1,16 +1,28 @@
-"""The page's main table: which columns, what stands in each cell, and by what it is sorted."""
+"""The page's results table: the common cells and notes, with sort keys, badges and drawn intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tokred.report.run_data import Material, setting
-from tokred.tables.results_table import aside, by_budget, row_notes
+from tokred.report.run_data import RunData, setting
+from tokred.tables.results_table import results_table, sweep_table
 from tokred.tables.row import BASELINE, Row
+
+_KEYS = {
+    "Top-1": "top1",
+    "Drop [95 % interval]": "drop",
+    "Agreement [95 % interval]": "agreement",
+    "KL": "kl",
+    "GFLOPs": "gflops",
+    "Reduction": "reduction",
+    "Speed-up": "speedup",
+}  # the values by which columns of numbers are sorted
+_STATUS = {"ok": "", "unfitted": "not fitted", "unreachable": "out of reach"}
+_BADGES = ("control", "unfitted: random parameters, no result")  # notes that a badge replaces
 
 
 @dataclass(frozen=True)
@@ -18,33 +30,66 @@ class Cell:
     """A cell.
 
     Attributes:
-        text: what stands there.
-        value: by what a column of numbers is sorted, as JavaScript reads it; "" sorts last.
-        bar: of an interval, where its ends, its middle and zero are, from 0 to 100; none without an interval.
+        text: its text.
+        value: the number by which its column is sorted, as JavaScript reads it; "" sorts last.
+        bar: places of the ends and the middle of an interval and of zero, from 0 to 100; empty without one.
         badges: marks beside the text.
+        notes: numbers of the notes below the table.
     """
 
     text: str
     value: str = ""
     bar: dict[str, Any] = field(default_factory=dict)
     badges: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its header, whether it holds numbers, and what it makes of a row."""
-
-    header: str
-    numeric: bool
-    cell: Callable[[Row], Cell]
+    notes: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the page: its kind decides how it looks."""
+    """A row of the page; its kind is its CSS class."""
 
     kind: str
     cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """The results table.
+
+    Attributes:
+        headers: names of the columns, and whether they hold numbers.
+        lines: the rows.
+        about: sentences about all rows.
+        notes: sentences about single rows, numbered from 1.
+    """
+
+    headers: list[tuple[str, bool]]
+    lines: list[Line]
+    about: Sequence[str]
+    notes: list[str]
+
+
+def page_table(data: RunData, defaults: Mapping[str, str] | None = None) -> PageTable:
+    """The results table of a run; `defaults` are the methods' default options, which are not noted."""
+    rows, reach = data.ordered, _reach(data.rows)
+    table = results_table(rows, defaults=defaults)
+    sentences, numbers = table.numbered()
+    number = {n: k for k, n in enumerate((n for n, s in enumerate(sentences, 1) if s not in _BADGES), 1)}
+    several = len({setting(row) for row in rows if row.method != BASELINE}) > 1
+    headers = [(name, not table.is_word(column)) for column, name in enumerate(table.headers)]
+    lines = []
+    for row, texts, own in zip(rows, table.rows, numbers, strict=True):
+        cells = [
+            _cell(row, name, text, numeric, reach)
+            for (name, numeric), text in zip(headers, texts, strict=True)
+        ]
+        cells[0] = Cell(row.method, badges=_badges(row), notes=[number[n] for n in own if n in number])
+        if several:
+            cells.insert(1, Cell("" if row.method == BASELINE else setting(row)))
+        lines.append(Line(_kind(row), cells))
+    if several:
+        headers.insert(1, ("Budget", False))
+    return PageTable(headers, lines, table.notes, [sentences[n - 1] for n in number])
 
 
 def signed(value: float | None, pattern: str = "{:.2f}") -> str:
@@ -55,49 +100,35 @@ def signed(value: float | None, pattern: str = "{:.2f}") -> str:
     return text[1:] if text.startswith("-") and not text.strip("-0.% ") else text.replace("-", "\u2212")
 
 
-def number(
-    name: str, pattern: str = "{:.2f}", scale: float = 1.0, baseline: bool = True
-) -> Callable[[Row], Cell]:
-    """What makes a cell of a numeric column of the leaderboard, empty in the unreduced model's row where `baseline` is false."""
+@dataclass(frozen=True)
+class Pivot:
+    """Accuracy by method and budget; `lines` have a name, whether it is a control, and cells."""
 
-    def cell(row: Row) -> Cell:
-        value = getattr(row, name)
-        if value is None or not np.isfinite(value) or (row.method == BASELINE and not baseline):
-            return Cell("")
-        return Cell(signed(scale * value, pattern), f"{value:.12g}")
-
-    return cell
+    budgets: Sequence[str]
+    lines: list[tuple[str, bool, list[Cell]]]
 
 
-def columns(material: Material) -> list[Column]:
-    """The columns in which at least one row has something."""
-    reach = _reach(material.rows)
-    chosen = [
-        Column("Method", False, _method),
-        Column("Budget", False, lambda row: Cell("" if row.method == BASELINE else setting(row))),
-        Column("Top-1 (%)", True, number("top1")),
-        Column("Drop", True, number("drop", baseline=False)),
-        Column("95 % interval of the drop", True, lambda row: _interval(row, reach)),
-        Column("FLOPs (G)", True, number("gflops", "{:.3f}")),
-        Column("Reduction", True, number("reduction", "{:.2f} %", 100)),
-        Column("Images/s", True, number("images_per_s", "{:.1f}")),
-        Column("Speed-up", True, number("speedup", "{:.2f} ×")),
-        Column("Agreement", True, number("agreement", "{:.2f} %", 100)),
-        Column("95 % interval of the agreement", True, _agreement),
-        Column("Training", False, lambda row: Cell(row.training)),
-        Column("Note", False, lambda row: Cell(_note(row))),
-    ]
-    several = len({setting(row) for row in material.rows if row.method != BASELINE}) > 1
-    return [
-        column
-        for column in chosen
-        if any(column.cell(row).text for row in material.rows) and (several or column.header != "Budget")
-    ]
+def pivot(data: RunData) -> Pivot | None:
+    """The table of a sweep; None at a single budget."""
+    if len(data.budgets) < 2:
+        return None
+    table, controls = sweep_table(data.rows), {row.method for row in data.rows if row.control}
+    lines = []
+    for method, *texts in table.rows:
+        cells = [Cell("") if text == "-" else Cell(text, text.split(" ")[0]) for text in texts]
+        lines.append((method, method in controls, cells))
+    return Pivot(list(table.headers[1:]), lines)
 
 
-def lines(material: Material, chosen: Sequence[Column]) -> list[Line]:
-    """The rows of the page."""
-    return [Line(_kind(row), [column.cell(row) for column in chosen]) for row in material.ordered]
+def _cell(row: Row, name: str, text: str, numeric: bool, reach: tuple[float, float]) -> Cell:
+    """A cell of the results table on the page."""
+    if not numeric:
+        return Cell(text)
+    value = getattr(row, _KEYS[name])
+    if value is None or not text:
+        return Cell("")
+    bar = _bar(row, reach) if name.startswith("Drop") else {}
+    return Cell(text.replace("-", "\u2212"), f"{value:.12g}", bar)
 
 
 def _kind(row: Row) -> str:
@@ -105,93 +136,43 @@ def _kind(row: Row) -> str:
         return "baseline"
     if row.status != "ok":
         return "failed"
-    return "best" if row.best else "control" if row.control or row.unfitted else ""
+    if row.best:
+        return "best"
+    return "control" if row.control or row.unfitted else ""
 
 
-def _method(row: Row) -> Cell:
-    status = {"ok": "", "unfitted": "not fitted", "unreachable": "out of reach"}.get(row.status, row.status)
+def _badges(row: Row) -> tuple[str, ...]:
+    status = _STATUS.get(row.status, row.status)
     marks = (row.best and "best", row.control and "control", row.unfitted and "random parameters", status)
-    return Cell(row.method, badges=tuple(mark for mark in marks if mark))
+    return tuple(mark for mark in marks if mark)
 
 
-def _note(row: Row) -> str:
-    """The note of the other tables, without what the page says once for all rows, or by a badge."""
-    said = {
-        "control",
-        f"first {row.n_images} images only",
-        f"batches of {row.smallest_batch} for lack of memory",
-    }
-    notes = row_notes(row, defaults={})
-    return "; ".join(note for note in notes if note not in said and "unreadable, " not in note)
+def _interval(row: Row) -> tuple[float, float, float] | None:
+    """A row's drop and its limits, where all three are numbers."""
+    low, middle, high = row.drop_lo, row.drop, row.drop_hi
+    if row.method == BASELINE or low is None or middle is None or high is None:
+        return None
+    return (low, middle, high) if np.isfinite([low, middle, high]).all() else None
 
 
-def _interval(row: Row, reach: tuple[float, float]) -> Cell:
-    if not _interval_known(row):
-        return Cell("")
-    assert row.drop is not None
-    assert row.drop_lo is not None
-    assert row.drop_hi is not None
+def _bar(row: Row, reach: tuple[float, float]) -> dict[str, Any]:
+    """Where the parts of a drawn interval are; one that is far beyond all others is an arrow at the end."""
+    interval = _interval(row)
+    if interval is None:
+        return {}
     low, high = reach
-
-    def place(value: float) -> float:
-        return round(100 * (min(max(value, low), high) - low) / (high - low), 1)
-
-    ends = {"lo": place(row.drop_lo), "hi": place(row.drop_hi), "at": place(row.drop), "zero": place(0.0)}
-    beyond = row.drop_lo > high
-    return Cell(
-        f"{signed(row.drop_lo)} to {signed(row.drop_hi)}", f"{row.drop_lo:.12g}", {**ends, "beyond": beyond}
-    )
-
-
-def _interval_known(row: Row) -> bool:
-    values = (row.drop, row.drop_lo, row.drop_hi)
-    return row.method != BASELINE and all(value is not None and np.isfinite(value) for value in values)
-
-
-def _agreement(row: Row) -> Cell:
-    """Only images without labels have one."""
-    if row.agreement_lo is None or row.agreement_hi is None:
-        return Cell("")
-    return Cell(f"{100 * row.agreement_lo:.2f} to {100 * row.agreement_hi:.2f} %", f"{row.agreement_lo:.12g}")
+    values = np.clip([*interval, 0.0], low, high)
+    ends = np.round(100 * (values - low) / (high - low), 1).tolist()
+    return {**dict(zip(("lo", "at", "hi", "zero"), ends, strict=True)), "beyond": interval[0] > high}
 
 
 def _reach(rows: Sequence[Row]) -> tuple[float, float]:
-    """From where to where the bars of intervals go. One that is far beyond all others is an arrow at the end."""
-    limits = [(row.drop_lo, row.drop_hi) for row in rows if _interval_known(row)]
-    if not limits:
+    """The ends of the strip on which intervals are drawn."""
+    intervals = [interval for row in rows if (interval := _interval(row))]
+    if not intervals:
         return -1.0, 1.0
-    lows, highs = np.array(limits, dtype=float).T
+    lows, _, highs = np.array(intervals, dtype=float).T
     high = min(max(float(highs.max()), 1.0), max(2 * float(np.quantile(highs, 0.75)), 1.0))
     low = min(0.0, float(lows.min()))
-    pad = 0.04 * (high - low) if high > low else 1.0  # where all drops are nothing
+    pad = 0.04 * (high - low) if high > low else 1.0  # where all drops are zero
     return low - pad, high + pad
-
-
-@dataclass(frozen=True)
-class Pivot:
-    """Top-1 of each method at each budget: what a sweep is read from. `lines` have a name, whether it is a control, and cells."""
-
-    budgets: list[str]
-    lines: list[tuple[str, bool, list[Cell]]]
-
-
-def pivot(material: Material) -> Pivot | None:
-    """The table of a sweep; None at a single budget."""
-    budgets, lines = by_budget(material.rows)
-    if len(budgets) < 2:
-        return None
-    score = (
-        number("top1")
-        if any(row.top1 is not None for row in material.rows)
-        else number("agreement", "{:.2f} %", 100)
-    )
-
-    def cell(row: Row | None) -> Cell:
-        found = Cell("") if row is None else score(row)
-        return replace(found, text=found.text + aside(row)) if row and found.text else found
-
-    found = [
-        (method, any(row.control for row in at.values()), [cell(at.get(budget)) for budget in budgets])
-        for method, at in lines.items()
-    ]
-    return Pivot([f"{100 * budget:.12g} %" for budget in budgets], found)

@@ -17,48 +17,40 @@ _MAPPED = 4  # images of which the report shows where their tokens went
 
 
 def files(job: Job, comparison: Comparison) -> dict[str, str | bytes]:
-    """The files of a finished run, but for run.json."""
-    rows, leaderboard = comparison.rows, to_csv(comparison.rows)
+    """The files of a finished run except run.json."""
+    rows, predictions, traced = comparison.rows, job.predictions(), _traced(job)
+    start = job.folder.run if job.folder else {"configuration": job.configuration}
+    run = {**start, **job.about(comparison), "finished": True}
     table = results_table(rows, comparison.title, default_texts(row.method for row in rows))
-    predictions = job.predictions().pack()
-    run = {
-        **(job.folder.run if job.folder else {"configuration": job.configuration}),
-        **job.about(comparison),
-        "finished": True,
-    }
     figure = pareto.pareto(rows, "gflops", job.title)
-    drawn = _maps(job)
+    maps = None if traced is None else trace.arrays(traced)
     return {
-        **({} if drawn is None else {"maps.npz": drawn}),
-        "predictions.npz": predictions,
+        **({} if traced is None else {"maps.npz": trace.pack(traced)}),
+        "predictions.npz": predictions.pack(),
         "table.md": render.markdown(table),
         "table.tex": render.latex(table),
         "pareto.svg": plots.svg(figure),
         "pareto.png": plots.png(figure),
-        "report.html": page.page(
-            page.of_files(leaderboard, run, predictions, drawn)
-        ),  # as `tokred report` makes it from the files
-        "leaderboard.csv": leaderboard,
+        "report.html": page.page(rows, run, predictions, maps),
+        "leaderboard.csv": to_csv(rows),
     }
 
 
-def _maps(job: Job) -> bytes | None:
-    """Where the tokens of those images went on which methods disagree most; of several budgets, at the middle one."""
-    budgets = sorted(
-        {candidate.budget for candidate in job.candidates if candidate.match and candidate.budget is not None}
-    )
-    middle = budgets[len(budgets) // 2] if budgets else None
-    chosen = [
-        candidate
-        for candidate in job.candidates
-        if candidate.match and candidate.budget == middle and candidate.name not in job.evaluation.failed
-    ]
-    models = {candidate.name: candidate.model for candidate in chosen if candidate.model is not None}
+def _traced(job: Job) -> trace.Traced | None:
+    """Where tokens went on the images with most disagreement; of several budgets, at the middle one."""
+    planned = [candidate for candidate in job.candidates if candidate.match]
+    budgets = sorted({candidate.budget for candidate in planned if candidate.budget is not None})
+    middle, failed = budgets[len(budgets) // 2] if budgets else None, job.evaluation.failed
+    models = {
+        candidate.name: candidate.model
+        for candidate in planned
+        if candidate.budget == middle and candidate.name not in failed and candidate.model is not None
+    }
     index = trace.choose(job.evaluation, _MAPPED)
     if not models or not len(index):
         return None
     try:
         images = trace.load(job.source, job.preparation, index.tolist())
-        return trace.pack(trace.trace(job.loaded.model, models, images, device=job.device, dtype=job.dtype))
+        return trace.trace(job.loaded.model, models, images, device=job.device, dtype=job.dtype)
     except (TokredError, RuntimeError, MemoryError):  # pictures are no reason to lose a run's results
         return None

@@ -1,7 +1,7 @@
-"""`report.html`: everything about a finished run on one page that needs nothing else, from the files in its folder.
+"""`report.html`: everything about a finished run on one self-contained page.
 
-`material` reads them, a module for each section makes what is shown, and page.html.j2 lays it out with style.css and script.js, all within
-the page. Nothing in it is asked of another host, and a policy in its head forbids that.
+A module for each section makes its content, and page.html.j2 lays it out with style.css and script.js. The
+page requests nothing from other hosts, and a content security policy in its head forbids that.
 """
 
 from __future__ import annotations
@@ -11,63 +11,78 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup, escape
 
+from tokred.evaluation.candidates import default_texts
+from tokred.evaluation.predictions import RunPredictions
 from tokred.plots import inline, pareto
-from tokred.report import classes, headlines, main_table, maps, token_schedule
-from tokred.report.run_data import Material, of_files, of_folder
+from tokred.report import classes, headlines, main_table, merge_maps, token_schedule
+from tokred.report.run_data import RunData
 from tokred.tables.row import BASELINE, COLUMNS, Row, csv_cell
 from tokred.utils.text import visible
 
-__all__ = ["Material", "of_files", "of_folder", "page"]
-
+_PLOTS: dict[pareto.Axis, str] = {
+    "gflops": "Accuracy against FLOPs",
+    "images_per_s": "Accuracy against measured speed",
+}
 ASSETS = Path(__file__).parent / "assets"
 
 
-def page(material: Material) -> str:
+def page(
+    rows: Sequence[Row],
+    run: Mapping[str, Any],
+    predictions: RunPredictions | None = None,
+    maps: Mapping[str, np.ndarray] | None = None,
+) -> str:
     """The page, as HTML.
 
+    Args:
+        rows: the rows of the run.
+        run: the contents of its run.json.
+        predictions: the predictions of its models; without them there are no classes.
+        maps: the arrays of its maps.npz; without them there are no merge maps.
+
     Raises:
-        TokredError: maps.npz is damaged.
+        TokredError: the arrays are not those of maps.npz.
     """
-    given, material = material, replace(material, rows=[_sound(row) for row in material.rows])
+    data = RunData([_sound(row) for row in rows], run, predictions, maps or {})
     script = (ASSETS / "script.js").read_text(encoding="utf-8")
-    columns = main_table.columns(material)
     return _environment().get_template("page.html.j2").render(
-        title=_title(material),
-        material=material,
-        baseline=material.baseline,
+        title=_title(data),
+        data=data,
+        baseline=data.baseline,
         style=Markup((ASSETS / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        summary=_tied(headlines.summary(material)),
-        figures=headlines.figures(material),
-        warnings=[_tied(text) for text in headlines.warnings(material)],
-        columns=columns,
-        lines=main_table.lines(material, columns),
-        pivot=main_table.pivot(material),
-        plots=_plots(material),
-        subjects=maps.subjects(material),
-        drops=classes.drops(material),
+        summary=_tied(headlines.summary(data)),
+        figures=headlines.figures(data),
+        warnings=[_tied(text) for text in headlines.warnings(data)],
+        table=main_table.page_table(data, default_texts(dict.fromkeys(row.method for row in rows))),
+        pivot=main_table.pivot(data),
+        plots=_plots(data.rows),
+        subjects=merge_maps.subjects(data),
+        drops=classes.drops(data),
         little=classes.LITTLE,
-        schedules=token_schedule.schedules(material),
-        provenance=headlines.provenance(material),
-        fitted=headlines.fitted(material),
+        schedules=token_schedule.schedules(data),
+        provenance=headlines.provenance(data),
+        fitted=headlines.fitted(data),
         all_columns=COLUMNS,
-        all_rows=[[csv_cell(getattr(row, name)) for name in COLUMNS] for row in given.rows],
-        run=_json(material.run),
+        all_rows=[[csv_cell(getattr(row, name)) for name in COLUMNS] for row in rows],
+        run=_json(run),
         signed=main_table.signed,
         shade=_shade,
     )  # fmt: skip
 
 
 def _sound(row: Row) -> Row:
-    """The row without numbers that are none, and without half an interval: a page is made even of a leaderboard that holds such."""
+    """A copy of the row without non-finite values and incomplete intervals."""
     odd = [name for name, value in vars(row).items() if isinstance(value, float) and not math.isfinite(value)]
     for limits in (("top1_lo", "top1_hi"), ("drop_lo", "drop_hi"), ("agreement_lo", "agreement_hi")):
         if any(name in odd or getattr(row, name) is None for name in limits):
@@ -76,13 +91,11 @@ def _sound(row: Row) -> Row:
     return replace(row, **nothing)
 
 
-def _title(material: Material) -> str:
-    row = material.baseline or (material.rows[0] if material.rows else None)
-    return (
-        f"{row.model} on {row.dataset} {row.split}".strip()
-        if row and row.model
-        else str(material.run.get("title", "A run of tokred"))
-    )
+def _title(data: RunData) -> str:
+    row = data.baseline or (data.rows[0] if data.rows else None)
+    if row and row.model:
+        return f"{row.model} on {row.dataset} {row.split}".strip()
+    return str(data.run.get("title", "A run of tokred"))
 
 
 @cache
@@ -101,12 +114,12 @@ def _environment() -> Any:
 
 
 def _seen(value: Any) -> Any:
-    """Text of others with nothing in it that a reader cannot see; what is markup already, as it is."""
+    """Text without invisible characters; markup as it is."""
     return visible(value) if type(value) is str else value
 
 
 def _tied(text: str) -> str:
-    """With each per cent sign on the line of its number."""
+    """The text with a no-break space before each per cent sign."""
     return re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
 
 
@@ -116,18 +129,13 @@ def _json(run: Any) -> Markup:
     )
 
 
-def _plots(material: Material) -> list[tuple[str, Markup]]:
-    """The plots that there is something for: what each one is, and its SVG."""
-    chosen: list[tuple[pareto.Axis, str]] = [
-        ("gflops", "Accuracy against FLOPs"),
-        ("images_per_s", "Accuracy against measured speed"),
-    ]
-    found = []
-    for x, title in chosen:
-        shown = pareto.points(material.rows, x)
-        if any(point.method != BASELINE for point in shown):
-            found.append((title, Markup(inline(pareto.pareto(material.rows, x, title), f"plot-{x}"))))
-    return found
+def _plots(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
+    """The title and SVG of each plot that has points."""
+    plots = []
+    for x, title in _PLOTS.items():
+        if any(point.method != BASELINE for point in pareto.points(rows, x)):
+            plots.append((title, Markup(inline(pareto.pareto(rows, x, title), f"plot-{x}"))))
+    return plots
 
 
 def _shade(drop: float) -> str:

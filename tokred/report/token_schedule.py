@@ -1,23 +1,23 @@
-"""How many patch tokens each method has left after each layer."""
+"""The number of patch tokens after each layer."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from tokred.report.run_data import Material
+from tokred.report.run_data import RunData
 from tokred.tables.row import BASELINE, Row
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One row's tokens.
+    """The tokens of one row.
 
     Attributes:
-        name: as the page calls it.
-        tokens: after each layer; None where the files do not say with how many the model begins.
-        changed: whether the layer is one of its stages.
-        share: of the unreduced model's tokens, in fifths from 0 to 5, for the shade.
+        name: the row's name on the page.
+        tokens: numbers of tokens after each layer; None where the number at the start is unknown.
+        changed: whether each layer is a stage.
+        share: fraction of the dense model's tokens in fifths, from 0 to 5, for the shade.
     """
 
     name: str
@@ -26,21 +26,15 @@ class Schedule:
     share: list[int]
 
 
-def schedules(material: Material) -> list[Schedule]:
-    """The schedules of all rows that have one, the unreduced model's first; none where no row reduces."""
-    plans = {id(row): _plan(row) for row in material.rows}
-    depth = int(
-        material.run.get("depth") or max((layer for plan in plans.values() for layer in plan), default=0)
-    )
+def schedules(data: RunData) -> list[Schedule]:
+    """The schedules of all rows that have one, the dense model's first; empty where no row reduces."""
+    plans = {id(row): _plan(row) for row in data.rows}
+    depth = int(data.run.get("depth") or max((layer for plan in plans.values() for layer in plan), default=0))
     if not any(plans.values()) or not depth:
         return []
-    patches = _patches(material)
-    found = []
-    for row in material.ordered:
-        plan = plans[id(row)]
-        if plan or (row.method == BASELINE and patches):
-            found.append(_schedule(material.called(row), plan, depth, patches))
-    return found
+    patches = _patches(data)
+    shown = [row for row in data.ordered if plans[id(row)] or (row.method == BASELINE and patches)]
+    return [_schedule(data.called(row), plans[id(row)], depth, patches) for row in shown]
 
 
 def _plan(row: Row) -> dict[int, int]:
@@ -51,11 +45,11 @@ def _plan(row: Row) -> dict[int, int]:
     return dict(zip(layers, tokens, strict=True)) if len(layers) == len(tokens) else {}
 
 
-def _patches(material: Material) -> int | None:
-    """Patch tokens of the unreduced model."""
-    if material.run.get("patches"):
-        return int(material.run["patches"])
-    return int(math.prod(material.maps["grid"].tolist())) if "grid" in material.maps else None
+def _patches(data: RunData) -> int | None:
+    """Patch tokens of the dense model."""
+    if data.run.get("patches"):
+        return int(data.run["patches"])
+    return int(math.prod(data.maps["grid"].tolist())) if "grid" in data.maps else None
 
 
 def _schedule(name: str, plan: dict[int, int], depth: int, patches: int | None) -> Schedule:
