@@ -1,4 +1,4 @@
-"""The page in a browser, headless Chromium: sorting, light and dark, a narrow screen, nothing asked of other hosts, no error."""
+"""The page in headless Chromium: sorting, light and dark, narrow screens, no request to other hosts."""
 
 import json
 import re
@@ -21,8 +21,8 @@ pytestmark = [
     ),
 ]
 FLAGS = (
-    "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync "
-    "disable-dev-shm-usage"
+    "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+    "disable-component-update disable-sync disable-dev-shm-usage"
 )
 
 
@@ -86,7 +86,8 @@ def column(browser, header):
     """The header cell's place, and the column's cells as they stand now."""
     return browser.execute_script(
         """const table = document.querySelector("table.results");
-        const place = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.trim() === arguments[0]);
+        const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent.trim());
+        const place = heads.indexOf(arguments[0]);
         return [place, [...table.tBodies[0].rows].map((row) => row.cells[place].textContent.trim())];""",
         header,
     )
@@ -156,9 +157,11 @@ const read = (text) => text.match(/[\\d.]+/g).map(Number);
 const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walker.nextNode()) {
   const node = walker.currentNode.parentElement;
-  if (!walker.currentNode.textContent.trim() || ["SCRIPT", "STYLE"].includes(node.tagName) || !node.getClientRects().length) continue;
+  const hidden = ["SCRIPT", "STYLE"].includes(node.tagName) || !node.getClientRects().length;
+  if (!walker.currentNode.textContent.trim() || hidden) continue;
   let behind = node;
-  while (behind && (read(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0) behind = behind.parentElement;
+  const alpha = (part) => read(getComputedStyle(part).backgroundColor)[3] ?? 1;
+  while (behind && alpha(behind) === 0) behind = behind.parentElement;
   const style = getComputedStyle(node);
   const ink = read(node.closest("svg") ? style.fill : style.color).slice(0, 3);
   const paper = read(getComputedStyle(behind ?? document.documentElement).backgroundColor).slice(0, 3);
@@ -200,11 +203,13 @@ def test_the_page_does_not_scroll_sideways_but_its_tables_do(browser, pages, pag
     if width < 600:
         assert any(inside > box for inside, box in boxes)
     inside, box = browser.execute_script(
-        "const box = document.querySelector('.results').closest('.scroll'); return [box.scrollWidth, box.clientWidth]"
+        """const box = document.querySelector(".results").closest(".scroll");
+        return [box.scrollWidth, box.clientWidth]"""
     )
     assert inside <= box  # nothing of the results table is cut off
     outside = browser.execute_script(
-        "return [...document.querySelectorAll('table, svg, img, pre')].filter((part) => !part.closest('.scroll, .maps')).length"
+        """const parts = [...document.querySelectorAll("table, svg, img, pre")];
+        return parts.filter((part) => !part.closest(".scroll, .maps")).length"""
     )
     assert outside == 0
 
@@ -228,7 +233,7 @@ def test_nothing_is_asked_of_another_host_and_nothing_goes_wrong(browser, pages,
 
 
 def test_the_policy_holds_back_what_a_page_must_not_do(browser, pages, tmp_path):
-    """The same page with a foreign script and image in it: neither runs nor loads, so that the test above would see it."""
+    """A foreign script and image in the same page neither run nor load: the test above would see them."""
     path = tmp_path / "spoilt.html"
     text = (report.page([Row("baseline")], run_info())).replace(
         "<main>", "<main><script>window.spoilt = true</script><img src='http://127.0.0.1:9/x.png'>"

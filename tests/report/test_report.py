@@ -132,7 +132,7 @@ def test_the_table_shows_the_rows():
     assert head == ["Method", "Top-1", "Drop [95 % interval]", "GFLOPs", "Reduction", "Training", "Speed-up"]
     assert [line[0].split()[0] for line in body] == [row.method for row in [*rows, failed]]
     assert [line[1] for line in body] == [f"{row.top1:.2f}" for row in rows] + [""]
-    assert body[1][0].split() == [rows[1].method, "best"]
+    assert body[1][0].split() == [rows[1].method, "best", "1"]
     assert "control" in next(line[0] for line in body if line[0].startswith("random"))
     assert "not fitted" in body[-1][0]
     drop = f"{rows[1].drop:.2f} [{rows[1].drop_lo:.2f}, {rows[1].drop_hi:.2f}]"
@@ -399,8 +399,8 @@ def test_maps_show_what_each_method_takes_the_image_for():
     )[0]
     assert (subject.index, subject.label, subject.before) == (3, "<0>", "<0>")
     first, *others = subject.pictures
-    assert (first.name, first.answer, first.right, first.changed) == ("", "<0>", True, False)
-    seen = {picture.name: (picture.answer, picture.right, picture.changed) for picture in others}
+    assert (first.name, first.prediction, first.right, first.changed) == ("", "<0>", True, False)
+    seen = {picture.name: (picture.prediction, picture.right, picture.changed) for picture in others}
     assert seen == {"lotm": ("<0>", True, False), "topk": ("<5>", False, True)}
     assert [picture.name for picture in others] == [
         row.method for row in rows[1:]

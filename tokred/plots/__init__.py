@@ -1,7 +1,7 @@
-"""Figures: one look for all of them, on paper, on the screen and, in the report, in light and dark.
+"""Figures: one style for files and, in light and dark, for pages.
 
-A module for each kind of figure makes a `Figure`; `svg` and `png` turn it into a file, `inline` into a part of a page, which takes the
-page's colours.
+A module for each kind of figure makes a `Figure`; `svg` and `png` turn it into a file, and `inline` into a
+part of a page that has the page's colours.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What is told apart by colour is told apart by marker too. Okabe and Ito's colours, which the colour-blind can tell apart.
+# Okabe and Ito's colours, distinct for colour-blind readers; methods also have markers of their own.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6fdf", "#7f7f7f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
-INK = "#1d2021"  # of text and axes; in a page it becomes the page's own colour
+INK = "#1d2021"  # the colour of text and axes; in a page it becomes the text colour
 
 _STYLE = {
     "font.family": "sans-serif",
@@ -44,7 +44,7 @@ _STYLE = {
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches. It belongs to no window and needs no closing."""
+    """An empty figure, width and height in inches, outside pyplot's state."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -75,11 +75,11 @@ def png(drawn: Figure, dpi: int = 160) -> bytes:
 def inline(drawn: Figure, name: str = "figure") -> str:
     """The figure as an `<svg>` element without a background, in the page's text colour.
 
-    Its colours are CSS variables, --plot-0 and so on, where the page defines them.
+    Its colours are the CSS variables --plot-0 and so on where the page defines them.
 
     Args:
         drawn: the figure.
-        name: the beginning of all ids in it; of several figures in one page each needs its own.
+        name: the prefix of all ids in it; each figure of a page needs its own.
     """
     text = _svg(drawn, transparent=True)
     element = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -97,7 +97,7 @@ def inline(drawn: Figure, name: str = "figure") -> str:
 
 @contextmanager
 def any_script() -> Iterator[None]:
-    """Names may be in a script that matplotlib's own font lacks: a browser has it, and on paper a box stands for it."""
+    """Silence warnings about scripts that matplotlib's font lacks; a box stands for such characters."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
