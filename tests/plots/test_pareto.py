@@ -67,7 +67,7 @@ def lines_of(figure):
 
 
 def test_a_long_title_is_broken_and_stays_in_the_figure():
-    title = "vit_base_patch16_224.augreg_in21k_ft_in1k on a folder with a long name, 50,000 images, NOT ImageNet"
+    title = "vit_base_patch16_224.augreg_in21k_ft_in1k on a folder with a long name, 50,000 images, NOT on IN"
     figure = pareto.pareto(made_up((0.2, 0.3))[0], "gflops", title)
     figure.draw_without_rendering()
     drawn = figure.axes[0].title if figure.axes[0].title.get_text() else figure.axes[0]._left_title

@@ -324,7 +324,7 @@ def bad(tmp_path):
         "budget": (("--budget", "a"), "got 'a'"),
         "huge page": (("--index", "0 1 2 3 4 5 6 7 8 9", "--size", "2048"), "show fewer images"),
         "no picture": (("--out", tmp_path / "page.gif"), "is no picture; give a file that ends in .png"),
-        "no folder": (("--out", tmp_path / "a file" / "page.png"), "is a file, and the results need a folder"),
+        "no folder": (("--out", tmp_path / "a file" / "page.png"), "and the results need a folder"),
     }
 
 

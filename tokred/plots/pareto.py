@@ -121,7 +121,7 @@ def pareto(
             return drawn
         floor = _limits(axes, shown)
         if printed:
-            look = {"color": INK, "ls": "none", "marker": "x", "ms": 5, "zorder": 2.5}
+            look: dict[str, Any] = {"color": INK, "ls": "none", "marker": "x", "ms": 5, "zorder": 2.5}
             axes.plot(*zip(*printed, strict=True), **look, label="printed in the paper")
             axes.legend(loc="lower right", fontsize=8)
         _draw_front(axes, shown, x)
