@@ -8,15 +8,26 @@ from tokred.tables import row as results
 from tokred.tables.row import BASELINE, Row
 
 COMMON = {
-    "model": "deit_s", "dataset": "photodigits", "split": "test", "weights": "timm deit_small_patch16_224.fb_in1k",
+    "model": "deit_s",
+    "dataset": "photodigits",
+    "split": "test",
+    "weights": "timm deit_small_patch16_224.fb_in1k",
     "weights_hash": "w" * 64,
-    "data_hash": "d" * 64, "img_size": 224, "crop_pct": 0.9, "interpolation": "bicubic", "precision": "float32", "device": "cpu",
-    "batch_size": 16, "seed": 0, "training": "none", "date": "2026-01-02",
-}  # fmt: skip
+    "data_hash": "d" * 64,
+    "img_size": 224,
+    "crop_pct": 0.9,
+    "interpolation": "bicubic",
+    "precision": "float32",
+    "device": "cpu",
+    "batch_size": 16,
+    "seed": 0,
+    "training": "none",
+    "date": "2026-01-02",
+}
 
 
 def outcome(right, n=200, first=0):
-    """[n] bool: wrong on `n - right` images, from `first` on, so that outcomes are nested or not as a test wants."""
+    """[n] bool: wrong on `n - right` images from `first` on, so that a test can nest outcomes or not."""
     correct = np.ones(n, dtype=bool)
     correct[np.arange(first, first + n - right) % n] = False
     return correct
@@ -30,9 +41,8 @@ def row(method, correct=None, **cells):
         half = 196 * float(np.sqrt(correct.mean() * (1 - correct.mean()) / len(correct)))
         values |= {"top1": top1, "top1_lo": top1 - half, "top1_hi": top1 + half, "n_images": len(correct)}
     if method == BASELINE:
-        return Row(
-            method, **{**values, **cells, "budget": None, "reduction": None, "gflops": cells.get("gflops")}
-        )
+        dense = {"budget": None, "reduction": None, "gflops": cells.get("gflops")}
+        return Row(method, **{**values, **cells, **dense})
     return Row(method, **{**values, **cells})
 
 

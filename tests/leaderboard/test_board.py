@@ -18,9 +18,25 @@ from tokred.leaderboard import Change, add, merge, read
 from tokred.tables import row as results
 from tokred.tables.row import BASELINE, COLUMNS, SCHEMA, Row
 
-ROW = Row("lotm", options="order=inplace", model="deit_s", dataset="photodigits", split="test", n_images=1000, budget=0.3, top1=90.0,
-          protocol="native", stages="4 7 11", weights_hash="w", data_hash="d", precision="float32", device="cpu", batch_size=16, seed=0,
-          date="2025-01-02")  # fmt: skip
+ROW = Row(
+    "lotm",
+    options="order=inplace",
+    model="deit_s",
+    dataset="photodigits",
+    split="test",
+    n_images=1000,
+    budget=0.3,
+    top1=90.0,
+    protocol="native",
+    stages="4 7 11",
+    weights_hash="w",
+    data_hash="d",
+    precision="float32",
+    device="cpu",
+    batch_size=16,
+    seed=0,
+    date="2025-01-02",
+)
 FIRST_SCHEMA = COLUMNS[: COLUMNS.index("date") + 1]
 
 WRITER = """
@@ -33,8 +49,9 @@ board, name, adds, rows = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(
 print("ready", flush=True)
 sys.stdin.readline()
 for step in range(adds):
-    made = [Row(f"{name}-{step}-{i}", model="m", budget=0.3, top1=float(step), date="2025-01-01") for i in range(rows)]
-    leaderboard.add(board, made + [Row("shared", model="m", budget=0.3, date="2025-01-01")])
+    common = {"model": "m", "budget": 0.3, "date": "2025-01-01"}
+    made = [Row(f"{name}-{step}-{i}", top1=float(step), **common) for i in range(rows)]
+    leaderboard.add(board, [*made, Row("shared", **common)])
     print("added", flush=True)
 """
 
@@ -48,10 +65,13 @@ def writers():
         new = [
             subprocess.Popen(
                 [sys.executable, "-c", WRITER, str(board), f"w{i}", str(adds), str(rows)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             for i in range(count)
-        ]  # fmt: skip
+        ]
         started.extend(new)
         for process in new:
             assert process.stdout.readline() == "ready\n", process.stderr.read()
@@ -167,21 +187,46 @@ def test_a_run_is_added_once_and_renewed(tmp_path):
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        ("method", "tome"), ("options", "order=append"), ("model", "deit_t"), ("weights_hash", "v"), ("data_hash", "e"), ("split", "val"),
-        ("n_images", 999), ("limited", True), ("budget", 0.4), ("protocol", "common"), ("precision", "bfloat16"), ("device", "cuda"),
-        ("batch_size", 32), ("seed", 1), ("adapter", "a"), ("training", "full"), ("unfitted", True), ("img_size", 384),
-        ("crop_pct", 0.95), ("interpolation", "bicubic"),
+        ("method", "tome"),
+        ("options", "order=append"),
+        ("model", "deit_t"),
+        ("weights_hash", "v"),
+        ("data_hash", "e"),
+        ("split", "val"),
+        ("n_images", 999),
+        ("limited", True),
+        ("budget", 0.4),
+        ("protocol", "common"),
+        ("precision", "bfloat16"),
+        ("device", "cuda"),
+        ("batch_size", 32),
+        ("seed", 1),
+        ("adapter", "a"),
+        ("training", "full"),
+        ("unfitted", True),
+        ("img_size", 384),
+        ("crop_pct", 0.95),
+        ("interpolation", "bicubic"),
     ],
-)  # fmt: skip
+)
 def test_what_makes_rows_different(column, value):
     assert len(merge(lines(ROW), lines(replace(ROW, **{column: value})))[0]) == 2
 
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("top1", 1.0), ("knob", "7"), ("gflops", 1.0), ("latency_ms", 5.0), ("torch", "9"), ("commit", "x"), ("stages", "1 2"),
-     ("dataset", "moved"), ("weights", "renamed.pth")],
-)  # fmt: skip
+    [
+        ("top1", 1.0),
+        ("knob", "7"),
+        ("gflops", 1.0),
+        ("latency_ms", 5.0),
+        ("torch", "9"),
+        ("commit", "x"),
+        ("stages", "1 2"),
+        ("dataset", "moved"),
+        ("weights", "renamed.pth"),
+    ],
+)
 def test_what_does_not(column, value):
     merged, change = merge(lines(ROW), lines(replace(ROW, **{column: value})))
     assert change == Change(0, 1, 0, 1)

@@ -1,4 +1,4 @@
-"""Boards as they are read: what is ranked, what is marked and why, what is kept beside the CSV, and the pages."""
+"""Boards as they are read: ranks, exclusions, evidence, and the pages."""
 
 import csv
 import io
@@ -129,7 +129,7 @@ def test_evidence_is_kept_whole_and_small(tmp_path):
         ({"top1": float("nan")}, "top-1 is"),
         ({"top1": 99.5}, "top1 99.5 instead of 92 by its predictions"),
     ],
-)  # fmt: skip
+)
 def test_what_is_marked_is_never_ranked(tmp_path, cells, reason):
     board = tmp_path / "b.csv"
     source = made(tmp_path, rows={**CONTROL, "tome": cells})
@@ -154,10 +154,20 @@ def test_a_baseline_that_is_off_marks_all_that_was_reduced_from_it(tmp_path):
 
 @pytest.mark.parametrize(
     "cells",
-    [{"model": "deit_b"}, {"weights_hash": "v"}, {"dataset": "x"}, {"split": "val"}, {"budget": 0.5, "reduction": 0.5},
-     {"training": "full"}, {"img_size": 384}, {"crop_pct": 1.0}, {"interpolation": "bilinear"}, {"precision": "bfloat16"},
-     {"on_error": "skip"}],
-)  # fmt: skip
+    [
+        {"model": "deit_b"},
+        {"weights_hash": "v"},
+        {"dataset": "x"},
+        {"split": "val"},
+        {"budget": 0.5, "reduction": 0.5},
+        {"training": "full"},
+        {"img_size": 384},
+        {"crop_pct": 1.0},
+        {"interpolation": "bilinear"},
+        {"precision": "bfloat16"},
+        {"on_error": "skip"},
+    ],
+)
 def test_what_does_not_compare_is_ranked_apart(tmp_path, cells):
     board = tmp_path / "b.csv"
     add(
@@ -227,10 +237,13 @@ def test_a_control_without_a_budget_is_in_all_groups(tmp_path):
 @pytest.mark.parametrize(
     ("cells", "name"),
     [
-        ({"budget": 0.3}, "topk"), ({"budget": 0.30000000000000004}, "topk@0.30000000000000004"), ({"budget": 0.3}, "topk@0.3"),
-        ({"budget": None, "knob": "0.7"}, "topk@0.7"), ({"budget": None, "knob": "16", "stages": "4 7"}, "topk@16@4 7"),
+        ({"budget": 0.3}, "topk"),
+        ({"budget": 0.30000000000000004}, "topk@0.30000000000000004"),
+        ({"budget": 0.3}, "topk@0.3"),
+        ({"budget": None, "knob": "0.7"}, "topk@0.7"),
+        ({"budget": None, "knob": "16", "stages": "4 7"}, "topk@16@4 7"),
     ],
-)  # fmt: skip
+)
 def test_outcomes_are_found_under_the_names_that_runs_give_them(tmp_path, cells, name):
     source = folder(tmp_path / "r", {name: outcome(150)})
     run_ = read_run(source)
@@ -484,8 +497,14 @@ def test_a_page_says_what_is_ranked_and_what_is_not(tmp_path):
     assert "2 ranked rows in 1 group that compares; 1 row excluded." in text
     assert "1 row is excluded from the ranking: tome (fitted on or chosen by these images)." in text
     texts = Page(board.with_suffix(".html").read_text()).texts
-    for wanted in ("deit_s on photodigits test (200 images)", "30 % fewer FLOPs, nothing trained", "Not ranked", "control",
-                   "fitted on or chosen by these images", "dense"):  # fmt: skip
+    for wanted in (
+        "deit_s on photodigits test (200 images)",
+        "30 % fewer FLOPs, nothing trained",
+        "Not ranked",
+        "control",
+        "fitted on or chosen by these images",
+        "dense",
+    ):
         assert wanted in texts
     assert texts.index("lotm") < texts.index("topk") < texts.index("random") < texts.index("tome")
     lines = [
@@ -493,9 +512,14 @@ def test_a_page_says_what_is_ranked_and_what_is_not(tmp_path):
         for line in board.with_suffix(".md").read_text().splitlines()
         if line.startswith("| ")
     ]
-    assert [(cells[0].strip("| "), cells[1]) for cells in lines if cells[1] in ("lotm", "topk", "random", "tome")] == [
-        ("1", "lotm"), ("2", "topk"), ("", "random"), ("", "tome"),
-    ]  # fmt: skip
+    assert [
+        (cells[0].strip("| "), cells[1]) for cells in lines if cells[1] in ("lotm", "topk", "random", "tome")
+    ] == [
+        ("1", "lotm"),
+        ("2", "topk"),
+        ("", "random"),
+        ("", "tome"),
+    ]
 
 
 def test_building_where_nothing_can_be_written(tmp_path):
@@ -549,7 +573,8 @@ def test_exports_for_timm(tmp_path):
         "bicubic",
     )
     lines = cells_of(run("leaderboard", "export", board, "--format", "timm-benchmark")[1])
-    header = "model,infer_img_size,infer_samples_per_sec,infer_step_time,infer_batch_size,param_count,infer_gmacs,infer_macts"
+    header = "model,infer_img_size,infer_samples_per_sec,infer_step_time,infer_batch_size,param_count,"
+    header += "infer_gmacs,infer_macts"
     assert tuple(lines[0]) == TIMM_BENCHMARK == tuple(header.split(","))
     assert [tuple(line.values()) for line in lines] == [
         (f"{tag}+lotm", "224", "20.00", "800.000", "16", "22.05", "3.20", "")
@@ -578,8 +603,12 @@ def test_other_exports_and_what_is_wrong(tmp_path):
     lines = cells_of(run("leaderboard", "export", board)[1])
     assert tuple(lines[0])[: len(COLUMNS)] == COLUMNS
     assert [(line["method"], line["rank"], line["tied"]) for line in lines] == [
-        (BASELINE, "", ""), ("lotm", "1", "1"), ("tome", "1", "1"), ("topk", "3", "0"), ("random", "", ""),
-    ]  # fmt: skip
+        (BASELINE, "", ""),
+        ("lotm", "1", "1"),
+        ("tome", "1", "1"),
+        ("topk", "3", "0"),
+        ("random", "", ""),
+    ]
     assert r"\begin{tabular}" in run("leaderboard", "export", board, "--format", "latex")[1]
     code, _ = run("leaderboard", "export", board, "--format", "markdown", "--out", tmp_path / "x.md")
     assert code == 0
@@ -615,7 +644,7 @@ def test_rows_that_differ_in_little_are_told_apart(tmp_path):
     reason="no chromium and chromedriver here",
 )
 def test_a_board_in_a_browser(tmp_path):
-    """Sorting and finding work, narrow screens have nothing beyond their edge, and nothing goes wrong or out."""
+    """Sorting and finding work, narrow screens cut nothing off, and nothing goes wrong or out."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     board = tmp_path / "b.csv"
     run("leaderboard", "build", made(tmp_path), "--board", board)

@@ -167,13 +167,30 @@ def test_forged_flops_are_found(one):
 @pytest.mark.parametrize(
     "cells",
     [
-        {"limited": False}, {"top1_lo": 90.0, "top1_hi": 92.0}, {"drop_hi": 0.1}, {"training": "full"}, {"control": True},
-        {"precision": "bfloat16"}, {"weights": "other.pth"}, {"date": "2031-01-01"}, {"torch": "9.9"}, {"model": "deit_s"},
-        {"images_per_s": 99.0}, {"n_failed": 1}, {"knob": "1"}, {"stages": ""}, {"unbeaten": "random"}, {"best": True},
-        {"seed": 3}, {"on_error": "skip"}, {"dataset": "imagenet"}, {"top5": None}, {"published_top1": 90.0},
+        {"limited": False},
+        {"top1_lo": 90.0, "top1_hi": 92.0},
+        {"drop_hi": 0.1},
+        {"training": "full"},
+        {"control": True},
+        {"precision": "bfloat16"},
+        {"weights": "other.pth"},
+        {"date": "2031-01-01"},
+        {"torch": "9.9"},
+        {"model": "deit_s"},
+        {"images_per_s": 99.0},
+        {"n_failed": 1},
+        {"knob": "1"},
+        {"stages": ""},
+        {"unbeaten": "random"},
+        {"best": True},
+        {"seed": 3},
+        {"on_error": "skip"},
+        {"dataset": "imagenet"},
+        {"top5": None},
+        {"published_top1": 90.0},
     ],
     ids=lambda cells: "+".join(cells),
-)  # fmt: skip
+)
 def test_every_column_is_compared(one, cells, monkeypatch):
     """With the predictions as they are: one column that was edited is named, and no other."""
     forge(one, "lotm", **cells)

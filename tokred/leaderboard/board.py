@@ -1,7 +1,7 @@
 """Merging runs into one CSV, the board, to which several processes may add at once.
 
-`read` a board or a run, `merge` rows into it, `write` it in one step; `add` does the three under a lock, and keeps
-each row's evidence beside the CSV. Nothing here imports torch, so adding to a board is quick.
+`read` a board or a run, `merge` rows into it, `write` it in one step; `add` does the three under a lock, and
+keeps each row's evidence beside the CSV. Nothing here imports torch, so adding to a board is quick.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ QUESTION = (
 )
 """What a row asks: which method, on which weights and images, at which budget and settings.
 
-Some columns count in part. Without a `weights_hash` or `data_hash` the name in `weights` or `dataset` stands for it.
-`stages` count where they were chosen (protocol "custom"); elsewhere they follow from method and protocol. `knob` counts
-without a budget, from which it would follow, and `device` without its number."""
+Some columns count in part. Without a `weights_hash` or `data_hash` the name in `weights` or `dataset` stands
+for it. `stages` count where they were chosen (protocol "custom"); elsewhere they follow from method and
+protocol. `knob` counts without a budget, from which it would follow, and `device` without its number."""
 
 IDENTITY = (*QUESTION, "training", "adapter", "unfitted")
 """What makes two rows results of the same thing: the question, and the fitted parameters that answer it.
 
-Scores, times and errors are not in it, since they are the answer; neither are `tokens` and FLOPs, which follow from
-budget or knob, nor versions, commit and date, with which a result is renewed."""
+Scores, times and errors are not in it, since they are the answer; neither are `tokens` and FLOPs, which
+follow from budget or knob, nor versions, commit and date, with which a result is renewed."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Change:
         replaced: the number of rows that took an older one's place.
         kept: the number of rows left out, because the board has something better.
         total: the number of rows on the board now.
-        remarks: sentences about rows that are excluded from the ranking or refused, and about missing evidence.
+        remarks: sentences about rows that are excluded from the ranking or refused, and about missing
+            evidence.
     """
 
     added: int
@@ -103,8 +104,8 @@ def add(board: Path, *sources: Path | Sequence[Row], timeout: float = 60) -> Cha
         timeout: seconds to wait for other writers.
 
     Raises:
-        TokredError: a source is no run; the board is no leaderboard, is a newer tokred's, is locked for `timeout`,
-            or cannot be written. The board is then unchanged.
+        TokredError: a source is no run; the board is no leaderboard, is a newer tokred's, is locked for
+            `timeout`, or cannot be written. The board is then unchanged.
     """
     board = Path(os.path.realpath(board))  # to replace a link would part it from the file that others write
     entries, remarks = list[_Entry](), list[str]()
@@ -145,8 +146,9 @@ def read(path: Path) -> list[Row]:
 def merge(before: Iterable[Row], rows: Iterable[Row]) -> tuple[list[Row], Change]:
     """The rows of both, each thing (see `IDENTITY`) once, in an order that depends on the rows alone.
 
-    A measurement beats what failed or could not run. Of two measurements, or two failures, the later date wins, and on
-    the same day the row that is added now. Rows that failed to answer a question go once another row answers it.
+    A measurement beats what failed or could not run. Of two measurements, or two failures, the later date
+    wins, and on the same day the row that is added now. Rows that failed to answer a question go once another
+    row answers it.
     """
     slots, given = {key(row): row for row in before}, list(rows)
     known = set(slots)
@@ -191,7 +193,8 @@ def locked(board: Path, timeout: float) -> Iterator[None]:
             lock.acquire()
         except Timeout:
             raise TokredError(
-                f"{board} has been locked by another process for {timeout:g} s; wait for it, or remove {path} "
+                f"{board} has been locked by another process for {timeout:g} s; wait for it, or remove "
+                f"{path} "
                 "if none is running."
             ) from None
     try:
@@ -230,7 +233,9 @@ def _entries(source: Path | Sequence[Row], board: Path, remarks: list[str]) -> l
     path = source / CSV_NAME if source.is_dir() else source
     if not path.exists():
         raise TokredError(
-            f"There is no run at {source}; give the folder of a run, with its {CSV_NAME}, or a CSV file of that form."
+            f"There is no run at {source}; give the folder of a run, with its {CSV_NAME}, or a CSV file of "
+            "that "
+            "form."
         )
     if board.exists() and path.samefile(board):
         raise TokredError(f"{source} is the board itself; give runs to add to it, or another --board.")
@@ -266,7 +271,7 @@ def _worth(row: Row) -> tuple[bool, str]:
 
 
 def _order(row: Row) -> tuple[object, ...]:
-    """Rows that compare stand together, as in a run's own table: the baseline, then the best first; failed ones last."""
+    """The place of a row on the board: comparable rows stand together, in the order of a run's own table."""
     score = row.agreement if row.top1 is None else row.top1
     finite = score if score is not None and math.isfinite(score) else 0.0
     return (

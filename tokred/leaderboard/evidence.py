@@ -1,7 +1,7 @@
 """The evidence behind a row: each image's prediction, and whether it is right.
 
-A run has it in `predictions.npz`; a board keeps a compact copy for each row (`evidence_store`). `claims` compares a row
-with its predictions: a row whose scores do not follow from them is disputed.
+A run has it in `predictions.npz`; a board keeps a compact copy for each row (`evidence_store`). `claims`
+compares a row with its predictions: a row whose scores do not follow from them is disputed.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def evidence_of(run: Run, row: Row) -> Evidence | None:
 
 
 def claims(run: Run, row: Row) -> list[str]:
-    """The scores of a run's row that do not follow from its predictions, such as "top1 91.2 instead of 90.1"."""
+    """The scores of a row that do not follow from its predictions, such as "top1 91.2 instead of 90.1"."""
     from tokred.evaluation.metrics import score  # SciPy takes half a second
 
     own, stored = run.of(row), run.predictions

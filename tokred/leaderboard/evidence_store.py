@@ -1,8 +1,9 @@
-"""The evidence of a board's rows, in a folder beside the CSV: for `B.csv` it is `B.rows/`, one small file a row.
+"""The evidence of a board's rows: one small file for each, in the folder `B.rows/` beside the board `B.csv`.
 
-A file is named after its row's identity and after its content. So it never has to change together with the CSV: the file
-of a new result is written before the CSV names it, and that of the old one is removed afterwards. A process that is
-killed in between, or reads meanwhile, has for every row of either CSV the file that belongs to it.
+A file is named after its row's identity and after its content. So it never has to change together with the
+CSV: the file of a new result is written before the CSV names it, and that of the old one is removed
+afterwards. A process that is killed in between, or reads meanwhile, has for every row of either CSV the file
+that belongs to it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Store:
         return fitting, stored[0] if stored and fitting is None else None
 
     def clean(self, rows: Mapping[Key, Row], touched: Iterable[Key]) -> None:
-        """Remove the files of rows that the board no longer has, and of `touched` rows those that they replaced."""
+        """Remove the files of rows that the board no longer has, and what `touched` rows have replaced."""
         if not self.folder.is_dir():
             return
         sweep(self.folder)

@@ -33,8 +33,8 @@ def exclusions(row: Row) -> list[str]:
         f"top-1 is {row.top1}, no percentage": row.top1 is not None and not 0 <= row.top1 <= 100,
         f"contradicts itself: {contradiction(row)}": bool(contradiction(row)),
     }
-    found = [reason for reason, applies in reasons.items() if applies]
-    return found if row.method == BASELINE else found + _budget_exclusions(row)
+    own = [reason for reason, applies in reasons.items() if applies]
+    return own if row.method == BASELINE else own + _budget_exclusions(row)
 
 
 def contradiction(row: Row) -> str:
@@ -67,7 +67,8 @@ def _budget_exclusions(row: Row) -> list[str]:
 def partition(rows: Sequence[Row]) -> list[list[int]]:
     """The places of rows that share a model, its weights, and images with their preparation.
 
-    Rows about the first images of a split stand with those about all of them, if there are any, and are excluded there.
+    Rows about the first images of a split stand with those about all of them, if there are any, and are
+    excluded there.
     """
     parts: dict[tuple[str, ...], dict[int, list[int]]] = {}
     for place in sorted(range(len(rows)), key=lambda place: rows[place].limited):
@@ -90,8 +91,8 @@ def _images(row: Row) -> int:
 def mutual_exclusions(rows: Sequence[Row], own: Sequence[Sequence[str]]) -> list[list[str]]:
     """The exclusions of each row that follow from the rows beside it.
 
-    A name and a number of images stand for one set of images: that of most rows without exclusions. And rows reduced
-    from a model that is not the published one are no results about it, whichever row notes that.
+    A name and a number of images stand for one set of images: that of most rows without exclusions. And rows
+    reduced from a model that is not the published one are no results about it, whichever row notes that.
 
     Args:
         rows: the rows of one part of `partition`.
@@ -103,7 +104,7 @@ def mutual_exclusions(rows: Sequence[Row], own: Sequence[Sequence[str]]) -> list
     off = any(
         row.method == BASELINE and BASELINE_OFF in reasons for row, reasons in zip(rows, own, strict=True)
     )
-    found = []
+    mutual = []
     for row, reasons in zip(rows, own, strict=True):
         more = []
         if row.data_hash != usual:
@@ -111,20 +112,20 @@ def mutual_exclusions(rows: Sequence[Row], own: Sequence[Sequence[str]]) -> list
             more.append(f"other images than the other rows (hash {here}, theirs {there})")
         if off and row.status == "ok" and BASELINE_OFF not in reasons:
             more.append(BASELINE_OFF)
-        found.append(more)
-    return found
+        mutual.append(more)
+    return mutual
 
 
 def all_exclusions(rows: Sequence[Row]) -> dict[int, list[str]]:
     """The exclusions of each row of a board by its `id`, but for those that need its evidence."""
-    found = {id(row): exclusions(row) for row in rows}
+    reasons = {id(row): exclusions(row) for row in rows}
     for places in partition(rows):
         members = [rows[place] for place in places]
         for row, more in zip(
-            members, mutual_exclusions(members, [found[id(row)] for row in members]), strict=True
+            members, mutual_exclusions(members, [reasons[id(row)] for row in members]), strict=True
         ):
-            found[id(row)] += more
-    return found
+            reasons[id(row)] += more
+    return reasons
 
 
 def summary(

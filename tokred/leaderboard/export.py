@@ -1,7 +1,8 @@
 """A board in other forms: Markdown, LaTeX, a CSV with the ranks in it, and timm's two kinds of result files.
 
-timm's `results-*.csv` and `benchmark-*.csv` have one line for each model. Here a row stands under the name of its model
-with the method behind it, such as `deit_small_patch16_224.fb_in1k+lotm`, so that it can be put beside timm's own files.
+timm's `results-*.csv` and `benchmark-*.csv` have one line for each model. Here a row stands under the name of
+its model with the method behind it, such as `deit_small_patch16_224.fb_in1k+lotm`, so that it can be put
+beside timm's own files.
 """
 
 from __future__ import annotations
@@ -116,7 +117,9 @@ def timm_results(settings: Sequence[Setting], title: str) -> str:
         )
     if not lines:
         raise TokredError(
-            "No row of this board can be exported: all are excluded, for instance as limited; see its page for why."
+            "No row of this board can be exported: all are excluded, for instance as limited; see its "
+            "page for "
+            "why."
         )
     return _csv(TIMM_RESULTS, lines)
 
@@ -136,7 +139,9 @@ def timm_benchmark(settings: Sequence[Setting], title: str) -> str:
             lines.append([name, csv_cell(row.img_size), *speed, size, *cost])
     if not lines:
         raise TokredError(
-            "No row of this board has a speed to export; measure it with tokred compare --bench 5, and add that run."
+            "No row of this board has a speed to export; measure it with tokred compare --bench 5, and "
+            "add that "
+            "run."
         )
     return _csv(TIMM_BENCHMARK, lines)
 
@@ -200,7 +205,7 @@ def _ranked_rows(settings: Sequence[Setting]) -> Iterator[tuple[RankedRow, int |
 
 
 def _named(settings: Sequence[Setting]) -> Iterator[tuple[str, Row]]:
-    """The rows that are not excluded, under names that each occur once; the budget is in them if there are several."""
+    """The rows that are not excluded, under unique names; these have the budget if there are several."""
     rows = [ranked.row for ranked, _ in _ranked_rows(settings) if not ranked.exclusions]
     several = len({row.budget for row in rows if row.budget is not None}) > 1
     parts = [_parts(row) for row in rows]

@@ -1,4 +1,4 @@
-"""A board as one self-contained HTML page. It asks nothing of other hosts, and a policy in its head forbids that."""
+"""A board as one self-contained HTML page, which asks nothing of other hosts."""
 
 from __future__ import annotations
 

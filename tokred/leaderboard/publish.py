@@ -26,7 +26,7 @@ class Written:
 
 
 def build(board: Path, target: Path | None, title: str) -> Written:
-    """Write a board's pages: HTML at `target`, by default under the board's name beside it, and Markdown under the same name.
+    """Write a board's pages: HTML at `target`, by default beside the board, and Markdown under the same name.
 
     Raises:
         TokredError: there is no board, it is none, or a page cannot be written.
@@ -35,7 +35,8 @@ def build(board: Path, target: Path | None, title: str) -> Written:
     html = target or path.with_suffix(".html")
     if html.suffix in (".csv", ".md"):
         raise TokredError(
-            f"--page is an HTML file, and {html} would be taken for another kind; give a name that ends in .html."
+            f"--page is an HTML file, and {html} would be taken for another kind; give a name that ends in "
+            ".html."
         )
     settings = ranking_groups.settings(ranked_rows(path))
     texts = {html: page(settings, title), html.with_suffix(".md"): exporting.markdown(settings, title)}
@@ -65,18 +66,19 @@ def find(path: Path) -> Path:
     Raises:
         TokredError: there is none.
     """
-    found = path / CSV_NAME if path.is_dir() else path
-    if not found.exists():
+    file = path / CSV_NAME if path.is_dir() else path
+    if not file.exists():
         raise TokredError(
             f"There is no leaderboard at {path}; make one with tokred leaderboard add RUN --board {path}."
         )
-    return Path(os.path.realpath(found))
+    return Path(os.path.realpath(file))
 
 
 def ranked_rows(board: Path) -> list[RankedRow]:
     """A board's rows with their evidence, all of one moment.
 
-    Writers are kept out; if the folder cannot be written, the board is read until it does not change meanwhile.
+    Writers are kept out; if the folder cannot be written, the board is read until it does not change
+    meanwhile.
     """
     with contextlib.ExitStack() as stack:
         if os.access(board.parent, os.W_OK):

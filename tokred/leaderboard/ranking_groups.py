@@ -1,7 +1,7 @@
 """Groups of comparable rows on a board, and the ranks in them.
 
-A `Setting` is one model with its weights on one set of images, prepared in one way: it has one dense model. A `Group`
-competes in it: one budget, and one kind of training. docs/leaderboard.md states the rules.
+A `Setting` is one model with its weights on one set of images, prepared in one way: it has one dense model. A
+`Group` competes in it: one budget, and one kind of training. docs/leaderboard.md states the rules.
 """
 
 from __future__ import annotations
@@ -130,15 +130,15 @@ def _with_evidence(row: Row, store: Store, run: Run | None) -> RankedRow:
 
 def settings(rows: list[RankedRow]) -> list[Setting]:
     """All rows in settings and groups, ranked or excluded, in an order that depends on the rows alone."""
-    found = []
+    every = []
     for places in partition([ranked.row for ranked in rows]):
         members = [rows[place] for place in places]
         mutual = mutual_exclusions([one.row for one in members], [one.exclusions for one in members])
         for ranked, more in zip(members, mutual, strict=True):
             ranked.exclusions += more
         members.sort(key=lambda ranked: (-ranked.top1, ranked.row.gflops or 0, ranked.key))
-        found.append(_setting(members))
-    return found
+        every.append(_setting(members))
+    return every
 
 
 def _setting(rows: list[RankedRow]) -> Setting:
@@ -169,7 +169,7 @@ _TRAINING = {"none": 0, "reducer": 1, "full": 2, "published": 3}
 
 
 def _group_names(methods: list[RankedRow]) -> list[tuple[float | None, str]]:
-    """Budget and training of the groups, in order; controls have a group of their own only where no method is."""
+    """Budget and training of the groups, in order; controls form a group only where no method does."""
     names = {(ranked.row.budget, ranked.row.training) for ranked in methods if not ranked.row.control}
     served = {budget for budget, _ in names} | ({None} if names else set())
     controls = {(ranked.row.budget, ranked.row.training) for ranked in methods if ranked.row.control}
@@ -178,7 +178,7 @@ def _group_names(methods: list[RankedRow]) -> list[tuple[float | None, str]]:
 
 
 def _rank(group: Group) -> None:
-    """Give ranks to the methods of a group, and name the controls that they are not significantly better than."""
+    """Rank the methods of a group, and name the controls that they are not significantly better than."""
     methods = [ranked for ranked in group.ranked if not ranked.row.control]
     controls = [ranked for ranked in group.ranked if ranked.row.control]
     beats = significance.shown(_test(methods))
@@ -192,11 +192,11 @@ def _rank(group: Group) -> None:
 
 
 def _unbeaten(ranked: RankedRow, controls: list[RankedRow]) -> list[str]:
-    """Controls that a row is not significantly better than; for those not on the board, as its own run found."""
+    """Controls that a row is not significantly better than; for those not on the board its own run counts."""
     names = [control.row.method for control in controls]
     places = significance.unbeaten(_test([ranked, *controls]), 0, range(1, len(controls) + 1))
-    found = [names[place - 1] for place in places]
-    return list(dict.fromkeys([*found, *(name for name in ranked.row.unbeaten.split() if name not in names)]))
+    own = [names[place - 1] for place in places]
+    return list(dict.fromkeys([*own, *(name for name in ranked.row.unbeaten.split() if name not in names)]))
 
 
 def _test(rows: list[RankedRow]) -> Callable[[int, int], float]:

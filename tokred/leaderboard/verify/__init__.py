@@ -1,8 +1,9 @@
-"""Checking rows: does every column follow from the predictions, and do the models make these predictions again?
+"""Checking that every column of a row follows from its predictions, and that its model makes them again.
 
-The run is set up again from its own configuration, weights and images, and each row is built again by the code that built
-it. Then whole batches of the run, drawn by a seed, are evaluated again. On the machine and software of the run everything
-is the same to the last bit. Elsewhere rounding differs, and `compare.LIMITS` says how much of a difference is allowed.
+The run is set up again from its own configuration, weights and images, and each row is built again by the
+code that built it. Then whole batches of the run, drawn by a seed, are evaluated again. On the machine and
+software of the run everything is the same to the last bit. Elsewhere rounding differs, and `compare.LIMITS`
+says how much of a difference is allowed.
 """
 
 from __future__ import annotations
@@ -134,8 +135,9 @@ def _repeat(
         assert evidence is not None
         if len(evidence.places) and evidence.places[-1] >= total:
             raise TokredError(
-                f"The row has {len(evidence.correct)} images, and its data have {total} now; give the run's own with "
-                "--data."
+                f"The row has {len(evidence.correct)} images, and its data have {total} now; give the "
+                "run's own "
+                "with --data."
             )
         before[evidence.name] = np.full(total, -1)
         before[evidence.name][evidence.places] = evidence.prediction

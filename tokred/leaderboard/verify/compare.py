@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 
 class Limits(NamedTuple):
-    """Differences that other hardware or versions may cause. Shares are of the sample, and at least one image.
+    """Differences that other hardware or versions may cause. Shares of the sample allow at least one image.
 
     Attributes:
         tie: nats by which the stored class may lose now where a prediction differs.
         predictions: the share of images whose prediction may differ within such a tie.
         kl: nats by which an image's KL may differ, and the share of its value that is added to them.
-        kl_images: the share of images whose KL may differ by more; where tokens tie, one image can change a lot.
+        kl_images: the share of images whose KL may differ by more; where tokens tie, one image can change a
+            lot.
     """
 
     tie: float

@@ -1,4 +1,4 @@
-"""A finished run set up again: its rows built again, and some of its batches evaluated again, with the same boundaries."""
+"""Setting up a finished run again, to build its rows and evaluate some of its batches again."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def job_of(about: Mapping[str, Any], places: Places) -> Job:
     except TokredError as error:
         sentence = str(error).rstrip(".")
         raise TokredError(
-            f"The run cannot be repeated: {sentence}; say with --data, --weights or --adapters where they are."
+            f"The run cannot be repeated: {sentence}; say with --data, --weights or --adapters where they "
+            "are."
         ) from error
     wanted = about["configuration"]
     for what, column, option in (("images", "data_hash", "data"), ("weights", "weights_hash", "weights")):
@@ -94,7 +95,8 @@ def job_of(about: Mapping[str, Any], places: Places) -> Job:
     for name, digest in wanted.get("adapters", {}).items():
         if job.configuration["adapters"].get(name) != digest:
             raise TokredError(
-                f"The adapter of {name} is not that of the run (hash {str(digest)[:8]}); give the run's own with "
+                f"The adapter of {name} is not that of the run (hash {str(digest)[:8]}); give the run's "
+                "own with "
                 "--adapters."
             )
     return job
@@ -199,10 +201,10 @@ def batches(n: int, size: int, sample: int, seed: int) -> list[range]:
 def run(
     job: Job, before: Mapping[str, np.ndarray], chosen: Sequence[range], progress: Callable[[int], None]
 ) -> Evaluation:
-    """Predictions of some batches, by the models that are named in `before` with their stored predictions, [n] each.
+    """Predictions of some batches, by the models named in `before` beside their stored predictions, [n] each.
 
-    The dense model records what all methods of the run look at, whichever of them are asked for: recording selects the
-    kernel, and with it the last bits.
+    The dense model records what all methods of the run look at, whichever of them are asked for: recording
+    selects the kernel, and with it the last bits.
     """
     n = len(job.source)
     models = {name: model for name, model in job.models.items() if name in before}
