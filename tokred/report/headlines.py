@@ -53,7 +53,7 @@ def summary(data: RunData) -> str:
         verb = "agrees" if len(best) == 1 else "agree"
         what = f"{verb} with the dense model on {_share(best[0])} of the images"
         return f"{start}, {_names(best)} {what}."
-    whole = f", against {base.top1:.2f} % of the dense model" if base and base.top1 is not None else ""
+    whole = f", against {base.top1:.2f} % for the dense model" if base and base.top1 is not None else ""
     better = "significantly better than"
     end = f"it is {better} every other method" if first else f"no method is {better} all others"
     has = f"{_names(best)} {'has' if len(best) == 1 else 'have'} {best[0].top1:.2f} % top-1{whole}"
@@ -168,7 +168,7 @@ def _row_warnings(data: RunData) -> list[str]:
             texts.append(f"{what}: {', '.join(names)}.")
     for controls in dict.fromkeys(row.unbeaten for row in done if row.unbeaten):
         names = dict.fromkeys(data.called(row) for row in done if row.unbeaten == controls)
-        texts.append(f"Not significantly better than {', '.join(controls.split())}: {', '.join(names)}.")
+        texts.append(f"Not significantly better than {', '.join(controls.split())}: {'; '.join(names)}.")
     return texts
 
 
