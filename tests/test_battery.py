@@ -1,11 +1,16 @@
 """Every registered method passes the battery; a new one is covered by existing."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tokred.core import registry
 from tokred.core.reducer import Reducer
 from tokred.core.reduction import Keep
-from tokred.testing import CHECKS, check_reducer
+from tokred.testing import CHECKS, check_reducer, residual_invariant
+
+DOCUMENTED = Path(__file__).parents[1] / "docs" / "methods.md"
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -48,3 +53,23 @@ class Undocumented(KeepsFirst):
 
 def test_the_battery_asks_for_a_docstring_and_keyword_options():
     assert "documented" in check_reducer(Undocumented)
+
+
+def test_the_documentation_says_which_methods_are_invariant_to_the_scale_of_the_residual_stream():
+    table = re.findall(r"^\| `(\w+)` \|.*\| (yes|no) \|$", DOCUMENTED.read_text(encoding="utf-8"), flags=re.M)
+    measured = {name: "yes" if residual_invariant(registry.get(name)) else "no" for name in registry.names()}
+    assert dict(table) == measured
+    assert measured["dpcknn"] == "no"
+
+
+class ByNorm(KeepsFirst):
+    """Keep the tokens whose norms are nearest to 5."""
+
+    def forward(self, view):
+        away = (view.x.norm(dim=-1) - 5).abs()
+        return Keep(away.argsort(dim=1, stable=True)[:, : self.keep], self.n)
+
+
+def test_a_method_with_an_absolute_size_is_not_invariant():
+    assert residual_invariant(KeepsFirst)
+    assert not residual_invariant(ByNorm)

@@ -24,6 +24,7 @@ from tokred.core.reducer import Attention, Reducer, Rng, View
 from tokred.core.reduction import Keep, Merge, Mix, Reduction, compose, unmerge
 from tokred.core.vit import ReducedViT, num_heads, num_patches
 from tokred.errors import TokredError
+from tokred.models.residual import scale_residual
 
 Check = Callable[[type[Reducer]], None]
 
@@ -493,3 +494,25 @@ def check_model_batch(cls: type[Reducer]) -> None:
         whole, alone = wrapped(images), wrapped(images[1:2])
         expect(torch.allclose(whole[1:2], alone, atol=1e-5), "A batch of 1 differs from its slice.")
     expect(list(model.state_dict()) == keys and num_heads(model) == HEADS, "The backbone was changed.")
+
+
+def residual_invariant(cls: type[Reducer], factors: tuple[float, ...] = (1 / 8, 8.0)) -> bool:
+    """Whether multiplying the residual stream of a model leaves the reduced model's logits as they are.
+
+    A model computes the same at any scale of its residual stream, so what a method makes of it is a property of the
+    weights only if the method does not look at that scale. No method has to be invariant.
+
+    Args:
+        cls: The method.
+        factors: What the residual stream is multiplied by.
+    """
+    images = torch.randn(8, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    logits = []
+    for factor in (1.0, *factors):
+        model = copy.deepcopy(tiny_vit())
+        scale_residual(model, factor)
+        for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
+            norm.eps *= factor**2  # else the model itself would not be invariant
+        with torch.no_grad():
+            logits.append(reduced(cls, model)(images))
+    return all(torch.allclose(logits[0], other, atol=1e-2) for other in logits[1:])

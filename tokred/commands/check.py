@@ -24,13 +24,15 @@ def check(
         ":" in method
     ):  # a method under development is looked for in the working directory, after installed ones
         sys.path.append(str(Path.cwd()))
-    from tokred.testing import CHECKS, check_reducer
+    from tokred.testing import CHECKS, check_reducer, residual_invariant
 
     if error := registry.error_of(method):
         raise TokredError(error)
-    problems = check_reducer(registry.get(method), progress=lambda name: say(f"  {name}"))
+    cls = registry.get(method)
+    problems = check_reducer(cls, progress=lambda name: say(f"  {name}"))
     for name, problem in problems.items():
         say(f"{name}: {problem}", err)
     say(f"{method}: {len(CHECKS) - len(problems)} of {len(CHECKS)} checks passed.")
     if problems:
         raise typer.Exit(1)
+    say(f"Invariant to the scale of the residual stream: {'yes' if residual_invariant(cls) else 'no'}.")
