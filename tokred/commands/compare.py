@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,9 +100,13 @@ def resumable(commentary: Console, form: str = "table") -> Iterator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as interrupted:
-        if isinstance(interrupted, Interrupted):
-            print_comparison(interrupted.comparison, form, commentary)
-        say(f"Interrupted. Resume with: {command_line()}", commentary)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not lose the table
+        try:
+            if isinstance(interrupted, Interrupted):
+                print_comparison(interrupted.comparison, form, commentary)
+            say(f"Interrupted. Resume with: {command_line()}", commentary)
+        finally:
+            signal.signal(signal.SIGINT, before)
         raise typer.Exit(130) from None
 
 
