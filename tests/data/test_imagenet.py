@@ -441,7 +441,7 @@ def test_the_preflight_by_itself(tmp_path, put, weights, thousand):
     put(*(tmp_path / "data" / name / "a.png" for name in ("x", "y")))
     code, text = run("data", tmp_path / "data", "--model", "deit_t", "--weights", weights)
     assert code == 2
-    assert "has 2 classes, but the weights (random.safetensors) tell 1000 apart" in text
+    assert "has 2 classes, but the weights (random.safetensors) have 1000" in text
     assert text.count("\n") == 1
     code, text = run("data", tmp_path / "data", "--model", "deit_t", "--weights", weights, "--no-labels")
     assert (code, "have no labels" in text) == (0, True)

@@ -24,7 +24,7 @@ FORBIDDEN = {
 }  # fmt: skip
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 IMPORTERS = {"importlib.import_module", "importlib.util.spec_from_file_location"}
-READ_ARCHIVES = {"imagenet.py", "shards.py"}  # member by member, in memory
+READ_ARCHIVES = {"imagenet.py", "webdataset.py"}  # member by member, in memory
 MAY_IMPORT = {
     "__init__.py",
     "registry.py",

@@ -1,9 +1,10 @@
-"""Class maps: which class of a model each class of the data is, where the order of the folders' names does not tell."""
+"""Class maps: files that say which class of a model each class of the data is."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ def load(path: Path) -> dict[str, int]:
     """Class indices by name.
 
     Args:
-        path: .txt with a name a line, the first being class 0, as timm reads it; .csv with lines "name,index", with or without a
-            header; or .json with names in order, or with an index for each name.
+        path: .txt with one name a line, the first being class 0, as timm reads it; .csv with lines
+            "name,index", with or without a header; or .json with names in order, or with an index for each
+            name.
 
     Raises:
         TokredError: it is missing, of another form, or a pickle, whose reading can run code.
@@ -38,7 +40,8 @@ def load(path: Path) -> dict[str, int]:
             else "its form is not known"
         )
         raise TokredError(
-            f"The class map {path} is not read ({why}); give a .txt file with one class a line, or a .csv or .json file."
+            f"The class map {path} is not read ({why}); give a .txt file with one class a line, or a .csv "
+            "or .json file."
         )
     try:
         pairs = [(str(name).strip(), int(index)) for name, index in _READERS[path.suffix](path)]
@@ -47,31 +50,22 @@ def load(path: Path) -> dict[str, int]:
             f"The class map {path} cannot be read ({error}); expected a name and the index of its class."
         ) from error
     names = [name for name, _ in pairs]
-    twice = (
-        next((name for name in names if names.count(name) > 1), None)
-        if len(set(names)) < len(names)
-        else None
-    )
-    if twice is not None or not pairs or min(index for _, index in pairs) < 0:
-        what = (
-            f"has the class {twice!r} twice"
-            if twice is not None
-            else "has no class"
-            if not pairs
-            else "has a negative index"
-        )
-        raise TokredError(f"The class map {path} {what}; it needs one index, from 0, for each class.")
+    problems = [f"has the class {name!r} twice" for name, count in Counter(names).items() if count > 1]
+    if not pairs:
+        problems.append("has no class")
+    elif min(index for _, index in pairs) < 0:
+        problems.append("has a negative index")
+    if problems:
+        raise TokredError(f"The class map {path} {problems[0]}; it needs one index, from 0, for each class.")
     return dict(pairs)
 
 
 def _lines(path: Path) -> list[tuple[str, int]]:
     lines = path.read_text(encoding="utf-8").rstrip().splitlines()
-    found = load_class_map(str(path))  # one entry for lines that are the same
-    return (
-        list(found.items())
-        if len(found) == len(lines)
-        else [(line.strip(), index) for index, line in enumerate(lines)]
-    )
+    classes = load_class_map(str(path))
+    if len(classes) < len(lines):  # some lines are the same, which `load` reports
+        return [(line.strip(), index) for index, line in enumerate(lines)]
+    return list(classes.items())
 
 
 def _table(path: Path) -> list[tuple[str, Any]]:
@@ -95,33 +89,32 @@ _READERS = {".txt": _lines, ".csv": _table, ".json": _json}
 
 
 def apply(source: Source, path: Path) -> Source:
-    """The images with the labels that a class map gives their classes. Classes without names go by their numbers: "0", "1" ...
+    """Relabel images by a class map. Classes without names go by their numbers: "0", "1" ...
 
     Raises:
         TokredError: the images have no labels, or a class is not in the map.
     """
-    given = load(path)
+    indices = load(path)
     if not source.labelled or source.labels is None:
         raise TokredError(f"{source.name} has no labels for --class-map to map; leave it out.")
     names = source.class_names or tuple(str(label) for label in range(int(source.labels.max()) + 1))
-    if not given.keys() & set(names):  # lines such as "n01440764 tench, Tinca tinca"
-        given = {name.split(maxsplit=1)[0]: index for name, index in given.items() if name}
+    if not indices.keys() & set(names):  # lines such as "n01440764 tench, Tinca tinca"
+        indices = {name.split(maxsplit=1)[0]: index for name, index in indices.items() if name}
     used = [names[label] for label in np.unique(source.labels)]
-    missing = [name for name in used if name not in given]
+    missing = [name for name in used if name not in indices]
     if missing:
         raise TokredError(
-            f"The class map {path} lacks {len(missing)} of the {len(used)} classes of {source.name}: {some(missing)}."
+            f"The class map {path} lacks {len(missing)} of the {len(used)} classes of {source.name}: "
+            f"{some(missing)}."
         )
-    mapping = np.array([given.get(name, -1) for name in names], dtype=np.int64)
+    mapping = np.array([indices.get(name, -1) for name in names], dtype=np.int64)
     mapped = replace(source.relabel(mapping, None, f"Labels are mapped by {path.name}."), class_names=None)
     ordered = imagenet.class_names()
-    odd = [
-        name
-        for name in used
-        if imagenet.is_wnid(name) and given[name] < len(ordered) and ordered[given[name]] != name
-    ]
-    if odd:
+    wnids = [name for name in used if imagenet.is_wnid(name) and indices[name] < len(ordered)]
+    moved = [name for name in wnids if ordered[indices[name]] != name]
+    if moved:
         mapped = mapped.noted(
-            f"{path.name} has {len(odd)} of ImageNet's classes at other indices than the weights of ImageNet-1K have: {some(odd)}."
+            f"{path.name} has {len(moved)} of ImageNet's classes at other indices than the weights of "
+            f"ImageNet-1K have: {some(moved)}."
         )
     return mapped

@@ -1,4 +1,4 @@
-"""The files of a folder and its subfolders. Symbolic links to folders are followed once, by their real path."""
+"""The images below a folder. Symbolic links to folders are followed once, by their real path."""
 
 from __future__ import annotations
 

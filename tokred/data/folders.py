@@ -16,18 +16,10 @@ from tokred.data.images import Files, StrictImages
 from tokred.data.source import Source
 from tokred.errors import UNLABELLED, TokredError
 
-_SPLITS = (
-    {"validation", "val", "valid", "evaluation", "eval"},
-    {"train", "training"},
-    {"test"},
-)  # names that timm takes for one another
-VALIDATION_NAMES, TRAINING_NAMES, _ = _SPLITS
-SPLIT_NAMES = set().union(*_SPLITS)
-_KAGGLE = (
-    "ILSVRC/Data/CLS-LOC",
-    "Data/CLS-LOC",
-    "CLS-LOC",
-)  # where the splits of Kaggle's copy of ImageNet lie
+VALIDATION_NAMES = {"validation", "val", "valid", "evaluation", "eval"}  # which timm takes for one another
+TRAINING_NAMES = {"train", "training"}
+SPLIT_NAMES = VALIDATION_NAMES | TRAINING_NAMES | {"test"}
+_KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # where Kaggle's copy of ImageNet has its splits
 
 
 def open_folder(data: str, split: str | None, labels: bool = True, devkit: str | None = None) -> Source:
@@ -40,15 +32,18 @@ def open_folder(data: str, split: str | None, labels: bool = True, devkit: str |
         devkit: the labels of ImageNet's validation files.
 
     Raises:
-        TokredError: no such folder or split, no images, images beside class folders, or ImageNet's files without their labels.
+        TokredError: no such folder or split, no images, images beside class folders, or ImageNet's files
+            without their labels.
     """
     if not Path(data).exists():
         raise TokredError(
-            f"No data at {data!r}: give a folder with one folder of images for each class, or leave --data out for PhotoDigits."
+            f"No data at {data!r}: give a folder with one folder of images for each class, or leave --data "
+            "out for PhotoDigits."
         )
     if not Path(data).is_dir():
         raise TokredError(
-            f"{data} is a file; --data takes a folder with one folder of images for each class, so unpack an archive first."
+            f"{data} is a file; --data takes a folder with one folder of images for each class, so unpack "
+            "an archive first."
         )
     base = split_base(Path(data))
     root, chosen = _split_folder(base, split)
@@ -56,7 +51,8 @@ def open_folder(data: str, split: str | None, labels: bool = True, devkit: str |
     if not tree.images:
         endings = ", ".join(get_img_extensions())
         raise TokredError(
-            f"No images can be read from {data!r}, split {chosen!r} (no file ends with {endings}); expected one folder for each class."
+            f"No images can be read from {data!r}, split {chosen!r} (no file ends with {endings}); expected "
+            "one folder for each class."
         )
     name = (Path(data) if base == Path(data) else base).resolve().name
     return _Folder(tree, name, chosen).source(labels, devkit).noted(tree.note)
@@ -67,15 +63,20 @@ def split_base(data: Path) -> Path:
     return next((data / inner for inner in _KAGGLE if (data / inner).is_dir()), data)
 
 
+def split_names(split: str) -> set[str]:
+    """All names of a split."""
+    return next((names for names in (VALIDATION_NAMES, TRAINING_NAMES) if split in names), {split})
+
+
 def splits_in(data: Path) -> set[str]:
     """Folders in a folder that are named like splits."""
     return {path.name for path in data.iterdir() if path.is_dir()} & SPLIT_NAMES if data.is_dir() else set()
 
 
 def _split_folder(base: Path, split: str | None) -> tuple[Path, str]:
-    """The folder of a split, and its name. A folder without splits is taken whole, but not for a split that it does not have."""
+    """The folder of a split, and its name; the folder itself where it has no splits and none is asked for."""
     wanted = split or "validation"
-    accepted = next((names for names in _SPLITS if wanted in names), {wanted})
+    accepted = split_names(wanted)
     for name in (wanted, *sorted(accepted)):
         if (base / name).is_dir():
             return base / name, wanted
@@ -100,36 +101,36 @@ class _Folder:
         self.origin = imagenet.origin(self.paths)
 
     def source(self, labels: bool, devkit: str | None) -> Source:
-        loose = (
-            np.flatnonzero(self.targets == self.names.index(""))
-            if "" in self.names
-            else np.empty(0, dtype=np.int64)
-        )
+        loose = [
+            path for path, target in zip(self.paths, self.targets, strict=True) if not self.names[target]
+        ]
         if not labels:
             return self._source(np.full(len(self.paths), UNLABELLED), None)
         if len(loose) == len(self.paths):
             return self._flat(devkit)
-        if len(loose):
+        if loose:
             raise TokredError(
-                f"{len(loose)} of the {len(self.paths)} images in {self.root} lie beside its class folders, such as "
-                f"{Path(self.paths[loose[0]]).name}; remove them, or leave the labels out with --no-labels."
+                f"{len(loose)} of the {len(self.paths)} images in {self.root} lie beside its class folders, "
+                f"such as {Path(loose[0]).name}; remove them, or leave the labels out with --no-labels."
             )
         if devkit is not None:
             self._compare(imagenet.read_labels(Path(devkit)), devkit)
         return self._source(self.targets, self.names, by_name=True)
 
     def _flat(self, devkit: str | None) -> Source:
-        """Images that lie in one folder: ImageNet's validation set as it is published, or images without labels."""
+        """Images in one folder: ImageNet's validation set as it is published, or images without labels."""
         if self.origin != "validation":
             if devkit is not None:
                 raise TokredError(
-                    f"--devkit labels files such as ILSVRC2012_val_00000001.JPEG, but {self.root} holds others."
+                    f"--devkit labels files such as ILSVRC2012_val_00000001.JPEG, but {self.root} holds "
+                    "others."
                 )
             return self._source(np.full(len(self.paths), UNLABELLED), None)
         file = Path(devkit) if devkit is not None else imagenet.find_labels(self.root)
         if file is None:
             raise TokredError(
-                f"{self.root} is ImageNet's validation set in one folder, without labels: put ILSVRC2012_devkit_t12.tar.gz beside it, "
+                f"{self.root} is ImageNet's validation set in one folder, without labels: put "
+                "ILSVRC2012_devkit_t12.tar.gz beside it, "
                 "give it with --devkit, or leave the labels out with --no-labels."
             )
         classes = imagenet.class_names()
@@ -144,12 +145,14 @@ class _Folder:
             raise TokredError(
                 f"--devkit labels files such as ILSVRC2012_val_00000001.JPEG, but {self.root} holds others."
             )
-        told = imagenet.labels_of(self.paths, labels, Path(devkit))
-        wrong = [i for i, wnid in enumerate(told) if wnid != self.names[self.targets[i]]]
+        wnids = imagenet.labels_of(self.paths, labels, Path(devkit))
+        wrong = [i for i, wnid in enumerate(wnids) if wnid != self.names[self.targets[i]]]
         if wrong:
             raise TokredError(
-                f"{len(wrong)} of the {len(told)} images in {self.root} lie in another class's folder than {devkit} says: "
-                f"{Path(self.paths[wrong[0]]).name} is in {self.names[self.targets[wrong[0]]]} and belongs into {told[wrong[0]]}."
+                f"{len(wrong)} of the {len(wnids)} images in {self.root} lie in another class's folder than "
+                f"{devkit} says: "
+                f"{Path(self.paths[wrong[0]]).name} is in {self.names[self.targets[wrong[0]]]} and belongs "
+                f"into {wnids[wrong[0]]}."
             )
 
     def _source(self, labels: np.ndarray, names: tuple[str, ...] | None, by_name: bool = False) -> Source:
@@ -168,10 +171,20 @@ class _Folder:
             digest.hexdigest() if by_name else hashlib.sha256(digest.digest() + labels.tobytes()).hexdigest()
         )
         return Source(
-            StrictImages(files), self.name, self.split, full, np.arange(len(files)), None if names is None else len(names),
-            class_names=names, fingerprint=fingerprint.hexdigest(), labels=labels, labelled=names is not None, sorted=by_name,
-            origin=self.origin, images_hash=digest.hexdigest(),
-        )  # fmt: skip
+            images=StrictImages(files),
+            name=self.name,
+            split=self.split,
+            hash=full,
+            groups=np.arange(len(files)),
+            classes=None if names is None else len(names),
+            class_names=names,
+            fingerprint=fingerprint.hexdigest(),
+            labels=labels,
+            labelled=names is not None,
+            sorted=by_name,
+            origin=self.origin,
+            images_hash=digest.hexdigest(),
+        )
 
 
 def _status(path: str) -> os.stat_result | None:

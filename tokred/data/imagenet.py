@@ -1,7 +1,7 @@
-"""What is known of ImageNet: its classes, the names of its files, and the labels of its validation set.
+"""ImageNet's classes, the names of its files, and the labels of its validation set.
 
-The devkit numbers the classes in an order of its own (ILSVRC2012_ID, from 1), which is not that of the sorted WordNet IDs that
-weights are trained with: its `meta.mat` says which is which.
+The devkit numbers the classes in an order of its own (ILSVRC2012_ID, from 1), not in the order of the sorted
+WordNet IDs, in which weights are trained; its `meta.mat` says which is which.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ABOVE = 4  # Kaggle's labels lie four folders above the images
 
 @lru_cache
 def class_names(classes: int = 1000) -> tuple[str, ...]:
-    """WordNet IDs of the classes, in the order of the labels, of models with that many classes; empty where timm knows none."""
+    """WordNet IDs of the classes of models with that many classes, in order; empty where timm knows none."""
     subset = infer_imagenet_subset({"num_classes": classes})
     return tuple(ImageNetInfo(subset).label_names()) if subset else ()
 
@@ -66,24 +66,25 @@ def labels_of(paths: Iterable[str], labels: dict[int, str], file: Path) -> list[
     Raises:
         TokredError: a file has no number or no label.
     """
-    found = []
+    wnids = []
     for path in paths:
         match = _VALIDATION.match(Path(path).name)
         wnid = labels.get(int(match[1])) if match else None
         if wnid is None:
             raise TokredError(
-                f"{file} has no label for {Path(path).name}; it labels ILSVRC2012_val_00000001.JPEG to _{max(labels):08d}."
+                f"{file} has no label for {Path(path).name}; it labels ILSVRC2012_val_00000001.JPEG to "
+                f"_{max(labels):08d}."
             )
-        found.append(wnid)
-    return found
+        wnids.append(wnid)
+    return wnids
 
 
 def read_labels(path: Path) -> dict[int, str]:
     """The WordNet ID of each validation image, by the image's number from 1.
 
     Args:
-        path: the devkit (its folder or its tar.gz), its ground truth with meta.mat beside it, Kaggle's LOC_val_solution.csv, or a text
-            file with one WordNet ID a line.
+        path: the devkit (its folder or its tar.gz), its ground truth with meta.mat beside it, Kaggle's
+            LOC_val_solution.csv, or a text file with one WordNet ID a line.
 
     Raises:
         TokredError: it is none of these.
@@ -99,14 +100,17 @@ def read_labels(path: Path) -> dict[int, str]:
             )
     except Exception as error:  # each format fails in its own way
         raise TokredError(
-            f"{path} has no labels of ImageNet's validation set ({type(error).__name__}: {error}); expected the devkit "
-            f"ILSVRC2012_devkit_t12 as a folder or tar.gz, with {_TRUTH} and {_META} in it, or Kaggle's {_KAGGLE}."
+            f"{path} has no labels of ImageNet's validation set ({type(error).__name__}: {error}); expected "
+            "the devkit "
+            f"ILSVRC2012_devkit_t12 as a folder or tar.gz, with {_TRUTH} and {_META} in it, or Kaggle's "
+            f"{_KAGGLE}."
         ) from error
     known = set(class_names())
-    stranger = next((wnid for wnid in labels.values() if wnid not in known), None)
-    if stranger is not None or not labels:
+    unknown = next((wnid for wnid in labels.values() if wnid not in known), None)
+    if unknown is not None or not labels:
         raise TokredError(
-            f"{path} labels images with {stranger or 'nothing'}, which is none of the 1,000 classes of ImageNet-1K."
+            f"{path} labels images with {unknown or 'nothing'}, which is none of the 1,000 classes of "
+            "ImageNet-1K."
         )
     return labels
 
@@ -126,14 +130,14 @@ def _unpacked(path: Path) -> tuple[bytes, bytes]:
 
 def _archived(path: Path) -> tuple[bytes, bytes]:
     """The same from an archive, which is read and not unpacked."""
-    found: dict[str, bytes] = {}
+    parts: dict[str, bytes] = {}
     with tarfile.open(path) as archive:
         for member in archive:
             name = member.name.rpartition("/")[2]
             file = archive.extractfile(member) if name in (_TRUTH, _META) else None
             if file is not None:
-                found[name] = file.read()
-    return found[_TRUTH], found[_META]
+                parts[name] = file.read()
+    return parts[_TRUTH], parts[_META]
 
 
 def _devkit(truth: bytes, meta: bytes) -> dict[int, str]:

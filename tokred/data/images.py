@@ -14,12 +14,12 @@ from tokred.errors import UNLABELLED, UnreadableImage
 
 
 class Files:
-    """A reader, in timm's sense, of given files: index to (open file, label).
+    """A reader, in timm's sense, of image files: index to (open file, label).
 
     Args:
-        paths: of the images.
+        paths: paths of the files.
         labels: [n] int64.
-        root: names of files are relative to it.
+        root: folder to which names of files are relative.
     """
 
     def __init__(self, paths: Sequence[str], labels: np.ndarray, root: Path) -> None:
@@ -41,9 +41,11 @@ class Files:
 
 
 class StrictImages(Dataset[tuple[Image.Image, int]]):
-    """Images of a timm reader, where an unreadable one is an error that names it: timm's own data set returns its neighbour instead.
+    """Images of a timm reader; unlike in timm's own data set an unreadable one is an error that names it.
 
-    What a file is, if not plain 8-bit colour, is in `image.info["kind"]`. Orientation in EXIF is not applied, as in published evaluations.
+    `image.info["kind"]` says what a file is, if not plain 8-bit colour. Orientation in EXIF is not applied,
+    as in
+    published evaluations.
     """
 
     def __init__(self, reader: Any) -> None:

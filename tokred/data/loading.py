@@ -1,4 +1,4 @@
-"""Batches of prepared images, whose boundaries are fixed by index, whatever the number of processes that load them."""
+"""Batches of prepared images; their boundaries do not depend on the number of processes that load them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def stream(
 
 
 def default_workers(on_gpu: bool) -> int:
-    """Number of processes that load images: one beside a computing CPU, beside a GPU one for each core, up to eight."""
+    """Number of processes that load images: one beside a CPU, beside a GPU one for each core, up to eight."""
     return min(8, os.cpu_count() or 1) if on_gpu else 1
 
 
@@ -127,7 +127,7 @@ def ranges(n: int, batch_size: int) -> list[range]:
 
 
 def _silence(worker: int) -> None:
-    """Print no tracebacks in a worker: image errors come back as values, and the rest is noise after Ctrl-C."""
+    """Print no tracebacks in a worker: image errors come back as values, the rest is noise after Ctrl-C."""
     sys.excepthook = lambda kind, error, trace: None
 
 
@@ -162,7 +162,11 @@ class Indexed(Dataset[Any]):
 
 
 class _Collate:
-    """Make a batch of items. An unreadable image becomes `black`, so that the batch keeps its boundaries; else an error replaces the batch."""
+    """Make a batch of items.
+
+    An unreadable image becomes `black`, so that the batch keeps its boundaries; without that its error is the
+    batch.
+    """
 
     def __init__(self, black: Tensor | None) -> None:
         self.black = black

@@ -1,6 +1,7 @@
-"""Whether images and weights belong together, before any work: classes, their order, and what ImageNet's files should be.
+"""Checks that images and weights belong together: classes, their order, and the number of ImageNet's files.
 
-What would give wrong labels for certain is an error; what may be meant is a sentence in the source's note, which the run shows and keeps.
+What gives wrong labels for certain is an error; what may be intended is a sentence in the source's note,
+which the run shows and keeps.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ _CHANCE = 0.01
 
 
 def align(source: Source, classes: int, weights: str = "the model", own: bool = True) -> Source:
-    """The images with labels that are the model's classes, and with a note on everything that is not as it should be.
+    """Map labels to the model's classes, with a note on everything unusual.
 
     Args:
-        source: whole, not limited.
-        classes: that the model tells apart.
-        weights: one phrase about them, for messages.
-        own: whether the user chose the weights; timm's own of 1,000 classes are ImageNet's.
+        source: images, not limited.
+        classes: number of classes of the model.
+        weights: one phrase about the weights, for messages.
+        own: whether the user chose the weights; timm's own with 1,000 classes are ImageNet's.
 
     Raises:
         TokredError: the labels are not those of the model.
     """
     if not source.labelled:
         return source.noted(
-            "The images have no labels, so methods are measured by their agreement with the unreduced model."
+            "The images have no labels, so methods are measured by their agreement with the dense model."
         )
     names = source.class_names or ()
     wnids = [name for name in names if imagenet.is_wnid(name)]
@@ -45,7 +46,8 @@ def align(source: Source, classes: int, weights: str = "the model", own: bool = 
     elif len(wnids) > len(names) / 2:
         others = [name for name in names if name not in wnids]
         raise TokredError(
-            f"{source.name} has folders of images beside those of ImageNet's classes: {some(others)}; move them away."
+            f"{source.name} has folders of images beside those of ImageNet's classes: {some(others)}; move "
+            "them away."
         )
     elif source.sorted:
         _check_count(source, classes, weights)
@@ -58,14 +60,12 @@ def align(source: Source, classes: int, weights: str = "the model", own: bool = 
 def _check_count(source: Source, classes: int, weights: str) -> None:
     if source.classes is None or source.classes == classes:
         return
-    why = (
-        ""
-        if source.classes != classes + 1
-        else ", perhaps because one of them is a background class or no class at all"
-    )
+    extra = source.classes == classes + 1
+    why = ", perhaps because one of them is a background class or no class at all" if extra else ""
     raise TokredError(
-        f"{source.name} has {source.classes} classes, but the weights ({weights}) tell {classes} apart{why}; "
-        "choose weights that were trained for this data with --weights, say which class is which with --class-map, "
+        f"{source.name} has {source.classes} classes, but the weights ({weights}) have {classes}{why}; "
+        "choose weights that were trained for this data with --weights, say which class is which with "
+        "--class-map, "
         "or leave the labels out with --no-labels."
     )
 
@@ -76,30 +76,31 @@ def _check_range(source: Source, classes: int, weights: str) -> None:
     low, high = int(source.labels.min()), int(source.labels.max())
     if low >= 0 and high < classes:
         return
-    why = (
-        "they seem to count from 1"
-        if (low, high) == (1, classes)
-        else f"one is {high if high >= classes else low}"
-    )
+    why = f"one is {high if high >= classes else low}"
+    if (low, high) == (1, classes):
+        why = "they seem to count from 1"
     raise TokredError(
-        f"The labels of {source.name} are not classes of the weights ({weights}), which count from 0 to {classes - 1}: {why}; "
+        f"The labels of {source.name} are not classes of the weights ({weights}), which count from 0 to "
+        f"{classes - 1}: {why}; "
         "say which class is which with --class-map, or leave the labels out with --no-labels."
     )
 
 
 def _align_wnids(source: Source, classes: int, weights: str) -> Source:
-    """Class folders that are WordNet IDs, by the order in which timm's weights of that many classes have them."""
+    """Map class folders that are WordNet IDs to the order of timm's weights with that many classes."""
     names, known = source.class_names or (), imagenet.class_names(classes)
-    strangers = sorted(set(names) - set(known))
-    if not known or (strangers and len(names) == classes):
+    others = sorted(set(names) - set(known))
+    if not known or (others and len(names) == classes):
         if len(names) != classes:
             _check_count(source, classes, weights)
         return source.noted(
-            f"The {classes} classes of the weights are taken to be the {classes} class folders, in sorted order."
+            f"The {classes} classes of the weights are taken to be the {classes} class folders, in sorted "
+            "order."
         )
-    if strangers:
+    if others:
         raise TokredError(
-            f"{source.name} has class folders that are none of the {classes:,} classes of the weights ({weights}): {some(strangers)}; "
+            f"{source.name} has class folders that are none of the {classes:,} classes of the weights "
+            f"({weights}): {some(others)}; "
             "leave them out, or choose weights that were trained for this data with --weights."
         )
     if names == known:
@@ -116,7 +117,7 @@ def _align_wnids(source: Source, classes: int, weights: str) -> Source:
 
 
 def _noted_imagenet(source: Source) -> Source:
-    """With a sentence on files that are not ImageNet's validation set, or not all of it."""
+    """Note files that are not ImageNet's validation set, or not all of it."""
     assert source.labels is not None
     counts = np.bincount(source.labels, minlength=len(source.class_names or ()))
     names = source.class_names or ()
@@ -127,44 +128,52 @@ def _noted_imagenet(source: Source) -> Source:
                 "give the validation images, or if these are meant the folder above them with --split train."
             )
         return source.noted(
-            "These are training images of ImageNet, by the names of the files, and the weights have probably learned from them."
+            "These are training images of ImageNet, by the names of the files, and the weights have "
+            "probably learned from them."
         )
-    odd = [f"{names[i]} ({counts[i]})" for i in np.flatnonzero((counts > 0) & (counts != imagenet.PER_CLASS))]
-    if source.origin == "validation" and odd:
+    unusual = [
+        f"{names[i]} ({counts[i]})" for i in np.flatnonzero((counts > 0) & (counts != imagenet.PER_CLASS))
+    ]
+    if source.origin == "validation" and unusual:
         present = int((counts > 0).sum())
         here = (
             f"{len(source):,} images for {present:,}"
-            if len(odd) == present
-            else f"other numbers in {len(odd)} of {present}"
+            if len(unusual) == present
+            else f"other numbers in {len(unusual)} of {present}"
         )
         return source.noted(
-            f"ImageNet's validation set has {imagenet.PER_CLASS} images of each class, here there are {here}: {some(odd, 3)}."
+            f"ImageNet's validation set has {imagenet.PER_CLASS} images of each class, here there are "
+            f"{here}: {some(unusual, 3)}."
         )
-    if len(names) == 1000 and odd:
+    if len(names) == 1000 and unusual:
         return source.noted(
-            f"These are {len(source):,} images and not ImageNet's {imagenet.VALIDATION_IMAGES:,} validation images: "
+            f"These are {len(source):,} images and not ImageNet's {imagenet.VALIDATION_IMAGES:,} validation "
+            "images: "
             "do not compare with accuracies on those."
         )
     return source
 
 
 def _noted_order(source: Source, classes: int, own: bool) -> Source:
-    """With a sentence where the order of the class folders may not be that of the weights."""
+    """Note an order of the class folders that may not be that of the weights."""
     names = source.class_names or ()
     if classes == 1000 and all(name.isdecimal() for name in names):
         return source.noted(
-            f"Class folders are numbers, not WordNet IDs: {names[0]} to {names[-1]} are taken for ImageNet's classes in the order of the "
+            f"Class folders are numbers, not WordNet IDs: {names[0]} to {names[-1]} are taken for "
+            "ImageNet's classes in the order of the "
             "sorted WordNet IDs, which the numbers of ImageNet's own devkit are not."
         )
     if classes == 1000 and not own:
         raise TokredError(
-            f"The class folders of {source.name} are no WordNet IDs (such as n01440764) but {some(names, 3)}, so that their order "
+            f"The class folders of {source.name} are no WordNet IDs (such as n01440764) but "
+            f"{some(names, 3)}, so that their order "
             "is not that of ImageNet's classes; say which class is which with --class-map."
         )
     if list(names) != sorted(names):
         first, second = _out_of_order(names)
         return source.noted(
-            f"Classes are numbered in natural order, as timm does, so that {first} comes before {second}; if the weights were trained "
+            f"Classes are numbered in natural order, as timm does, so that {first} comes before {second}; "
+            "if the weights were trained "
             "in the order of characters, as torchvision's folders are, say so with --class-map."
         )
     return source
@@ -176,39 +185,37 @@ def _out_of_order(names: Sequence[str]) -> tuple[str, str]:
 
 
 def facts(source: Source) -> dict[str, str]:
-    """What is known of images before any is read, for people."""
-    found = {"Images": f"{len(source):,}", "Split": source.split}
+    """Facts about images, known before any is read, for people."""
+    facts = {"Images": f"{len(source):,}", "Split": source.split}
     if not source.labelled:
-        return found | {"Labels": "none"}
+        return facts | {"Labels": "none"}
     counts = np.empty(0) if source.labels is None else np.bincount(source.labels)
     present = np.flatnonzero(counts)
     if not len(present):
-        return found | ({"Classes": f"{source.classes:,}"} if source.classes else {})
+        return facts | ({"Classes": f"{source.classes:,}"} if source.classes else {})
     fewest, most = counts[present].min(), counts[present].max()
     each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    found["Classes"] = (
+    facts["Classes"] = (
         f"{len(present):,}{f' of {source.classes:,}' if source.classes else ''}, images of each: {each}"
     )
     for place, label in {"First label": present[0], "Last label": present[-1]}.items():
-        found[place] = f"{label}, {source.class_names[label]}" if source.class_names else f"{label}"
-    return found
+        facts[place] = f"{label}, {source.class_names[label]}" if source.class_names else f"{label}"
+    return facts
 
 
 def at_chance(right: int, images: int, classes: int) -> str:
-    """A sentence where a model is right no more often than by chance, or nothing.
+    """A sentence where a model is right no more often than by chance; else "".
 
     Args:
-        right: images that the unreduced model classifies correctly.
-        images: of so many.
-        classes: that it tells apart.
+        right: number of images that the dense model classifies correctly.
+        images: number of images.
+        classes: number of classes.
     """
-    if (
-        images < CHANCE_IMAGES
-        or classes < CHANCE_CLASSES
-        or stats.binom.sf(right - 1, images, 1 / classes) < _CHANCE
-    ):
+    few = images < CHANCE_IMAGES or classes < CHANCE_CLASSES
+    if few or stats.binom.sf(right - 1, images, 1 / classes) < _CHANCE:
         return ""
     return (
-        f"The unreduced model is right on {right} of {images} images, which is chance with {classes:,} classes: "
+        f"The dense model is right on {right} of {images} images, which is chance with {classes:,} "
+        "classes: "
         "the labels probably do not belong to the weights."
     )

@@ -15,8 +15,8 @@ class Preparation:
     Attributes:
         transform: PIL image to [3, H, W].
         img_size: side of the model's input in pixels.
-        crop_pct: how much of the resized image's side is seen, a fraction.
-        interpolation: of the resizing.
+        crop_pct: visible fraction of the resized image's side.
+        interpolation: interpolation by which images are resized.
     """
 
     transform: Any
@@ -29,7 +29,7 @@ class Preparation:
 
 
 def data_config(model: Any) -> dict[str, Any]:
-    """timm's way to prepare images for a model, at the size that the model has, which need not be that of its pretrained weights."""
+    """timm's data configuration of a model, at the model's size, which may not be that of its weights."""
     return dict(resolve_data_config({"input_size": (3, *model.patch_embed.img_size)}, model=model))
 
 

@@ -26,7 +26,9 @@ class Source:
         images: index to (PIL image in RGB, label).
         name: name of the data set, as tables show it.
         split: name of the split.
-        hash: SHA-256 that changes when the images or their labels do; over pixels for PhotoDigits, over names and sizes for files.
+        hash: SHA-256 that changes when the images or their labels do; over pixels for PhotoDigits, over names
+            and
+            sizes for files.
         groups: [n]; images that are not independent share a number.
         classes: number of classes; None where it is unknown.
         limited: whether this is only the beginning of the split.
@@ -36,10 +38,10 @@ class Source:
         crop_pct: visible fraction of each image's side; None leaves it to the model.
         note: sentences that a reader of the results needs.
         class_names: names of the classes, in the order of the labels, where they are known.
-        fingerprint: hash that changes when a file is written to, even if its size stays; empty where there are no files.
+        fingerprint: hash that changes when a file is written to, even if its size stays; empty without files.
         labels: [n] int64, where they are known before any image is read.
-        labelled: whether the images have labels; else all are `UNLABELLED`, and models can only be compared with each other.
-        sorted: whether the labels follow from the sorted names of folders alone, an order that the weights need not share.
+        labelled: whether the images have labels; else all are `UNLABELLED`.
+        sorted: whether labels count the sorted names of folders, an order that the weights need not share.
         origin: which of ImageNet's files these are, by their names.
         images_hash: SHA-256 as `hash`, of the images without their labels.
     """

@@ -26,16 +26,19 @@ def open_source(
     devkit: str | None = None,
     data_dir: str | None = None,
 ) -> Source:
-    """The images to evaluate on.
+    """Open the images to evaluate on.
 
     Args:
-        data: None for PhotoDigits; a folder with one folder for each class (or with such folders for each split), with ImageNet's
-            validation files, or with images that have no labels; or a name that timm reads, such as "hfds/imagenet-1k".
-        split: by default "test" for PhotoDigits, "validation" elsewhere.
+        data: None for PhotoDigits; a folder with one folder for each class (or with such folders for each
+            split),
+            with ImageNet's validation files, or with images that have no labels; or a name that timm reads,
+            such as
+            "hfds/imagenet-1k".
+        split: name of the split; by default "test" for PhotoDigits, "validation" elsewhere.
         labels: whether to use labels, where there are any.
-        class_map: a file that says which class each label is; see `class_map.load`.
-        devkit: the labels of ImageNet's validation files; see `imagenet.read_labels`.
-        data_dir: where a data set that has a name lies.
+        class_map: file that says which class each label is; see `class_map.load`.
+        devkit: labels of ImageNet's validation files; see `imagenet.read_labels`.
+        data_dir: folder of a data set that timm reads by name.
 
     Raises:
         TokredError: no such folder, split or data set, or no labels where there should be some.
@@ -48,7 +51,8 @@ def open_source(
         chosen = split or "test"
         if chosen not in photodigits.SPLIT_IMAGES:
             raise TokredError(
-                f"PhotoDigits has the splits {' and '.join(photodigits.SPLIT_IMAGES)} to evaluate on, not {chosen!r}."
+                f"PhotoDigits has the splits {' and '.join(photodigits.SPLIT_IMAGES)} to evaluate on, not "
+                f"{chosen!r}."
             )
         return _open_embedded(chosen)
     if timm_datasets.is_name(data):
@@ -62,9 +66,9 @@ def open_source(
     return source if labels or not source.labelled else source.unlabelled()
 
 
-def _refuse(given: dict[str, object], what: str) -> None:
-    """Raise where an option was given that means nothing for these data."""
-    name = next((name for name, value in given.items() if value), None)
+def _refuse(options: dict[str, object], what: str) -> None:
+    """Raise where an option is set that means nothing for these data."""
+    name = next((name for name, value in options.items() if value), None)
     if name:
         raise TokredError(
             f"{name} means nothing for {what}; leave it out, or choose other images with --data."
@@ -77,7 +81,10 @@ def _open_embedded(split: str) -> Source:
     probe = photodigits.PhotoDigits(split, length=photodigits.PROBE_IMAGES)  # type: ignore[arg-type]
     if probe.pixel_hash() != photodigits.PROBE_HASHES[split]:
         digest = images.pixel_hash()
-        note = "The libraries here draw other pixels than the published benchmark has, so do not compare with published tables."
+        note = (
+            "The libraries here draw other pixels than the published benchmark has, "
+            "so do not compare with published tables."
+        )
     return Source(
         images=images,
         name=PHOTODIGITS,

@@ -1,4 +1,4 @@
-"""Data sets that have a name in timm: hfds/ (Hugging Face), torch/ (torchvision), wds/ (webdataset shards)."""
+"""Data sets that timm reads by name: hfds/ (Hugging Face), torch/ (torchvision), wds/ (webdataset shards)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ def is_name(data: str) -> bool:
 
 
 def open_named(data: str, split: str | None, data_dir: str | None, labels: bool = True) -> Source:
-    """A data set by name.
+    """Open a data set by its name.
 
     Args:
-        data: such as "hfds/imagenet-1k", "torch/cifar10" or "wds/shards/val-{000..063}.tar".
-        split: by default "validation".
-        data_dir: where it lies; for Hugging Face the cache.
-        labels: whether labels are asked for.
+        data: name, such as "hfds/imagenet-1k", "torch/cifar10" or "wds/shards/val-{000..063}.tar".
+        split: name of the split; by default "validation".
+        data_dir: folder of the data set; for Hugging Face the cache.
+        labels: whether to use labels.
 
     Raises:
-        TokredError: it cannot be opened, or has images in no fixed order.
+        TokredError: the data set cannot be opened, or has its images in no fixed order.
     """
     prefix, _, rest = data.partition("/")
     prefix, chosen = prefix.lower(), split or "validation"
     if prefix in ("tfds", "hfids"):
         raise TokredError(
-            f"{prefix}/ streams images, and tokred needs each at a fixed place; take the same data as hfds/ or wds/, or as class folders."
+            f"{prefix}/ streams images, and tokred needs each at a fixed place; take the same data as hfds/ "
+            "or wds/, or as class folders."
         )
     try:
         if prefix == "wds":
@@ -56,8 +57,8 @@ def open_named(data: str, split: str | None, data_dir: str | None, labels: bool 
         raise TokredError(
             f"No images can be read from {data!r}, split {chosen!r} ({reason}); see --split and --data-dir."
         ) from error
-    known = source.labels is not None and len(source) > 0 and bool((source.labels < 0).all())
-    return source.unlabelled() if known and labels else source
+    without = source.labels is not None and len(source) > 0 and bool((source.labels < 0).all())
+    return source.unlabelled() if without and labels else source
 
 
 def _open_torch(name: str, split: str, data_dir: str | None) -> Source:
@@ -74,31 +75,43 @@ def _open_torch(name: str, split: str, data_dir: str | None) -> Source:
     names = getattr(images, "wnids", None) or getattr(images, "classes", None)
     targets = getattr(images, "targets", None)
     return Source(
-        StrictImages(images), f"torch/{name}", split, digest.hexdigest(), np.arange(len(images)), len(names) if names else None,
-        class_names=tuple(map(str, names)) if names else None, fingerprint=fingerprint.hexdigest(),
+        images=StrictImages(images),
+        name=f"torch/{name}",
+        split=split,
+        hash=digest.hexdigest(),
+        groups=np.arange(len(images)),
+        classes=len(names) if names else None,
+        class_names=tuple(map(str, names)) if names else None,
+        fingerprint=fingerprint.hexdigest(),
         labels=None if targets is None else np.asarray(targets, dtype=np.int64),
-    )  # fmt: skip
+    )
 
 
 def _open_hfds(data: str, name: str, split: str, cache: str | None) -> Source:
-    """A data set of Hugging Face, from its cache, a local folder or the hub; timm's reader asks for the names of its columns."""
+    """A data set of Hugging Face, from its cache, a local folder or the hub."""
     import datasets
 
-    found = datasets.load_dataset(name, split=split, cache_dir=cache)
-    image = _column(found.features, "image", datasets.Image)
-    label = _column(found.features, "label", datasets.ClassLabel)
+    table = datasets.load_dataset(name, split=split, cache_dir=cache)
+    image = _column(table.features, "image", datasets.Image)
+    label = _column(table.features, "label", datasets.ClassLabel)
     if image is None:
-        raise TokredError(f"{data} has no column of images (there are: {', '.join(found.column_names)}).")
+        raise TokredError(f"{data} has no column of images (there are: {', '.join(table.column_names)}).")
     reader = create_dataset(data, root=cache, split=split, input_key=image, target_key=label or image).reader
     labels = (
-        np.full(len(found), UNLABELLED) if label is None else _labels(found.select_columns([label])[:][label])
+        np.full(len(table), UNLABELLED) if label is None else _labels(table.select_columns([label])[:][label])
     )
     digest = hashlib.sha256(f"{reader.dataset._fingerprint} {len(reader)}".encode()).hexdigest()
-    names = tuple(getattr(found.features[label], "names", None) or ()) if label else ()
+    names = tuple(getattr(table.features[label], "names", None) or ()) if label else ()
     return Source(
-        StrictImages(reader if label else _Unlabelled(reader)), data, split, digest, np.arange(len(reader)), len(names) or None,
-        class_names=names or None, labels=labels,
-    )  # fmt: skip
+        images=StrictImages(reader if label else _Unlabelled(reader)),
+        name=data,
+        split=split,
+        hash=digest,
+        groups=np.arange(len(reader)),
+        classes=len(names) or None,
+        class_names=names or None,
+        labels=labels,
+    )
 
 
 def _labels(column: list[Any]) -> np.ndarray:

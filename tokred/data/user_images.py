@@ -1,4 +1,4 @@
-"""Images that a user names: files or images in memory, or images of a data set by number; and names of classes."""
+"""Images that a user names, as files, in memory or by their number in a data set; and names of classes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,13 @@ def source(images: Sequence[Given]) -> Source:
                 f"No image at {path}; give image files, or choose images of a data set with --index."
             )
     return Source(
-        StrictImages(_Reader(images)), "images", "", "", np.arange(len(images)), None, labelled=False
+        images=StrictImages(_Reader(images)),
+        name="images",
+        split="",
+        hash="",
+        groups=np.arange(len(images)),
+        classes=None,
+        labelled=False,
     )
 
 
@@ -65,19 +71,19 @@ def check_index(data: Source, index: Sequence[int] | None, default: int = 3) -> 
 
 
 def class_names(data: Source | None, loaded: Loaded) -> tuple[str, ...] | None:
-    """Names of a model's classes: those of the data set, or of timm's weights; ImageNet's in words; None if unknown."""
+    """Names of a model's classes, from the data set or timm's weights; None if unknown."""
     classes = loaded.model.num_classes
-    found: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
     if data is not None and data.class_names:
-        found = data.class_names
-        if all(re.fullmatch(r"n\d{8}", name) for name in found):
+        names = data.class_names
+        if all(re.fullmatch(r"n\d{8}", name) for name in names):
             info = ImageNetInfo("imagenet-21k")
             known = {info.index_to_label_name(i): i for i in range(info.num_classes())}
-            found = tuple(info.index_to_description(known[name]) if name in known else name for name in found)
+            names = tuple(info.index_to_description(known[name]) if name in known else name for name in names)
     elif loaded.weights.startswith("timm ") and infer_imagenet_subset(loaded.model):
         info = ImageNetInfo(infer_imagenet_subset(loaded.model))
-        found = tuple(info.index_to_description(i) for i in range(info.num_classes()))
-    return found if found and len(found) == classes else None
+        names = tuple(info.index_to_description(i) for i in range(info.num_classes()))
+    return names if names and len(names) == classes else None
 
 
 class _Reader:
@@ -93,9 +99,7 @@ class _Reader:
         image = self.images[index]
         if isinstance(image, Image.Image):
             return image, UNLABELLED
-        with (
-            warnings.catch_warnings()
-        ):  # what Pillow takes is not too large for us; what it refuses is an error
+        with warnings.catch_warnings():  # an image that is too large for Pillow is an error, not a warning
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(image), UNLABELLED
 

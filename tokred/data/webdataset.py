@@ -1,7 +1,8 @@
 """Webdataset shards: local tar files, read by place, so that every image has an index.
 
-timm and webdataset stream shards, and which process sees which image then depends on their number. Here the members of all shards are
-listed once, shard by shard; an image is then read from where it lies. Members that share a name up to its first dot are one sample.
+timm and webdataset stream shards, so that an image's place depends on the number of processes. Here the
+members of all shards are listed once, and an image is read from its place in the file. Members that share a
+name up to its first dot are one sample.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from timm.utils.misc import natural_key
 
+from tokred.data.folders import SPLIT_NAMES, split_names
 from tokred.data.images import StrictImages
 from tokred.data.source import Source
 from tokred.errors import UNLABELLED, TokredError
@@ -30,11 +34,11 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 @dataclass
 class Sample:
-    """Where one sample lies: its parts by extension, each with place and length in bytes."""
+    """One sample of a shard: its parts by extension, each with its offset and length in bytes."""
 
     shard: Path
     key: str
-    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    parts: dict[str, tuple[int, int]]
 
     def read(self, extension: str) -> bytes:
         """One part."""
@@ -69,13 +73,14 @@ class Shards:
 
 
 def open_shards(place: str, split: str | None, data_dir: str | None, wanted: bool = True) -> Source:
-    """The images of shards.
+    """Open the images of shards.
 
     Args:
-        place: a folder of shards, or shards such as "DIR/val-{000..063}.tar"; under `data_dir`, where that is given.
-        split: of the folder, by the names of its shards or by its _info.json, as timm has it; or shards of it, as for `place`.
-        data_dir: folder.
-        wanted: whether labels are read.
+        place: folder of shards, or shards such as "DIR/val-{000..063}.tar", relative to `data_dir`.
+        split: name of a split, by the names of the shards or by _info.json, as timm has it; or names of
+            shards.
+        data_dir: folder that holds `place`.
+        wanted: whether to read labels.
 
     Raises:
         TokredError: there are no such shards, or they cannot be read by place.
@@ -89,7 +94,8 @@ def open_shards(place: str, split: str | None, data_dir: str | None, wanted: boo
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None or not files:
         raise TokredError(
-            f"No shard at {missing or path}; wds/ takes a folder of local .tar files, or files such as DIR/val-{{000..063}}.tar."
+            f"No shard at {missing or path}; wds/ takes a folder of local .tar files, or files such as "
+            f"DIR/val-{{000..063}}.tar."
         )
     samples = [sample for file in files for sample in _index(file) if sample.image is not None]
     if not samples:
@@ -107,47 +113,55 @@ def open_shards(place: str, split: str | None, data_dir: str | None, wanted: boo
     full = hashlib.sha256(images_hash.encode() + labels.tobytes()).hexdigest()
     name = (path if path.is_dir() else path.parent).resolve().name
     return Source(
-        StrictImages(Shards(samples, labels)), f"wds/{name}", split or "validation", full, np.arange(len(samples)), None,
-        fingerprint=fingerprint.hexdigest(), labels=labels, labelled=labelled, images_hash=images_hash,
-    )  # fmt: skip
+        images=StrictImages(Shards(samples, labels)),
+        name=f"wds/{name}",
+        split=split or "validation",
+        hash=full,
+        groups=np.arange(len(samples)),
+        classes=None,
+        fingerprint=fingerprint.hexdigest(),
+        labels=labels,
+        labelled=labelled,
+        images_hash=images_hash,
+    )
 
 
 def _expand(pattern: str) -> Iterator[Path]:
     """Files of a pattern with ranges such as {000..063}; several patterns are separated by "::"."""
     for part in pattern.split("::"):
-        found = _RANGE.search(part)
-        if found is None:
+        match = _RANGE.search(part)
+        if match is None:
             yield Path(part)
             continue
-        first, last = found.groups()
+        first, last = match.groups()
         for number in range(int(first), int(last) + 1):
-            yield from _expand(f"{part[: found.start()]}{number:0{len(first)}d}{part[found.end() :]}")
+            yield from _expand(f"{part[: match.start()]}{number:0{len(first)}d}{part[match.end() :]}")
 
 
 def _of_split(folder: Path, split: str | None) -> list[Path]:
-    """The shards of a split: as _info.json lists them, or those with its name in theirs, or all where no shard names a split."""
-    from tokred.data.folders import _SPLITS, SPLIT_NAMES
-
+    """The shards of a split: those that _info.json lists, else those named by it, else all."""
     wanted = split or "validation"
-    accepted = next((names for names in _SPLITS if wanted in names), {wanted})
+    accepted = split_names(wanted)
     for info in (folder / "_info.json", folder / "info.json"):
         if info.exists():
             splits: dict[str, Any] = json.loads(info.read_text(encoding="utf-8")).get("splits", {})
             chosen = next((splits[name] for name in (wanted, *sorted(accepted)) if name in splits), None)
             if chosen is None:
                 raise TokredError(
-                    f"{info} has no split {wanted!r} (there are: {', '.join(splits) or 'none'}); choose with --split."
+                    f"{info} has no split {wanted!r} (there are: {', '.join(splits) or 'none'}); choose "
+                    "with --split."
                 )
             return [folder / name for name in chosen["filenames"]]
     shards = sorted(folder.glob("*.tar"), key=lambda path: natural_key(path.name))
-    told = {path: set(re.split(r"[-_.\d]+", path.name)) & (SPLIT_NAMES | {wanted}) for path in shards}
-    if not any(told.values()) and not split:
+    named = {path: set(re.split(r"[-_.\d]+", path.name)) & (SPLIT_NAMES | {wanted}) for path in shards}
+    if not any(named.values()) and not split:
         return shards
-    chosen_shards = [path for path in shards if told[path] & accepted]
+    chosen_shards = [path for path in shards if named[path] & accepted]
     if shards and not chosen_shards:
-        others = sorted(set().union(*told.values()))
+        others = sorted(set().union(*named.values()))
         raise TokredError(
-            f"The shards in {folder} name no split {wanted!r} (they name: {', '.join(others) or 'none'}); see --split."
+            f"The shards in {folder} name no split {wanted!r} (they name: {', '.join(others) or 'none'}); "
+            "see --split."
         )
     return chosen_shards
 
@@ -156,18 +170,11 @@ def _index(shard: Path) -> Iterator[Sample]:
     """The samples of one shard, in its order."""
     try:
         with tarfile.open(shard, "r:") as archive:  # a compressed one cannot be read by place
-            sample: Sample | None = None
-            for member in archive:
-                match = _SAMPLE.fullmatch(member.name) if member.isfile() else None
-                if match is None:
-                    continue
-                if sample is None or sample.key != match[1]:
-                    if sample is not None:
-                        yield sample
-                    sample = Sample(shard, match[1])
-                sample.parts[match[2]] = (member.offset_data, member.size)
-            if sample is not None:
-                yield sample
+            names = ((_SAMPLE.fullmatch(member.name), member) for member in archive if member.isfile())
+            members = ((match[1], match[2], member) for match, member in names if match is not None)
+            for key, parts in groupby(members, key=itemgetter(0)):
+                places = {name: (member.offset_data, member.size) for _, name, member in parts}
+                yield Sample(shard, key, places)
     except (tarfile.TarError, OSError) as error:
         raise TokredError(
             f"The shard {shard} cannot be read ({error}); it must be a whole, uncompressed tar file."

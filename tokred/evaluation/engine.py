@@ -1,8 +1,9 @@
-"""One pass over the data for all methods: images are decoded once, and the layers that plans share with the dense model run once.
+"""One pass over the data for all methods: images are decoded once, and layers that plans share run once.
 
-Plans form a tree. Its trunk is the dense model, and a method branches off at its first stage: on each batch the dense model runs up to
-that point, and the method continues from a copy of the state there. Methods at one point run one after the other, so that memory does not
-grow with their number. Results equal those of running each model alone on the same batches.
+Plans form a tree. Its trunk is the dense model, and a method branches off at its first stage: on each batch
+the dense model runs up to that point, and the method continues from a copy of the state there. Methods at one
+point run one after the other, so that memory does not grow with their number. Results equal those of running
+each model alone on the same batches.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Pass:
             if not finite(dense_logits):
                 place = _first_not_finite(dense, images, index)
                 raise TokredError(
-                    f"The dense model gives numbers that are not finite, first in {place}, {_span(index)}; check its weights."
+                    f"The dense model gives numbers that are not finite, first in {place}, {_span(index)}; "
+                    "check its weights."
                 )
         indices = batch.indices.numpy()
         self.evaluation.labels[indices] = batch.labels.numpy()
@@ -105,7 +107,7 @@ class Pass:
     def _branch(
         self, name: str, model: ReducedViT, shared: State | None, images: Tensor, index: Tensor
     ) -> Tensor | None:
-        """A method's logits on a batch, from the state that it shares with the dense model or else from the images.
+        """A method's logits on a batch, from the state shared with the dense model or else from the images.
 
         None if the method fails there or has failed before; the other methods go on.
         """

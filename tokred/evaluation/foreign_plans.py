@@ -1,4 +1,4 @@
-"""Plans of foreign checkpoints: at their own token counts where these are fixed, else at those that meet the budget."""
+"""Plans of foreign checkpoints: at their own token counts where these are fixed, else by the budget."""
 
 from __future__ import annotations
 
@@ -71,16 +71,19 @@ def plan_of(
     options: Mapping[str, Any],
     stages: tuple[int, ...] | None = None,
 ) -> Match:
-    """The plan of a checkpoint: at its own token counts where they are fixed, else at those that meet the budget.
+    """The plan of a checkpoint: at its own token counts where they are fixed, else by the budget.
 
     Raises:
-        TokredError: it is of another model, its own layers or options are not those asked for, or the budget is out of reach.
+        TokredError: it is of another model, the user asked for other layers or options, or the budget is out
+            of
+            reach.
     """
     checkpoint.check(costs.backbone)
     card, own = checkpoint.card, tuple(checkpoint.card["stages"])
     if stages is not None and stages != own:
         raise TokredError(
-            f"{checkpoint.path} was trained at layers {spaced(own)}, not at {spaced(stages)}; leave --stages out."
+            f"{checkpoint.path} was trained at layers {spaced(own)}, not at {spaced(stages)}; leave "
+            "--stages out."
         )
     chosen = {**card["options"], **options}
     if not checkpoint.fixed:

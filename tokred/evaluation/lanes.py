@@ -1,4 +1,4 @@
-"""How batches share the machine: side by side in threads on a CPU, and in parts where memory has no room for a whole one."""
+"""How batches share the machine: side by side in threads on a CPU, and in parts where memory is short."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ Work = Callable[[Batch], np.ndarray]
 class Lanes:
     """Threads that work on batches side by side.
 
-    On a CPU there is one for each core, up to eight, which uses the cores better than splitting every operator over them; else there
-    is one.
+    On a CPU there is one for each core, up to eight, which uses the cores better than splitting every
+    operator over
+    them; elsewhere there is one.
 
     Args:
         device: device on which the batches run.
@@ -38,7 +39,7 @@ class Lanes:
         self.idle = 0.0
 
     def run(self, work: Work, batches: Iterable[Batch], finished: Callable[[np.ndarray], None]) -> None:
-        """Work on all batches; at most one for each lane is in work, and one more waits beside what the loader has.
+        """Work on all batches, at most one in each lane; one more waits beside those that the loader holds.
 
         Args:
             work: called with each batch in a thread.
@@ -90,7 +91,7 @@ class Clock:
         self.idle = 0.0  # seconds, summed over lanes
 
     def waited(self, since: float, ends: list[float]) -> None:
-        """Count the wait for images since a time; the lanes that are idle ended their work at `ends`, perhaps meanwhile."""
+        """Count a wait for images since a time; lanes that are idle by now ended their work at `ends`."""
         now = time.monotonic()
         self.idle += sum(now - max(since, end) for end in ends)
 

@@ -1,7 +1,8 @@
-"""Adapters: fitted parameters of a method in a small safetensors file, with a card of what they were fitted for.
+"""Adapters: fitted parameters of a method in a safetensors file, with a card of what they serve.
 
-A reducer's adapter holds its parameters alone; one of a full fit holds the whole model. It fits one backbone, by the hash of its weights,
-one method with its options, and its layers. Fitted for any budget it serves all token counts, else only its own.
+A reducer's adapter holds its parameters alone; one of a full fit holds the whole model. It serves one
+backbone, by the hash of its weights, one method with its options, and its layers; fitted for any budget it
+serves all token counts, else only its own.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Adapter:
         return read_weights(self.path)
 
     def difference(self, plan: Plan, weights_hash: str) -> str:
-        """What keeps it from serving a plan on a backbone, as the end of a sentence; empty if nothing does."""
+        """Why the adapter cannot serve a plan on a backbone, as the end of a sentence; "" if it can."""
         card, cls = self.card, plan.reducer
         if card["method"] != cls.name:
             return f"it was fitted for {card['method']}, not for {cls.name}"
@@ -72,14 +73,13 @@ class Adapter:
                 return f"it was fitted with {name}={fitted.get(name)}, not with {name}={wanted.get(name)}"
         if tuple(card["stages"]) != plan.stages:
             return f"it was fitted at layers {spaced(card['stages'])}, not at {spaced(plan.stages)}"
-        if card["weights_hash"] not in (
-            None,
-            weights_hash,
-        ):  # None: it brings a backbone that was trained apart from any here
-            return f"it was fitted on other backbone weights ({card['model']}, hash {card['weights_hash'][:8]}, not {weights_hash[:8]})"
+        if card["weights_hash"] not in (None, weights_hash):  # None: it brings a backbone of its own
+            hashes = f"hash {card['weights_hash'][:8]}, not {weights_hash[:8]}"
+            return f"it was fitted on other backbone weights ({card['model']}, {hashes})"
         tokens = card["tokens"] or ()
         if card["budget"] != ANY and tuple(tokens) != plan.tokens:
-            return f"it was fitted for {spaced(tokens)} tokens, not for {spaced(plan.tokens)}; --any-budget fits for all counts"
+            counts = f"{spaced(tokens)} tokens, not for {spaced(plan.tokens)}"
+            return f"it was fitted for {counts}; --any-budget fits for all counts"
         return ""
 
     def apply(self, backbone: Any, plan: Plan, weights_hash: str, seed: int = 0) -> ReducedViT:
@@ -93,15 +93,9 @@ class Adapter:
             raise TokredError(f"The adapter {self.path} does not fit here: {difference}.")
         tensors = self.tensors()
         if self.full:
-            backbone = copy.deepcopy(backbone)
-            self._load(
-                backbone,
-                {
-                    key.removeprefix("backbone."): value
-                    for key, value in tensors.items()
-                    if key.startswith("backbone.")
-                },
-            )
+            backbone, prefix = copy.deepcopy(backbone), "backbone."
+            own = {key: value for key, value in tensors.items() if key.startswith(prefix)}
+            self._load(backbone, {key.removeprefix(prefix): value for key, value in own.items()})
         model = ReducedViT(backbone, plan, seed=seed)
         wanted = model.stages.state_dict()
         fitted = {}
@@ -131,7 +125,8 @@ def read(path: Path) -> Adapter:
     card = _card(path)
     if card is None:
         raise TokredError(
-            f"{path} is no adapter: beside it, {path.with_suffix('.json').name} must tell what it was fitted for."
+            f"{path} is no adapter: beside it, {path.with_suffix('.json').name} must tell what it was "
+            "fitted for."
         )
     return Adapter(path, card)
 
@@ -165,7 +160,7 @@ def choose(given: Iterable[Adapter], plan: Plan, weights_hash: str) -> Adapter |
 
 
 def unfitted(plan: Plan, weights_hash: str, command: str) -> Unfitted:
-    """What to tell of a learned method that has no adapter, and why the one that is shipped for these weights is none."""
+    """The error for a learned method without an adapter, with why the shipped one does not serve."""
     known = [adapter for adapter in shipped() if adapter.card["method"] == plan.reducer.name]
     near = next((adapter for adapter in known if adapter.card["weights_hash"] == weights_hash), None)
     why = "" if near is None else f" ({near.path.name} does not serve: {near.difference(plan, weights_hash)})"
@@ -173,7 +168,7 @@ def unfitted(plan: Plan, weights_hash: str, command: str) -> Unfitted:
 
 
 def fit_command(plan: Plan, model: str, **settings: str | None) -> str:
-    """The command that fits a method for any budget. `settings` are further options, by name; None leaves one out."""
+    """The command that fits a method for any budget, with further `settings` by name where not None."""
     set_options = options_arguments(plan.reducer, plan.options)
     words = ["tokred", "fit", plan.reducer.name, "--model", model, *set_options]
     for key, value in settings.items():

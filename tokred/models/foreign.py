@@ -1,7 +1,8 @@
-"""Published checkpoints of models that were trained with a reduction in place: rows of training without training.
+"""Foreign checkpoints: other projects' models that were trained with a reduction in place.
 
-Such a checkpoint serves as an adapter of a full fit, with its own backbone, layers and options. Where its parameters fix the token counts
-(PatchMerger, Sinkhorn, SiT) it runs at those counts, whatever the budget; else at counts that meet the budget.
+Such a checkpoint serves as an adapter of a full fit, with its own backbone, layers and options. Where its
+parameters fix the token counts (PatchMerger, Sinkhorn, SiT) it runs at those counts whatever the budget, else
+at counts that meet the budget.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tokred.models.tensor_files import CHECKPOINTS
 
 @dataclass(frozen=True)
 class Checkpoint(Adapter):
-    """A published checkpoint: an adapter whose card was made from what the file itself says."""
+    """A foreign checkpoint: an adapter whose card is made from what the file itself says."""
 
     @property
     def full(self) -> bool:
@@ -38,7 +39,7 @@ class Checkpoint(Adapter):
 
     @property
     def trained_at(self) -> str:
-        """The keep rate of its training, as tables show options, where it runs at other counts now; else nothing."""
+        """The keep rate of its training, as tables show options, where it can run at others; else ""."""
         rates = self.card["rates"]
         return "" if self.fixed or not rates else f"trained_rate={','.join(f'{rate:g}' for rate in rates)}"
 
@@ -60,12 +61,13 @@ class Checkpoint(Adapter):
         if own != here:
             words = "a model of width {}, {} layers, {} patches and {} classes"
             raise TokredError(
-                f"{self.path} holds {words.format(*own)} ({self.card['model']}), but what is compared is {words.format(*here)}; "
+                f"{self.path} holds {words.format(*own)} ({self.card['model']}), but what is compared is "
+                f"{words.format(*here)}; "
                 "choose the --model and the data that it was trained for."
             )
 
     def own_tokens(self, n: int) -> tuple[int, ...] | None:
-        """The counts that it was trained at, as far as they are known; those of ToMe as far as one merging can take them."""
+        """The token counts of its training, where they are known; ToMe's at least half of those before."""
         if self.fixed:
             return tuple(self.card["tokens"])
         rates, cls = self.card["rates"], registry.get(self.card["method"])
@@ -96,7 +98,9 @@ def read(path: Path, method: str | None = None) -> Checkpoint:
 def find(places: Iterable[str | Path]) -> list[Adapter]:
     """All adapters in files and folders, in this order.
 
-    A place may also be a foreign checkpoint, or a folder that holds such and no adapter; "evit=FILE" says what it was trained with.
+    A place may also be a foreign checkpoint, or a folder with such and no adapter; "evit=FILE" names the
+    method of
+    its training.
 
     Raises:
         TokredError: no such file or folder, a file without a readable card, or a folder without an adapter.
@@ -106,7 +110,8 @@ def find(places: Iterable[str | Path]) -> list[Adapter]:
         here = _at(*_with_method(place))
         if not here:
             raise TokredError(
-                f"No adapter at {place}; give a .safetensors file that `tokred fit` wrote, a published checkpoint, or their folder."
+                f"No adapter at {place}; give a .safetensors file that `tokred fit` wrote, a published "
+                "checkpoint, or their folder."
             )
         adapters += here
     return adapters

@@ -19,7 +19,7 @@ from timm.models import get_pretrained_cfg
 from tokred.errors import TokredError, UnknownName
 
 SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
-"""Prefixes of names that timm looks up elsewhere than in its own list: a repository of the hub, a folder with config.json and weights."""
+"""Prefixes of places: a repository of the hub, or a folder with config.json and weights."""
 
 _PATIENCE = 5.0  # seconds for an answer of the hub; its client would try for minutes
 _SAFE = {
@@ -79,7 +79,7 @@ def _fetch_weights(repository: str, filename: str | None = None) -> Path:
 
 
 def _fetch(repository: str, filename: str) -> Path:
-    """A file of a repository of the hub, whose revision may follow an @; where the hub does not answer, from the cache.
+    """A file of a repository, "owner/name@revision", of the hub, or of the cache where that does not answer.
 
     Raises:
         _NoAnswer: the hub does not answer, and the cache does not have the file.
@@ -105,7 +105,7 @@ def _cached(repository: str, filename: str) -> bool:
 
 
 def published_name(name: str, model: Any) -> str:
-    """timm's tagged name of the weights that `create` loaded, such as "deit_small_patch16_224.fb_in1k"; "" for all others."""
+    """timm's tagged name of the weights that `create` loaded, as "deit_small_patch16_224.fb_in1k"; or ""."""
     if is_source(name):
         owner, _, repository = name.partition(":")[2].partition("/")
         # A revision, behind an @, may be another state of the weights.
@@ -120,11 +120,13 @@ def _explained(name: str, error: Exception) -> TokredError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     if name.startswith("local-dir:"):
         return TokredError(
-            f"No model can be loaded from {name} ({reason}); expected a folder with config.json and model.safetensors of timm."
+            f"No model can be loaded from {name} ({reason}); expected a folder with config.json and "
+            "model.safetensors of timm."
         )
     if "Unknown model (" in str(error):
         return UnknownName(
-            f"{name} holds an architecture that timm does not have ({reason}); tokred runs timm's ViT and DeiT models."
+            f"{name} holds an architecture that timm does not have ({reason}); tokred runs timm's ViT and "
+            "DeiT models."
         )
     if "No pretrained weights exist" in str(error):
         return TokredError(
@@ -135,7 +137,8 @@ def _explained(name: str, error: Exception) -> TokredError:
         return TokredError(f"{what} cannot be loaded ({reason}); give a file with --weights.")
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
     return TokredError(
-        f"{what} cannot be loaded (not in the local cache {constants.HF_HUB_CACHE}, and {why}): {_advice(name)}"
+        f"{what} cannot be loaded (not in the local cache {constants.HF_HUB_CACHE}, and {why}): "
+        f"{_advice(name)}"
     )
 
 

@@ -21,14 +21,14 @@ from tokred.errors import TokredError
 from tokred.utils.atomic import replace_file
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".tar", ".ckpt")
-# Keys of state dicts within checkpoints; where there are several, averaged weights come first, as timm takes them.
+# Keys of state dicts within checkpoints; of several, averaged weights come first, as timm takes them.
 _STATES = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model", "student")
 _WRAPPERS = frozenset((*_STATES, "module", "backbone", "encoder", "net", "network", "_orig_mod"))
 _FIRST = "patch_embed.proj.weight"  # which every ViT of timm has
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a weight file, float32; a checkpoint's state dict may stand under `model`, `state_dict` and the like, in any nesting.
+    """All tensors of a weight file, float32; a checkpoint may nest its state dict under the usual keys.
 
     Raises:
         TokredError: missing, corrupt, or no file of tensors.
@@ -43,8 +43,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a .pth file holds. Of everything that is no tensor or plain Python value only an `argparse.Namespace` is let in: it is how
-    training scripts keep their settings, and making one runs no code.
+    """The content of a .pth file, read without running code.
+
+    Beside tensors and plain Python values only `argparse.Namespace` is allowed, in which training scripts
+    keep their
+    settings.
 
     Raises:
         TokredError: missing, corrupt, or something else is in it.
@@ -52,14 +55,12 @@ def read_checkpoint(path: Path) -> Any:
     _check_there(path)
     try:
         with _namespaces():
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )  # the optimiser stays on disk
+            # Mapped, the optimizer's state stays on disk.
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, RuntimeError, ValueError, AttributeError, EOFError) as error:
         raise _unreadable(path, error) from error
-    except (
-        Exception
-    ) as error:  # torch.load's unpickling error is a class of pickle's, with advice to switch its safety off
+    except Exception as error:  # pickle's UnpicklingError, with torch's advice to switch its safety off
         raise TokredError(
             f"The weight file {path} is not a plain file of tensors; convert it to .safetensors."
         ) from error
@@ -85,15 +86,16 @@ def state_dict(checkpoint: Any, path: Path, part: str | None = None) -> dict[str
         checkpoint = checkpoint[key]
     if not isinstance(checkpoint, Mapping):
         raise TokredError(
-            f"The weight file {path} holds no state dict; expected one, or a dictionary with one under 'model'."
+            f"The weight file {path} holds no state dict; expected one, or a dictionary with one under "
+            "'model'."
         )
     return _float32(clean_state_dict(dict(checkpoint)))
 
 
 def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a ViT under timm's names, without prefixes such as "module." or "model.backbone." of training code.
+    """The tensors of a ViT under timm's names, without prefixes of training code such as "model.backbone.".
 
-    Of several models in one file an averaged one or the teacher is taken; what lies beside the model is left out.
+    Of several models in one file the averaged one or the teacher is taken; what lies beside it is left out.
     """
     prefixes = [key.removesuffix(_FIRST) for key in tensors if key.endswith(_FIRST)]
     prefixes = [prefix for prefix in prefixes if set(prefix.split(".")[:-1]) <= _WRAPPERS]
@@ -125,7 +127,7 @@ def _unreadable(path: Path, error: Exception) -> TokredError:
 
 
 def _namespaces() -> AbstractContextManager[Any]:
-    """Lets `argparse.Namespace` in, where torch can say so for a while (2.5 and later); an earlier torch refuses it."""
+    """A context in which torch reads `argparse.Namespace`, which torch before 2.5 refuses."""
     allow = getattr(torch.serialization, "safe_globals", None)
     return nullcontext() if allow is None else allow([argparse.Namespace])
 

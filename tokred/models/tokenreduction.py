@@ -1,7 +1,8 @@
-"""The files of the TokenReduction benchmark (Haurum et al., ICCVW 2023): what they say about themselves, in tokred's names.
+"""Checkpoints of the TokenReduction benchmark (Haurum et al., ICCVW 2023), in tokred's names.
 
-A file holds a whole DeiT under timm's names, reducers under `cluster_layers.N.` or `score_predictor.N.`, averages of both, and the settings
-of the training script, by which blocks count from 0. Their own LayerNorms have an epsilon of 1e-5, the backbone's 1e-6, as here.
+A file holds a whole DeiT under timm's names, reducers under `cluster_layers.N.` or `score_predictor.N.`,
+averages of both, and the settings of the training script, in which blocks count from 0. The reducers'
+LayerNorms have an epsilon of 1e-5, the backbone's 1e-6, as here.
 """
 
 from __future__ import annotations
@@ -20,36 +21,12 @@ from tokred.models.tensor_files import read_checkpoint, state_dict
 from tokred.tables.row import PUBLISHED
 from tokred.utils.text import spaced
 
-_NAMES = {
-    **{
-        name: name
-        for name in (
-            "patchmerger",
-            "sinkhorn",
-            "sit",
-            "topk",
-            "evit",
-            "tome",
-            "kmedoids",
-            "dpcknn",
-            "dynamicvit",
-        )
-    },
-    "dyvit": "dynamicvit",
-    "ats": "ats",
-    "heuristic": "heuristic",
-}
-"""What the benchmark's model names begin with, and what tokred calls it."""
+_METHODS = ("patchmerger", "sinkhorn", "sit", "topk", "evit", "tome", "kmedoids", "dpcknn", "dynamicvit")
+_NAMES = {name: name for name in (*_METHODS, "ats", "heuristic")} | {"dyvit": "dynamicvit"}
+"""Words in the benchmark's model names, and what tokred calls the method."""
 
-_KEYS = {
-    "queries": "patchmerger",
-    "norm": "patchmerger",
-    "v": "sinkhorn",
-    "weight": "sit",
-    "scale": "sit",
-    "score": "dpcknn",
-}
-_KEYS |= {"in_conv": "dynamicvit", "out_conv": "dynamicvit"}
+_KEYS = {"queries": "patchmerger", "norm": "patchmerger", "v": "sinkhorn", "score": "dpcknn"}
+_KEYS |= {"weight": "sit", "scale": "sit", "in_conv": "dynamicvit", "out_conv": "dynamicvit"}
 """The method by the first part of a reducer parameter's name."""
 
 _RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
@@ -61,11 +38,7 @@ _RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """Parameters of a stage, by the beginnings of their names there and here."""
 
-_COUNTED = {
-    "patchmerger": "queries",
-    "sinkhorn": "v",
-    "sit": "weight.3.weight",
-}  # with one row for each token out
+_COUNTED = {"patchmerger": "queries", "sinkhorn": "v", "sit": "weight.3.weight"}  # one row for each token out
 _SIZES = {192: "tiny", 384: "small", 768: "base"}
 _TRAIN_IMAGES = {"imagenet": 1_281_167}
 _STAGE = re.compile(r"^(?:cluster_layers|score_predictor)\.(\d+)\.(.+)$")
@@ -84,7 +57,8 @@ def describe(path: Path, method: str | None = None) -> dict[str, Any]:
     raw = read_checkpoint(path)
     if not isinstance(raw, Mapping) or not {"model", "model_ema"} & set(raw):
         raise TokredError(
-            f"{path} is no checkpoint of the TokenReduction benchmark: a dictionary with 'model' was expected; see --weights."
+            f"{path} is no checkpoint of the TokenReduction benchmark: a dictionary with 'model' was "
+            "expected; see --weights."
         )
     given = raw.get("args")
     settings = (
@@ -95,7 +69,8 @@ def describe(path: Path, method: str | None = None) -> dict[str, Any]:
     except (TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise TokredError(
-            f"{path} is no checkpoint of the TokenReduction benchmark, or its settings are damaged ({reason})."
+            f"{path} is no checkpoint of the TokenReduction benchmark, or its settings are damaged "
+            f"({reason})."
         ) from error
 
 
@@ -129,7 +104,7 @@ def _card(
 
 
 def tensors(path: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint under the names that an adapter's have: "backbone.*" and "stages.*", float32.
+    """The tensors of a checkpoint under the names of an adapter, "backbone.*" and "stages.*", float32.
 
     Raises:
         TokredError: it cannot be read.
@@ -161,7 +136,8 @@ def _facts(path: Path, backbone: Mapping[str, Tensor]) -> dict[str, Any]:
         classes = len(backbone["head.weight"])
     except (KeyError, IndexError):
         raise TokredError(
-            f"{path} is no checkpoint of the TokenReduction benchmark: it holds no DeiT (no cls_token or head)."
+            f"{path} is no checkpoint of the TokenReduction benchmark: it holds no DeiT (no cls_token or "
+            "head)."
         ) from None
     depth = len({key.split(".")[1] for key in backbone if key.startswith("blocks.")})
     model = (
@@ -181,18 +157,21 @@ def _method(
     by_settings = next(filter(None, map(_named, words)), None)
     if len(by_keys) > 1 or "?" in by_keys:
         raise TokredError(
-            f"{path} holds reducers of a method that tokred does not know ({sorted(key for _, key in reducers)[0]})."
+            f"{path} holds reducers of a method that tokred does not know "
+            f"({sorted(key for _, key in reducers)[0]})."
         )
     told = [name for name in (*by_keys, by_settings, given) if name]
     if not told:
         told = list(filter(None, (_named(path.stem), _named(path.parent.name))))
     if not told:
         raise TokredError(
-            f"Which method {path} was trained with cannot be told from what is in it; say it, such as --adapters evit={path}."
+            f"Which method {path} was trained with cannot be told from what is in it; say it, such as "
+            f"--adapters evit={path}."
         )
     if len(set(told)) > 1:
         raise TokredError(
-            f"{path} holds {told[0]}, not {next(name for name in told if name != told[0])}; give it under its own name."
+            f"{path} holds {told[0]}, not {next(name for name in told if name != told[0])}; give it under "
+            "its own name."
         )
     if told[0] not in registry.names():
         raise TokredError(
@@ -200,7 +179,8 @@ def _method(
         )
     if told[0] in _RENAMED and not by_keys and told[0] != "dpcknn":
         raise TokredError(
-            f"{path} lacks the parameters of {told[0]}; expected cluster_layers or score_predictor in its state dict."
+            f"{path} lacks the parameters of {told[0]}; expected cluster_layers or score_predictor in its "
+            "state dict."
         )
     return told[0]
 
@@ -222,7 +202,8 @@ def _stages(
     layers = tuple(sorted(int(block) + 1 for block in found))
     if count and count != len(layers):
         raise TokredError(
-            f"{path} has {count} reducers, and its settings name {len(layers)} layers for them ({spaced(layers)})."
+            f"{path} has {count} reducers, and its settings name {len(layers)} layers for them "
+            f"({spaced(layers)})."
         )
     return layers
 
@@ -244,10 +225,11 @@ def _tokens(
 def _options(
     path: Path, method: str, settings: Mapping[str, Any], reducers: Mapping[tuple[int, str], Tensor]
 ) -> dict[str, Any]:
-    """All options with which the checkpoint was trained and must run; defaults are the published forms where nothing else is said."""
+    """All options with which the checkpoint was trained; where it says nothing, the published defaults."""
     if settings.get("equal_weight") and method == "kmedoids":
         raise TokredError(
-            f"{path} was trained by K-Medoids without weights, from a random first centre, which tokred does not have."
+            f"{path} was trained by K-Medoids without weights, from a random first centre, which tokred "
+            "does not have."
         )
     said: dict[str, dict[str, Any]] = {
         "kmedoids": {"update": "published", "iterations": int(settings.get("cluster_iters", 3))},
@@ -261,8 +243,11 @@ def _options(
             "iterations": int(settings.get("cluster_iters", 3)),
         },
     }
-    # All others run with tokred's defaults, which are the benchmark's forms: PatchMerger without scale on normalised tokens, SiT with its
-    # learned temperature, DynamicViT's 1e-6 on the quotient, EViT's fused token as a plain sum, ToMe on keys with proportional attention.
+    # All others run with tokred's defaults, which are the benchmark's forms: PatchMerger without scale on
+    # normalised
+    # tokens, SiT with its learned temperature, DynamicViT's 1e-6 on the quotient, EViT's fused token as a
+    # plain sum,
+    # ToMe on keys with proportional attention.
     return complete_options(registry.get(method), said.get(method, {}))
 
 

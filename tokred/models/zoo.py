@@ -43,7 +43,8 @@ class Loaded:
         weights: one phrase about the weights, for tables.
         weights_hash: SHA-256 over all parameters and buffers.
         card: of the weights, where they have one.
-        published: timm's tagged name of the weights, where they are known to be those, such as "deit_small_patch16_224.fb_in1k".
+        published: timm's tagged name of the weights, such as "deit_small_patch16_224.fb_in1k", where it is
+            known.
         origin: where the weights of other models of the family are to be had; "" where that is unknown.
     """
 
@@ -57,10 +58,10 @@ class Loaded:
 
 
 def timm_name(name: str) -> str:
-    """timm's name of a model: without tag, with the tag of its weights, or a place such as "hf-hub:owner/name".
+    """timm's name of a model, with or without the tag of its weights, or a place such as "hf-hub:owner/name".
 
     Raises:
-        UnknownName: neither an alias of tokred nor a timm model, or an unknown tag; the message suggests near ones.
+        UnknownName: the name or tag is unknown; the message suggests similar ones.
     """
     if pretrained.is_source(name):
         return name
@@ -69,7 +70,8 @@ def timm_name(name: str) -> str:
     if not timm.is_model(architecture):
         if "/" in name:
             raise UnknownName(
-                f"Unknown model {name!r}. For one of the Hugging Face hub give hf-hub:{name}; for a folder local-dir:{name}."
+                f"Unknown model {name!r}. For one of the Hugging Face hub give hf-hub:{name}; for a folder "
+                f"local-dir:{name}."
             )
         known = [*ALIASES, *timm.list_models("*vit_*"), *timm.list_models("deit_*")]
         near = did_you_mean("model", name, known)
@@ -82,7 +84,8 @@ def timm_name(name: str) -> str:
     tagged = [known.partition(".")[2] for known in get_arch_pretrained_cfgs(architecture)]
     if dot and tag not in tagged:
         raise UnknownName(
-            f"{architecture} has no weights tagged {tag!r} in timm; it has: {', '.join(filter(None, tagged)) or 'none'}."
+            f"{architecture} has no weights tagged {tag!r} in timm; it has: "
+            f"{', '.join(filter(None, tagged)) or 'none'}."
         )
     return resolved
 
@@ -93,7 +96,9 @@ def build(name: str, num_classes: int | None = None, img_size: int | None = None
     Raises:
         UnknownName: no such model.
         UnsupportedModel: tokred cannot reduce it.
-        TokredError: a place, such as hf-hub:owner/name, that cannot be looked up, or no whole patches fit into images of that size.
+        TokredError: a place, such as hf-hub:owner/name, cannot be looked up, or images of that size do not
+            divide
+            into patches.
     """
     given = {"num_classes": num_classes, "img_size": img_size}
     model = pretrained.create(
@@ -102,9 +107,10 @@ def build(name: str, num_classes: int | None = None, img_size: int | None = None
     check_supported(model)
     patch, size = model.patch_embed.patch_size[0], model.patch_embed.img_size[0]
     if img_size is not None and (size % patch or size // patch < 2):
-        fit = max(2, size // patch) * patch
+        fitting = max(2, size // patch) * patch
         raise TokredError(
-            f"--img-size must be a multiple of the model's patches of {patch} pixels, such as {fit}; got {img_size}."
+            f"--img-size must be a multiple of the model's patches of {patch} pixels, such as {fitting}; got "
+            f"{img_size}."
         )
     return model.eval()
 
@@ -118,10 +124,12 @@ def load_for(
         name: of the model; one that names a place brings its weights from there.
         weights: a file, or a place such as "hf-hub:owner/name".
         default: which weights to load where `weights` is None; see `Source.weights`.
-        img_size: side of the input in pixels, for which position embeddings are resampled; None keeps the model's own.
+        img_size: side of the input in pixels, for which position embeddings are resampled; by default the
+            model's.
 
     Raises:
-        TokredError: there are none, they are of another architecture, or have no classes, or the model cannot have that size.
+        TokredError: there are none, they are of another architecture, have no classes or numbers that are not
+            finite, or the model cannot have that size.
     """
     if weights is not None and not pretrained.is_source(weights):
         loaded = load_file(name, Path(weights), img_size=img_size)
@@ -135,12 +143,14 @@ def load_for(
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise TokredError(
-            f"The weights ({loaded.weights}) hold numbers that are not finite, in {some(broken, 2)}; their training has diverged, "
+            f"The weights ({loaded.weights}) hold numbers that are not finite, in {some(broken, 2)}; their "
+            "training has diverged, "
             "or the file is damaged."
         )
     if loaded.model.num_classes < 1:
         raise TokredError(
-            f"The weights ({loaded.weights}) have no classifier, so there is no accuracy to compare; choose a tag with one."
+            f"The weights ({loaded.weights}) have no classifier, so there is no accuracy to compare; choose "
+            "a tag with one."
         )
     return loaded
 
@@ -151,7 +161,8 @@ def _load_place(name: str, place: str, img_size: int | None) -> Loaded:
     holds = loaded.model.pretrained_cfg.get("architecture", "")
     if name != place and holds != timm_name(name).partition(".")[0]:
         raise TokredError(
-            f"{place} holds {holds}, not {name}; give it as the model, --model {place}, which needs no --weights."
+            f"{place} holds {holds}, not {name}; give it as the model, --model {place}, which needs no "
+            "--weights."
         )
     return replace(loaded, name=name, origin="")
 
@@ -217,7 +228,8 @@ def _check_size(model: Any, tensors: dict[str, torch.Tensor], name: str, path: P
     if side:
         size = side * model.patch_embed.patch_size[0]
         raise TokredError(
-            f"The weights in {path} are for images of {size} pixels, but {name} takes {model.patch_embed.img_size[0]}: "
+            f"The weights in {path} are for images of {size} pixels, but {name} takes "
+            f"{model.patch_embed.img_size[0]}: "
             f"give --img-size {size}, or another size to resample their position embedding."
         )
 
@@ -243,7 +255,7 @@ def _renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _published_file(name: str, path: Path) -> str:
-    """timm's tagged name of the weights in a file: by a tag that was given with the model, or by the hash in an official file's name."""
+    """timm's tagged name of the weights in a file, by the model's tag or an official file's hash."""
     resolved = timm_name(name)
     if pretrained.is_source(resolved):
         return ""
@@ -260,7 +272,7 @@ def load_pretrained(name: str, num_classes: int | None = None, img_size: int | N
     """A model with timm's pretrained weights, or those of a place, from the local cache or the hub.
 
     Raises:
-        TokredError: they cannot be had, for instance without a network; the message tells what to fetch from where.
+        TokredError: they cannot be loaded, for instance without a network; the message says what to fetch.
     """
     model = build(name, num_classes, img_size, pretrained=True)
     published = pretrained.published_name(timm_name(name), model)
