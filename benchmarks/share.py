@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tokred.core import registry
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.core.match import match_each
 from tokred.core.vit import ReducedViT
 from tokred.models import zoo

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from tokred.core import registry
-from tokred.core.reducer import Attention, seeded
-from tokred.core.vit import Stage, State
+from tokred.core.reducer import Attention
+from tokred.core.rng import seeded
+from tokred.core.stage import Stage, State
 
 METHODS = ("lotm", "tome", "topk", "evit", "patchmerger", "sinkhorn", "sit", "dpcknn", "kmedoids")
 
@@ -15,9 +16,7 @@ def stage(method: str, n: int, keep: int, dim: int = 384, heads: int = 6) -> Sta
     """A stage from n to keep patch tokens, with drawn parameters."""
     with seeded(0):
         reducer = registry.get(method)(n, keep, dim, heads)
-    return Stage(
-        reducer, layer=4, depth=12, num_prefix=1, has_cls=True, seed=0, sizes=reducer.proportional
-    ).eval()
+    return Stage(reducer, layer=4, depth=12, num_prefix=1, has_cls=True).eval()
 
 
 def state(batch: int, n: int, dim: int = 384, heads: int = 6, device: torch.device | None = None) -> State:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.core.match import match
 from tokred.core.plan import Protocol
 from tokred.core.vit import ReducedViT

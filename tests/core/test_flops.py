@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tokred.core import registry
-from tokred.core.flops import CostTable, analyse, count
+from tokred.core.costs import CostTable
+from tokred.core.flops import analyse, count
 from tokred.core.plan import Plan, resolve_stages, uniform_counts
 from tokred.core.vit import ReducedViT
 from tokred.errors import UncountedOp

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import tokred
 from tokred.core import registry
-from tokred.core.flops import CostTable, count
+from tokred.core.costs import CostTable
+from tokred.core.flops import count
 from tokred.core.match import TOLERANCE, match
 from tokred.core.plan import Plan, resolve_stages, uniform_counts
 from tokred.core.reducer import Reducer

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokred.core import ops
-from tokred.core.reduction import Keep, Merge, Mix, Sizes, count_groups, sum_groups, take_rows
+from tokred.core.ops import count_groups, sum_groups, take_rows
 
 
 def drawn(seed, *shape, levels=None):
@@ -118,39 +118,29 @@ def test_rows_of_a_slice():
     assert torch.equal(take_rows(x, index), torch.stack([x[b, index[b]] for b in range(2)]))
 
 
-@given(st.integers(0, 10_000), st.integers(0, 3))
-def test_the_prefix_passes_and_the_tokens_are_pooled_as_without(seed, prefix):
-    x = drawn(seed, 2, prefix + 9, 5)
-    label = torch.from_numpy(
-        np.stack([np.random.default_rng(seed + b).permutation([0, 1, 2, 3, 0, 1, 1, 2, 0]) for b in range(2)])
-    )
-    weight = torch.rand(2, 9, generator=torch.Generator().manual_seed(seed)) + 0.1
-    index = torch.tensor([[2, 0, 8], [1, 5, 4]])
-    decisions = [
-        Keep(index, 9),
-        Merge(label, 4),
-        Merge(label, 4, weight),
-        Merge(label, 4, weight, mean=False),
-        Mix(drawn(seed, 2, 4, 9)),
-    ]
-    for decision in (*decisions, Mix(drawn(seed, 2, 4, 9), drawn(seed + 1, 2, 9, 5))):
-        pooled = decision.pool(x, prefix)
-        assert torch.equal(pooled[:, :prefix], x[:, :prefix])
-        assert torch.allclose(pooled[:, prefix:], decision.pool(x[:, prefix:]), atol=1e-6)
+@given(st.integers(0, 10_000), st.integers(1, 40), st.booleans(), st.sampled_from([2, 256]))
+def test_attention_equals_the_explicit_map(seed, n, biased, rows):
+    q, k = drawn(seed, 2, 3, n, 4), drawn(seed + 1, 2, 3, n, 4)
+    bias = drawn(seed + 2, 2, 1, 1, n) if biased else None
+    scores = np.einsum("bhid,bhjd->bhij", q.numpy(), k.numpy()) / 2 + (bias.numpy() if biased else 0)
+    full = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    before, ops.ROWS = ops.ROWS, rows
+    try:
+        received = ops.received_attention(q, k, 0.5, bias)
+    finally:
+        ops.ROWS = before
+    np.testing.assert_allclose(received.numpy(), full.sum((1, 2)), atol=1e-4)
+    row = ops.row_attention(q[:, :, :1] / 2, k, bias)
+    np.testing.assert_allclose(row.numpy(), full[:, :, 0].mean(1), atol=1e-5)
+    np.testing.assert_allclose(ops.head_mean(k).numpy(), k.numpy().mean(1), atol=1e-6)
 
 
-def test_sizes_are_added_up_once_and_only_when_asked_for():
-    asked = []
-
-    class Counting(Merge):
-        def sizes(self, size):
-            asked.append(self.m)
-            return super().sizes(size)
-
-    first = Sizes(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), Counting(torch.tensor([[0, 1, 0, 2]]), 3))
-    second = Sizes(first, Counting(torch.tensor([[1, 1, 0]]), 2))
-    assert asked == []
-    assert second.value.tolist() == [[4.0, 6.0]]
-    assert first.value.tolist() == [[4.0, 2.0, 4.0]]
-    assert second.value is second.value
-    assert asked == [3, 2]
+@given(st.integers(0, 10_000), st.sampled_from([1, 20, 26, 40]))
+def test_distances_equal_the_definition(seed, n):
+    x = drawn(seed, 2, n, 5)
+    x[:, -1] = x[:, 0]
+    distance = ops.pairwise_distance(x)
+    want = np.sqrt(np.square(x.numpy()[:, :, None] - x.numpy()[:, None]).sum(-1))
+    np.testing.assert_allclose(distance.numpy(), want, atol=2e-3)
+    assert (distance[:, 0, -1] == 0).all()
+    assert torch.equal(distance, distance.mT)

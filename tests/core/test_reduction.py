@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokred.core.reduction import Keep, Merge, Mix, compose, compose_labels, unmerge
+from tokred.core.reduction import History, Keep, Merge, Mix, compose, compose_labels, unmerge
 
 
 def partition(seed, batch=2, n=9, m=4):
@@ -116,3 +116,47 @@ def test_unmerge_after_merge_gives_group_means(seed):
 def test_composing_nothing_is_an_error():
     with pytest.raises(ValueError, match="at least one"):
         compose([])
+
+
+@given(st.integers(0, 10_000), st.integers(0, 3))
+def test_the_prefix_passes_and_the_tokens_are_pooled_as_without(seed, prefix):
+    x, label, weight = (
+        tokens(seed, n=prefix + 9),
+        partition(seed),
+        tokens(seed, dim=1).squeeze(-1).abs() + 0.1,
+    )
+    soft = tokens(seed, n=4, dim=9)
+    for decision in (
+        Keep(torch.tensor([[2, 0, 8], [1, 5, 4]]), 9),
+        Merge(label, 4),
+        Merge(label, 4, weight),
+        Merge(label, 4, weight, mean=False),
+        Mix(soft),
+        Mix(soft, tokens(seed + 1)),
+    ):
+        after = decision.apply(x, prefix)
+        assert torch.equal(after[:, :prefix], x[:, :prefix])
+        assert torch.allclose(after[:, prefix:], decision.pool(x[:, prefix:]), atol=1e-12)
+
+
+def test_sizes_are_added_up_once_and_only_when_asked_for():
+    asked = []
+
+    class Counting(Merge):
+        def sizes(self, size):
+            asked.append(self.m)
+            return super().sizes(size)
+
+    first = History(Counting(torch.tensor([[0, 1, 0, 2]]), 3))
+    second = History(Counting(torch.tensor([[1, 1, 0]]), 2), first)
+    assert asked == []
+    assert second.size.tolist() == [[1.0, 3.0]]
+    assert first.size.tolist() == [[2.0, 1.0, 1.0]]
+    assert second.size is second.size
+    assert asked == [3, 2]
+    assert second.reductions == (*first.reductions, second.reductions[-1])
+
+
+def test_sizes_of_a_mix_are_what_it_carries():
+    mix, size = Mix(torch.rand(2, 4, 9)), torch.rand(2, 9)
+    assert torch.allclose(mix.sizes(size), mix.carry(size.unsqueeze(-1)).squeeze(-1), atol=1e-6)

@@ -1,6 +1,7 @@
-"""ReducedViT: the dense model stays the dense model, states can be continued, unknown models are refused by name."""
+"""ReducedViT: the dense model stays itself, states can be continued, unknown models are refused by name."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -10,8 +11,9 @@ from torch.nn import functional as F
 from tokred.core import registry
 from tokred.core.plan import Plan
 from tokred.core.reducer import Reducer
-from tokred.core.reduction import Keep
-from tokred.core.vit import ReducedViT, State, check_supported
+from tokred.core.reduction import History, Keep, Merge
+from tokred.core.stage import State
+from tokred.core.vit import ReducedViT, check_supported
 from tokred.errors import TokredError, UnsupportedModel
 from tokred.methods.tome import ToMe
 from tokred.testing import tiny_vit
@@ -96,10 +98,9 @@ def test_proportional_attention_equals_repeated_keys():
     model = tiny_vit()
     reduced = ReducedViT(model, Plan(ToMe, (2,), (20,)))
     x = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(0))  # CLS and four patches
-    size = torch.tensor([[1.0, 3.0, 1.0, 2.0]])
     block = model.blocks[0]
     with torch.no_grad():
-        got = reduced._attend(State(x, sizes=size)).x
+        got = reduced.attend(State(x, history=History(Merge(torch.tensor([[0, 1, 1, 1, 2, 3, 3]]), 4)))).x
         repeated = x[:, [0, 1, 2, 2, 2, 3, 4, 4]]
         want = repeated + block.attn(block.norm1(repeated))
     assert torch.allclose(got[0], want[0, [0, 1, 2, 5, 6]], atol=1e-5)
@@ -110,7 +111,7 @@ def test_average_pooling_weighs_by_size():
     reduced = ReducedViT(model)
     x = torch.randn(1, 3, 48, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        got = reduced.head(State(x, sizes=torch.tensor([[1.0, 3.0]])))
+        got = reduced.head(State(x, history=History(Merge(torch.tensor([[0, 1, 1, 1]]), 2))))
         want = model.forward_head(model.norm(x[:, [0, 1, 2, 2, 2]]))
     assert torch.allclose(got, want, atol=1e-6)
 
@@ -191,10 +192,77 @@ def test_unknown_models_are_refused_by_name(name, word):
         check_supported(model)
 
 
-def test_training_mode_reaches_the_taps():
-    reduced = ReducedViT(tiny_vit(), Plan("topk", (2,), (20,)))
-    assert reduced.train()._taps[2].training
-    assert not reduced.eval()._taps[2].training
+def test_the_backbone_is_read_when_it_is_called(images):
+    """Parts that are replaced or wrapped after `reduce`, as by LoRA, run and learn in all layers, looked at or not."""
+
+    class LowRank(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear, self.up = linear, torch.nn.Linear(48, 2, bias=False)
+            self.down = torch.nn.Linear(2, linear.out_features, bias=False)
+
+        def forward(self, x):
+            return self.linear(x) + self.down(self.up(x))
+
+    model = copy.deepcopy(tiny_vit())
+    for method in ("tome", "lotm", "kmedoids"):
+        changed = copy.deepcopy(model)
+        before = ReducedViT(changed, Plan(method, (2, 3), (28, 20)))
+        unchanged = before(images)
+        for block in changed.blocks:
+            block.attn.qkv, block.mlp = LowRank(block.attn.qkv), torch.nn.Sequential(block.mlp)
+        after = ReducedViT(copy.deepcopy(model), Plan(method, (2, 3), (28, 20)))
+        after.backbone = changed
+        got = before(images)
+        assert torch.equal(got, after(images))
+        assert not torch.allclose(got, unchanged, atol=1e-4)
+        got.square().sum().backward()
+        assert all(block.attn.qkv.down.weight.grad.any() for block in changed.blocks)
+
+
+def test_attention_that_cannot_be_looked_at_is_one_sentence(images):
+    class Wrapped(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, attn_mask=None):
+            return self.inner(x, attn_mask=attn_mask)
+
+    model = copy.deepcopy(tiny_vit())
+    reduced = ReducedViT(model, Plan("topk", (2,), (20,)))
+    want = reduced(images)
+    for layer in (0, 2):  # nobody looks at these
+        model.blocks[layer].attn = Wrapped(model.blocks[layer].attn)
+    assert torch.equal(reduced(images), want)
+    model.blocks[1].attn = torch.compile(model.blocks[1].attn, backend="eager")
+    assert torch.allclose(reduced(images), want, atol=1e-6)
+    model.blocks[1].attn = Wrapped(model.blocks[1].attn)
+    with pytest.raises(UnsupportedModel, match="attention has become Wrapped"):
+        reduced(images)
+
+
+def test_hooks_on_attention_run_where_it_is_looked_at(images):
+    model, calls = copy.deepcopy(tiny_vit()), []
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda module, args, output: calls.append(output.shape))
+    ReducedViT(model, Plan("topk", (2,), (20,)))(images)
+    assert [shape[1] for shape in calls] == [37, 37, 21, 21]
+
+
+@pytest.mark.parametrize("method", ["tome", "kmedoids", "dynamicvit", "sinkhorn"])
+def test_threads_share_a_model(method, images):
+    reduced = ReducedViT(tiny_vit(), Plan(method, (2, 3), (28, 20)))
+    inputs = [images, images.flip(0) + 1]
+    with torch.no_grad():
+        want = [reduced(x) for x in inputs]
+
+    def run(which):
+        with torch.no_grad():
+            return all(torch.equal(reduced(inputs[which]), want[which]) for _ in range(20))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, [0, 1, 0, 1])) == [True] * 4
 
 
 @pytest.mark.parametrize("method", registry.names())

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from tokred.api import compare
-from tokred.core.flops import CostTable, count
+from tokred.core.costs import CostTable
+from tokred.core.flops import count
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unreachable
 from tokred.evaluation.comparison import Job

@@ -9,7 +9,7 @@ import torch
 
 import tokred
 from tokred.core import registry
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.core.match import match
 from tokred.core.plan import Plan
 from tokred.core.reducer import Reducer

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokred.core.reducer import Rng
+from tokred.core.rng import Rng
 from tokred.methods.evit import EViT
 from tokred.methods.random import Random
 from tokred.methods.topk import TopK

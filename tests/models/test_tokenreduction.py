@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import tokred
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.errors import TokredError
 from tokred.evaluation import foreign_plans
 from tokred.evaluation.candidates import build

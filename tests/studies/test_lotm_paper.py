@@ -11,7 +11,7 @@ import torch
 from helpers.command import run
 from PIL import Image
 
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.data import imagenet
 from tokred.errors import TokredError
 from tokred.evaluation.config import Config

@@ -28,7 +28,7 @@ def match(
     form: Format = "table",
 ) -> None:
     """Print for every method the knob, tokens, FLOPs and reduction that meet a budget. Needs no data."""
-    from tokred.core.flops import CostTable
+    from tokred.core.costs import CostTable
     from tokred.core.match import match_each
     from tokred.models import zoo
 

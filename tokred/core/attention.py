@@ -1,81 +1,106 @@
-"""timm's attention with something to look at or to mask: shallow copies of a module on its own weights.
+"""timm's attention with something to look at or to mask: a stand-in for a module that lives for one call, on the module's own parts.
 
-A hook registered inside `forward` would do the same but not survive `torch.compile` and `torch.export`.
+A hook that is registered inside `forward` would do the same, but not survive `torch.compile` and `torch.export`, nor two threads.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokred.core.reducer import Attention
+from tokred.errors import UnsupportedModel
 
 _EPSILON = 1e-6
+_SEEN = ("qkv", "q_norm", "k_norm")
 
 
-class Recorder(nn.Module):
-    """Calls a module and remembers what it returned."""
+def call_attention(
+    attn: nn.Module,
+    x: Tensor,
+    bias: Tensor | None = None,
+    alive: Tensor | None = None,
+    record: bool = False,
+) -> tuple[Tensor, Attention | None]:
+    """Call an attention module, and tell what entered its scores.
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.output: Tensor | None = None
+    Args:
+        attn: timm's `Attention`, whose parts may have been replaced or wrapped.
+        x: [B, P + N, C] normalised tokens.
+        bias: [B, 1, 1, P + N], added to the scores.
+        alive: [B, P + N]; tokens where it is 0 are seen by nobody but themselves.
+        record: whether to tell what entered the scores; None is told otherwise.
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.output = self.module(x)
-        return self.output
-
-    def take(self) -> Tensor:
-        output, self.output = self.output, None
-        assert output is not None
-        return output
-
-
-def tap(attn: nn.Module) -> Any:
-    """A copy of an attention module that remembers its queries, keys and values."""
-    copied = copy.copy(attn)
-    copied._modules = dict(attn._modules)
-    for name in ("qkv", "q_norm", "k_norm"):
-        copied._modules[name] = Recorder(attn._modules[name])  # type: ignore[arg-type]
-    return copied
-
-
-def recorded(tapped: Any, bias: Tensor | None) -> Attention:
-    """What a tapped module remembers of its last call."""
-    qkv = tapped.qkv.take()
-    v = qkv.chunk(3, dim=-1)[2].unflatten(-1, (tapped.num_heads, tapped.head_dim)).transpose(1, 2)
-    return Attention(tapped.q_norm.take(), tapped.k_norm.take(), v, tapped.scale, bias)
-
-
-def masked(attn: nn.Module, alive: Tensor) -> Any:
-    """A copy of an attention module in which tokens that are not `alive` [B, P + N] are seen by nobody but themselves."""
-    copied: Any = copy.copy(attn)
-    dropout: Any = attn._modules["attn_drop"]
-    copied._modules = {**attn._modules, "attn_drop": nn.Sequential(_MaskedSoftmax(alive), dropout)}
-    copied.fused_attn = False  # the map itself is needed, and its gradient to the mask
-    return copied
-
-
-class _MaskedSoftmax(nn.Module):
-    """DynamicViT's masked softmax (Rao et al., 2021, their code), computed from the ordinary one.
-
-    With w = exp(z - max z) * mask, it is (w + 1e-6 / N) / (sum w + 1e-6). The ordinary softmax is a = exp(z - max z) / s, whose largest
-    entry is 1 / s, so everything is divided by s.
+    Raises:
+        UnsupportedModel: the module has become another one, in which queries and keys cannot be seen.
     """
+    if alive is None and not record:
+        return attn(x, attn_mask=bias), None
+    stand_in = _stand_in(attn)
+    seen: dict[str, Tensor] = {}
+    if alive is not None:
+        _mask(stand_in, alive)
+    if record:
+        _record(stand_in, seen)
+    output = stand_in(x, attn_mask=bias)
+    if not record:
+        return output, None
+    if len(seen) < len(_SEEN):
+        raise UnsupportedModel(_other(attn))
+    v = seen["qkv"].chunk(3, dim=-1)[2].unflatten(-1, (stand_in.num_heads, stand_in.head_dim)).transpose(1, 2)
+    return output, Attention(seen["q_norm"], seen["k_norm"], v, stand_in.scale, bias)
 
-    def __init__(self, alive: Tensor) -> None:
-        super().__init__()
-        self.alive = alive
 
-    def forward(self, attention: Tensor) -> Tensor:
-        n = attention.shape[-1]
-        a = attention.float()
-        itself = torch.eye(n, device=a.device)
-        alive = self.alive[:, None, None, :].float()
-        mask = alive + (1 - alive) * itself
-        epsilon = _EPSILON * a.amax(-1, keepdim=True)
-        weighted = a * mask
-        return ((weighted + epsilon / n) / (weighted.sum(-1, keepdim=True) + epsilon)).to(attention.dtype)
+def _record(stand_in: Any, seen: dict[str, Tensor]) -> None:
+    """Let the parts that make queries, keys and values leave what they return in `seen`."""
+
+    def recorder(name: str, part: Any) -> Any:
+        def call(x: Tensor) -> Tensor:
+            seen[name] = part(x)
+            return seen[name]
+
+        return call
+
+    for name in _SEEN:
+        if not hasattr(stand_in, name):
+            raise UnsupportedModel(_other(stand_in))
+        stand_in.__dict__[name] = recorder(name, getattr(stand_in, name))
+
+
+def _mask(stand_in: Any, alive: Tensor) -> None:
+    """Mask the attention map, which must then exist, for its gradient to the mask too."""
+    dropout = stand_in.attn_drop
+    stand_in.__dict__["attn_drop"] = lambda attention: dropout(_masked_softmax(attention, alive))
+    stand_in.fused_attn = False
+
+
+def _stand_in(attn: nn.Module) -> Any:
+    """A second object for a module, for one call: it shares all parts, and what is set on it the module does not see."""
+    attn = getattr(attn, "_orig_mod", attn)  # what `torch.compile` has wrapped
+    stand_in: Any = object.__new__(type(attn))  # `copy.copy` cannot be traced
+    stand_in.__dict__.update(attn.__dict__, _compiled_call_impl=None)
+    return stand_in
+
+
+def _other(attn: nn.Module) -> str:
+    return (
+        f"The model's attention has become {type(attn).__name__}, in which tokred cannot see queries and keys; "
+        "wrap its parts, such as qkv and proj, or reduce the model before it is wrapped."
+    )
+
+
+def _masked_softmax(attention: Tensor, alive: Tensor) -> Tensor:
+    """DynamicViT's masked softmax (Rao et al., 2021, their code), computed from the ordinary one, [B, H, P + N, P + N].
+
+    With w = exp(z - max z) * mask, it is (w + 1e-6 / N) / (sum w + 1e-6). The ordinary softmax is a = exp(z - max z) / s, whose
+    largest entry is 1 / s, so everything is divided by s.
+    """
+    n = attention.shape[-1]
+    a = attention.float()
+    alive = alive[:, None, None, :].float()
+    mask = alive + (1 - alive) * torch.eye(n, device=a.device)
+    epsilon = _EPSILON * a.amax(-1, keepdim=True)
+    weighted = a * mask
+    return ((weighted + epsilon / n) / (weighted.sum(-1, keepdim=True) + epsilon)).to(attention.dtype)

@@ -13,7 +13,7 @@ from itertools import pairwise, product
 from typing import Any
 
 from tokred.core import registry
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.core.options import complete_options
 from tokred.core.plan import Plan, Protocol, floor_counts, resolve_stages, uniform_counts
 from tokred.core.vit import num_heads

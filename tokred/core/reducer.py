@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tokred.core.reduction import Reduction, Sizes
+from tokred.core import ops
+from tokred.core.lazy import once
+from tokred.core.reduction import History, Mask, Reduction
+from tokred.core.rng import Rng
 from tokred.errors import TokredError
 
 Site = Literal["mid", "pre"]
 Knob = Literal["removed", "rate"]
-
-T = TypeVar("T")
-
-_DIRECT_DISTANCES = 25  # tokens up to which distances come from differences instead of inner products
-_ROWS = 256  # of a map over pairs of tokens that are worked on at once
 
 
 class Reducer(nn.Module):
@@ -87,17 +83,6 @@ class Reducer(nn.Module):
         return torch.zeros(())
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Parameters that are drawn inside depend on the seed alone, and the program's own random numbers are left as they were."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
 @dataclass
 class Attention:
     """Queries, keys and values of one layer, [B, H, P + N, d], prefix first, as they entered the scores."""
@@ -110,90 +95,43 @@ class Attention:
 
 
 @dataclass
-class Rng:
-    """Random numbers that are a function of (seed, layer, image, position): no state, the same on every device and in every batch.
-
-    Args:
-        seed: of the run.
-        images: [B] int64, a key for every image. Without keys all images of a batch draw the same numbers.
-    """
-
-    seed: int = 0
-    images: Tensor | None = None
-    layer: int = 0
-
-    def uniform(self, like: Tensor) -> Tensor:
-        """Uniform numbers in [0, 1) for every token of `like` [B, N, ...], as [B, N] float32."""
-        batch, n = like.shape[:2]
-        position = torch.arange(n, device=like.device)
-        image = (
-            torch.zeros(batch, dtype=torch.long, device=like.device)
-            if self.images is None
-            else self.images.to(like.device)
-        )
-        state = (
-            _scramble(_scramble(image + 0x9E3779B9 * (self.seed + 1)) + self.layer).unsqueeze(1) + position
-        )
-        return (_scramble(state) >> 8).float() / 2**24
-
-
-def _scramble(x: Tensor) -> Tensor:
-    """A 32-bit integer hash (two rounds of xor-shift and multiply) in int64 arithmetic."""
-    for multiplier in (0x7FEB352D, 0x6C50B47D):
-        x = x & 0xFFFFFFFF
-        x = ((x ^ (x >> 16)) * multiplier) & 0xFFFFFFFF
-    return x ^ (x >> 15)
-
-
-class _once(Generic[T]):  # noqa: N801, a decorator
-    """A property that is computed when first asked for.
-
-    `functools.cached_property` takes a lock, which `torch.compile` cannot trace and, before Python 3.12, all views share.
-    """
-
-    def __init__(self, compute: Callable[[View], T]) -> None:
-        self.compute, self.name, self.__doc__ = compute, compute.__name__, compute.__doc__
-
-    def __get__(self, view: View | None, owner: type[View]) -> T:
-        if view is None:
-            return self  # type: ignore[return-value]  # on the class, as properties do
-        value = view.__dict__[self.name] = self.compute(view)
-        return value
-
-
-@dataclass
 class View:
     """What a reducer may look at: the patch tokens of one block, and lazily what its attention computed anyway.
 
     Attributes:
         x: [B, N, C] patch tokens, after the attention residual at site "mid", entering the layer at site "pre".
-        sizes: [B, N] patches that each token stands for, or what adds them up when `size` is asked for.
         prefix: [B, P, C] prefix tokens, for reading.
-        layer: one-based.
-        depth: layers of the model.
+        layer: the stage's layer, one-based.
+        depth: number of layers of the model.
         has_cls: whether the first prefix token is a CLS token.
         rng: the only randomness.
         attention: of the layer ("mid") or of the one before ("pre").
-        alive: [B, N] in training, where dropped tokens are masked instead of removed: 1 for those still there, else 0. None otherwise.
+        history: the reductions so far; None before the first.
     """
 
     x: Tensor
-    sizes: Tensor | Sizes
     prefix: Tensor
     layer: int = 1
     depth: int = 12
     has_cls: bool = True
     rng: Rng = field(default_factory=Rng)
     attention: Attention | None = None
-    alive: Tensor | None = None
+    history: History | None = None
 
-    @property
+    @once
     def size(self) -> Tensor:
         """Patches that each token stands for, [B, N], float32."""
-        return self.sizes.value if isinstance(self.sizes, Sizes) else self.sizes
+        return self.history.size if self.history else torch.ones_like(self.x[..., 0], dtype=torch.float32)
+
+    @once
+    def alive(self) -> Tensor | None:
+        """[B, N] in training by masks: 1 for the tokens that are still there, 0 for dropped ones. None otherwise."""
+        last = self.history.reductions[-1] if self.history else None
+        return last.alive if isinstance(last, Mask) else None
 
     @property
     def num_prefix(self) -> int:
+        """Number of prefix tokens, P."""
         return self.prefix.shape[1]
 
     @property
@@ -201,32 +139,17 @@ class View:
         """Attention keys of the patch tokens, [B, H, N, d]."""
         return self._attention().k[:, :, self.num_prefix :]
 
-    @_once
+    @once
     def key_metric(self) -> Tensor:
-        """Keys averaged over heads, [B, N, d], in float32 (ToMe's similarity metric)."""
-        heads = self.keys.float().unbind(1)
-        return sum(heads[1:], heads[0]) / len(heads)  # on a CPU half the time of `mean`
+        """Keys averaged over heads, [B, N, d], float32 (ToMe's similarity metric)."""
+        return ops.head_mean(self.keys)
 
-    @_once
+    @once
     def distance(self) -> Tensor:
-        """Euclidean distances between the patch tokens, [B, N, N], float32, without gradient.
+        """Euclidean distances between the patch tokens, [B, N, N], float32, without gradient; exactly 0 between equal tokens."""
+        return ops.pairwise_distance(self.x.detach().float())
 
-        Symmetric, and exactly 0 between equal tokens, so that ties are ties. Squared norms are the diagonal of the inner products for that
-        reason: `torch.cdist` computes them apart, and its rounding puts equal tokens up to 0.05 away from each other.
-        """
-        x = self.x.detach().float()
-        if x.shape[1] <= _DIRECT_DISTANCES:
-            return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-        x = x - x.mean(1, keepdim=True)  # leaves the distances as they are and their rounding error small
-        inner = torch.matmul(x, x.mT)
-        square = inner.diagonal(dim1=1, dim2=2).clone()
-        for rows, own in zip(
-            inner.split(_ROWS, dim=1), square.split(_ROWS, dim=1), strict=True
-        ):  # in place: one matrix, not three
-            rows.mul_(-2).add_(own.unsqueeze(2) + square.unsqueeze(1)).clamp_(min=0).sqrt_()
-        return inner
-
-    @_once
+    @once
     def cls_attention(self) -> Tensor:
         """Attention that the CLS token pays to every patch token, mean over heads, [B, N], float32.
 
@@ -240,30 +163,17 @@ class View:
             raise TokredError(
                 "This model has no CLS token, so there is no CLS attention; use a method that does not need it."
             )
-        attention = self._attention()
-        query, keys = attention.q[:, :, :1].float() * attention.scale, attention.k.float()
-        scores = torch.linalg.vecdot(
-            keys.transpose(1, 2), query.transpose(1, 2)
-        ).mT  # in the keys' own layout: nothing is copied
-        if attention.bias is not None:
-            scores = scores + attention.bias.float().squeeze(2)
-        return scores.softmax(-1).mean(1)[:, self.num_prefix :]
+        a = self._attention()
+        return ops.row_attention(a.q[:, :, :1].float() * a.scale, a.k.float(), a.bias)[:, self.num_prefix :]
 
-    @_once
+    @once
     def received_attention(self) -> Tensor:
-        """Attention that every patch token receives, summed over heads and over all queries, prefix included, [B, N], float32.
+        """Attention that every patch token receives, summed over heads and all queries, prefix included, [B, N], float32.
 
-        This needs the full map; it is computed a head and a slice of queries at a time, so that it never exists as a whole and what does
-        stays in the caches. Its cost counts.
+        This needs the full map, whose cost counts.
         """
         a = self._attention()
-        bias = None if a.bias is None else a.bias.float().squeeze(1)  # [B, 1, P + N]
-        total = a.k.new_zeros(a.k.shape[0], a.k.shape[2], dtype=torch.float32)  # [B, P + N]
-        for q, k in zip(a.q.unbind(1), a.k.float().unbind(1), strict=True):
-            for rows in q.split(_ROWS, dim=1):
-                scores = torch.bmm(rows.float() * a.scale, k.mT)  # [B, rows, P + N]
-                total = total + (scores if bias is None else scores + bias).softmax(-1).sum(1)
-        return total[:, self.num_prefix :]
+        return ops.received_attention(a.q, a.k, a.scale, a.bias)[:, self.num_prefix :]
 
     def _attention(self) -> Attention:
         if self.attention is None:

@@ -1,4 +1,4 @@
-"""What a reducer returns: where every token goes. `Keep`, `Merge` and `Mix` are applied to features, sizes and sources alike.
+"""What a reducer returns: where every token goes. `Keep`, `Merge` and `Mix`; and `Mask`, in training.
 
 A decision maps N tokens to M. Features follow `pool`. Extensive quantities (token sizes, source maps) follow `carry`, which never
 uses the weights of a decision: a token that stands for three patches brings its three patches wherever it goes.
@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokred.core.lazy import once
+from tokred.core.ops import behind_prefix, count_groups, sum_groups, take_rows
+
 
 class Reduction(ABC):
-    """A decision about N tokens of every image of a batch. Shapes: x is [B, N, C], the result [B, M, C]."""
+    """A decision about the N patch tokens of every image of a batch."""
 
     @abstractmethod
-    def pool(self, x: Tensor, prefix: int = 0) -> Tensor:
-        """Features of the M outputs, [B, P + M, C], from those of the N inputs, [B, P + N, C]; the `prefix` first rows pass unchanged."""
+    def pool(self, x: Tensor) -> Tensor:
+        """Features of the outputs, [B, M, C], from those of the inputs, [B, N, C]."""
 
     @abstractmethod
     def carry(self, mass: Tensor) -> Tensor:
@@ -28,11 +31,15 @@ class Reduction(ABC):
 
     @abstractmethod
     def labels(self) -> Tensor:
-        """Output slot of every input token, [B, N] int64; -1 where the token is dropped. For `Mix`, the largest share."""
+        """The output that holds every input token, [B, N] int64; -1 where it is dropped. For `Mix`, the largest share."""
 
     @abstractmethod
     def matrix(self) -> Tensor:
         """The weights that `pool` applies, [B, M, N]."""
+
+    def apply(self, x: Tensor, prefix: int) -> Tensor:
+        """Tokens [B, P + N, C] to [B, P + M, C]: the `prefix` first rows pass unchanged, the others are pooled."""
+        return torch.cat([x[:, :prefix], self.pool(x[:, prefix:])], dim=1)
 
     def sizes(self, size: Tensor) -> Tensor:
         """Patches that each output stands for, [B, M], from those of the inputs, [B, N]."""
@@ -45,12 +52,17 @@ class Reduction(ABC):
         return full * (labels >= 0).unsqueeze(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Keep(Reduction):
     """Some tokens stay as they are, the others go: pruning, and medoids.
 
+    >>> keep = Keep(torch.tensor([[2, 0]]), n=3)
+    >>> keep.pool(torch.tensor([[[1.0], [2.0], [3.0]]])).flatten().tolist()
+    [3.0, 1.0]
+
     Args:
         index: [B, M] int64, the input that becomes each output, without repetition.
+        n: number of inputs, N.
         label: [B, N] int64, the output that absorbs each input's size and sources; -1 for none. By default dropped tokens are lost.
     """
 
@@ -58,31 +70,39 @@ class Keep(Reduction):
     n: int
     label: Tensor | None = None
 
-    def pool(self, x: Tensor, prefix: int = 0) -> Tensor:
-        return take_rows(x, _behind(self.index, prefix))
+    def pool(self, x: Tensor) -> Tensor:
+        return take_rows(x, self.index)
+
+    def apply(self, x: Tensor, prefix: int) -> Tensor:
+        # Rows of the prefix are rows as well: that saves a copy of all others.
+        return take_rows(x, behind_prefix(self.index, prefix))
 
     def carry(self, mass: Tensor) -> Tensor:
         if self.label is None:
             return take_rows(mass, self.index)
-        return sum_groups(
-            mass * (self.label >= 0).unsqueeze(-1), self.label.clamp(min=0), self.index.shape[1]
-        )
+        absorbed = mass * (self.label >= 0).unsqueeze(-1)
+        return sum_groups(absorbed, self.label.clamp(min=0), self.index.shape[1])
 
     def labels(self) -> Tensor:
         if self.label is not None:
             return self.label
-        slots = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
-        return torch.full((len(self.index), self.n), -1, device=self.index.device).scatter(
-            1, self.index, slots
-        )
+        batch, m = self.index.shape
+        slots = torch.arange(m, device=self.index.device).expand(batch, -1)
+        return self.index.new_full((batch, self.n), -1).scatter(1, self.index, slots)
 
     def matrix(self) -> Tensor:
         return F.one_hot(self.index, self.n).float()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Merge(Reduction):
     """Hard groups: every token goes to exactly one output, which is the mean of its group.
+
+    >>> merge = Merge(torch.tensor([[0, 1, 0]]), m=2)
+    >>> merge.pool(torch.tensor([[[1.0], [2.0], [3.0]]])).flatten().tolist()
+    [2.0, 2.0]
+    >>> merge.sizes(torch.ones(1, 3)).tolist()
+    [[2.0, 1.0]]
 
     Args:
         label: [B, N] int64 in [0, m), the group of each token. Every group has a member.
@@ -96,20 +116,28 @@ class Merge(Reduction):
     weight: Tensor | None = None
     mean: bool = True
 
-    def pool(self, x: Tensor, prefix: int = 0) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         # Sums of many bfloat16 tokens lose bits; groups are added in float32 and rounded once.
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        label, m = _behind(self.label, prefix), self.m + prefix
         if self.weight is not None:
-            weight = self.weight.to(wide.dtype)
-            if self.mean:  # weights that sum to one in every group need no division of the features
-                weight = weight / self.carry(weight.unsqueeze(-1)).squeeze(-1).gather(1, self.label)
-            weight = torch.cat([weight.new_ones(len(weight), prefix), weight], dim=1)
-            return sum_groups(wide * weight.unsqueeze(-1), label, m).to(x.dtype)
-        total = sum_groups(wide, label, m)
+            return sum_groups(wide * self._share(wide.dtype).unsqueeze(-1), self.label, self.m).to(x.dtype)
+        total = sum_groups(wide, self.label, self.m)
         if self.mean:
-            total = total / count_groups(label, m).to(wide.dtype).unsqueeze(-1)
+            total = total / count_groups(self.label, self.m).to(wide.dtype).unsqueeze(-1)
         return total.to(x.dtype)
+
+    def apply(self, x: Tensor, prefix: int) -> Tensor:
+        # Tokens of the prefix are groups of their own: that saves a copy of all others, 3 % of a DeiT-S with a stage in every layer.
+        weight = self.weight
+        if weight is not None:
+            weight = torch.cat([weight.new_ones(len(weight), prefix), weight], dim=1)
+        return Merge(behind_prefix(self.label, prefix), self.m + prefix, weight, self.mean).pool(x)
+
+    def _share(self, dtype: torch.dtype) -> Tensor:
+        """The weight of each token, [B, N]; for a mean those of a group sum to one, so that features need no division."""
+        assert self.weight is not None
+        weight = self.weight.to(dtype)
+        return weight / self.sizes(weight).gather(1, self.label) if self.mean else weight
 
     def carry(self, mass: Tensor) -> Tensor:
         return sum_groups(mass, self.label, self.m)
@@ -123,9 +151,13 @@ class Merge(Reduction):
         return weighted / weighted.sum(-1, keepdim=True) if self.mean else weighted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mix(Reduction):
     """Soft assignment: every output is a weighted sum over all tokens.
+
+    >>> mix = Mix(torch.tensor([[[0.5, 0.5, 0.0]]]))
+    >>> mix.pool(torch.tensor([[[1.0], [2.0], [3.0]]])).flatten().tolist()
+    [1.5]
 
     Args:
         weight: [B, M, N].
@@ -135,13 +167,16 @@ class Mix(Reduction):
     weight: Tensor
     value: Tensor | None = None
 
-    def pool(self, x: Tensor, prefix: int = 0) -> Tensor:
-        value = x[:, prefix:] if self.value is None else self.value
-        mixed = torch.matmul(self.weight.to(value.dtype), value).to(x.dtype)
-        return torch.cat([x[:, :prefix], mixed], dim=1) if prefix else mixed
+    def pool(self, x: Tensor) -> Tensor:
+        value = x if self.value is None else self.value
+        return torch.matmul(self.weight.to(value.dtype), value).to(x.dtype)
 
     def carry(self, mass: Tensor) -> Tensor:
         return torch.matmul(self.shares().to(mass.dtype), mass)
+
+    def sizes(self, size: Tensor) -> Tensor:
+        # Bookkeeping of one number a token, element by element: the FLOPs of a plan are the same whether anybody asks for it or not.
+        return (self.shares() * size.unsqueeze(1)).sum(-1)
 
     def shares(self) -> Tensor:
         """How each input token is shared out over the outputs, [B, M, N]: columns sum to one. A token with no weight goes to all alike."""
@@ -160,11 +195,12 @@ class Mix(Reduction):
         return torch.matmul(self.shares().mT.to(y.dtype), y)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mask(Reduction):
-    """Every token stays in place and some are masked out of all later attention: how methods that drop tokens are trained.
+    """The fourth decision, for training alone: all tokens stay, and some are masked out of all later attention.
 
-    Never part of a reduced model at inference: it saves nothing. Gradients reach the decision through the mask.
+    So are methods trained that drop tokens: gradients reach the decision through the mask. It saves nothing, and a reducer in
+    evaluation mode must not return it.
 
     Args:
         alive: [B, N] float32, 1 where the token takes part, 0 where it is dropped.
@@ -172,7 +208,7 @@ class Mask(Reduction):
 
     alive: Tensor
 
-    def pool(self, x: Tensor, prefix: int = 0) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         return x
 
     def carry(self, mass: Tensor) -> Tensor:
@@ -186,8 +222,36 @@ class Mask(Reduction):
         return torch.diag_embed(torch.ones_like(self.alive))
 
 
+class History:
+    """The reductions that the tokens of a batch have gone through, and how many patches each token stands for after them.
+
+    Args:
+        reduction: the last one.
+        before: those before it; None where it is the first.
+    """
+
+    def __init__(self, reduction: Reduction, before: History | None = None) -> None:
+        self.reductions: tuple[Reduction, ...] = (*(before.reductions if before else ()), reduction)
+        self._before = before
+
+    @once
+    def size(self) -> Tensor:
+        """Patches that each token stands for, [B, M], float32. Most models never ask."""
+        reduction = self.reductions[-1]
+        if self._before is None:
+            return reduction.sizes(torch.ones_like(reduction.labels(), dtype=torch.float32))
+        return reduction.sizes(self._before.size)
+
+
 def compose(reductions: Sequence[Reduction]) -> Tensor:
-    """The source map of several stages in a row, [B, M, N0]: how much of each original token every final token holds."""
+    """The source map of several stages in a row, [B, M, N0]: how much of each original token every final token holds.
+
+    >>> compose([Merge(torch.tensor([[0, 1, 0]]), m=2), Keep(torch.tensor([[0]]), n=2)]).tolist()
+    [[[1.0, 0.0, 1.0]]]
+
+    Raises:
+        ValueError: there is no reduction.
+    """
     if not reductions:
         raise ValueError(
             "compose() needs at least one reduction; an empty plan leaves every token where it is."
@@ -200,7 +264,11 @@ def compose(reductions: Sequence[Reduction]) -> Tensor:
 
 
 def compose_labels(reductions: Sequence[Reduction]) -> Tensor:
-    """The final token of every original token, [B, N0]; -1 where it was dropped on the way."""
+    """The final token that holds every original token, [B, N0]; -1 where it was dropped on the way.
+
+    >>> compose_labels([Merge(torch.tensor([[0, 1, 0]]), m=2), Keep(torch.tensor([[0]]), n=2)]).tolist()
+    [[0, -1, 0]]
+    """
     labels = reductions[0].labels()
     for reduction in reductions[1:]:
         later = reduction.labels().gather(1, labels.clamp(min=0))
@@ -209,73 +277,11 @@ def compose_labels(reductions: Sequence[Reduction]) -> Tensor:
 
 
 def unmerge(reductions: Sequence[Reduction], y: Tensor) -> Tensor:
-    """Undo several stages: [B, M, C] features of the final tokens, back to [B, N0, C]."""
+    """Undo several stages: [B, M, C] features of the final tokens, back to [B, N0, C]; zeros where a token was dropped.
+
+    >>> unmerge([Merge(torch.tensor([[0, 1, 0]]), m=2)], torch.tensor([[[7.0], [8.0]]])).flatten().tolist()
+    [7.0, 8.0, 7.0]
+    """
     for reduction in reversed(reductions):
         y = reduction.unmerge(y)
     return y
-
-
-class Sizes:
-    """Patches that each token stands for after a reduction, added up when first asked for: most models never ask.
-
-    Args:
-        before: sizes of the N tokens that went in, [B, N].
-        reduction: what became of them.
-    """
-
-    def __init__(self, before: Tensor | Sizes, reduction: Reduction) -> None:
-        self._before: Tensor | Sizes = before
-        self._reduction = reduction
-        self._value: Tensor | None = None
-
-    @property
-    def value(self) -> Tensor:
-        """[B, M], float32."""
-        if self._value is None:
-            before = self._before.value if isinstance(self._before, Sizes) else self._before
-            with torch.autocast(before.device.type, enabled=False):
-                self._value = self._reduction.sizes(before)
-        return self._value
-
-
-def take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` [B, M] of x [B, N, C], as [B, M, C]."""
-    return x.flatten(0, 1).index_select(0, _flat(index, x.shape[1])).unflatten(0, index.shape)
-
-
-def sum_groups(x: Tensor, label: Tensor, m: int, weight: Tensor | None = None) -> Tensor:
-    """Sums of the rows of x [B, N, C] that carry each label, [B, m, C]; rows count `weight` [B, N] times.
-
-    A group is added in the order of its rows, on every device, and rows are read once, in one pass: `scatter_add` takes 5 to 15 times
-    as long on a CPU and adds in no fixed order on a GPU.
-    """
-    if x.shape[-1] == 1:  # one number a row
-        weighted = x if weight is None else x * weight.unsqueeze(-1)
-        return x.new_zeros(x.shape[0], m, 1).scatter_add(1, label.unsqueeze(-1), weighted)
-    order = label.argsort(dim=1, stable=True)
-    count = count_groups(label, m).flatten()
-    start = count.cumsum(0) - count
-    chosen = None if weight is None else weight.gather(1, order).flatten()
-    total = F.embedding_bag(
-        _flat(order, x.shape[1]), x.flatten(0, 1), start, mode="sum", per_sample_weights=chosen
-    )
-    return total.unflatten(0, (x.shape[0], m))
-
-
-def count_groups(label: Tensor, m: int) -> Tensor:
-    """How many of label [B, N] are 0, 1, ..., m - 1, [B, m] int64."""
-    return label.new_zeros(label.shape[0], m).scatter_add(1, label, torch.ones_like(label))
-
-
-def _flat(index: Tensor, n: int) -> Tensor:
-    """Indices [B, M] into rows of [B, n, ...] as indices into [B * n, ...], [B * M]."""
-    return (index + n * torch.arange(len(index), device=index.device).unsqueeze(1)).flatten()
-
-
-def _behind(index: Tensor, prefix: int) -> Tensor:
-    """Indices or labels of tokens, [B, M], behind those of the prefix, [B, P + M]."""
-    if not prefix:
-        return index
-    return torch.cat(
-        [torch.arange(prefix, device=index.device).expand(len(index), -1), index + prefix], dim=1
-    )

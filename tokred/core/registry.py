@@ -220,7 +220,7 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign):
-            targets = [statement.target]
+            targets: list[ast.expr] = [statement.target]
         elif isinstance(statement, ast.Assign):
             targets = statement.targets
         elif isinstance(statement, ast.FunctionDef | ast.Expr | ast.Pass):

@@ -1,14 +1,15 @@
 """`ReducedViT`: a timm ViT with reducers between its layers. The backbone is called, never changed.
 
 This is the only file that knows a timm class by name. A forward pass is a `State` that moves through sites: before each layer ("pre")
-and between its attention and its MLP ("mid"). It can start from any state, which lets many plans share one dense prefix.
+and between its attention and its MLP ("mid"). It can start from any state, which lets many plans share one dense prefix. All that
+belongs to one call is in its states, so threads may share a model; and all parts of the backbone are read when they are called, so
+that what has been replaced, wrapped, cast or moved since is what runs.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -16,123 +17,14 @@ from timm.layers import Attention as TimmAttention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from tokred.core.attention import masked, recorded, tap
+from tokred.core.attention import call_attention
 from tokred.core.plan import Plan
-from tokred.core.reducer import Attention, Reducer, Rng, Site, View, seeded
-from tokred.core.reduction import Mask, Reduction, Sizes
+from tokred.core.reducer import Site
+from tokred.core.rng import seeded
+from tokred.core.stage import Stage, State
 from tokred.errors import TokredError, UnsupportedModel
 
 Point = tuple[int, Site]
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything that the rest of a forward pass depends on.
-
-    Attributes:
-        x: [B, P + N, C] tokens, prefix first.
-        layer: one-based layer that comes next, or that has run its attention (site "mid"). One past the last when done.
-        site: where in that layer.
-        sizes: [B, N] patches that each token stands for, or what adds them up; None while all are 1.
-        attention: of the last layer that ran, where it was recorded.
-        images: [B] keys of the images for `View.rng`.
-        reductions: of the stages passed so far.
-        alive: [B, N] in training by masks, 1 for the patch tokens that are still there, else 0.
-    """
-
-    x: Tensor
-    layer: int = 1
-    site: Site = "pre"
-    sizes: Tensor | Sizes | None = None
-    attention: Attention | None = None
-    images: Tensor | None = None
-    reductions: tuple[Reduction, ...] = ()
-    alive: Tensor | None = None
-
-    @property
-    def size(self) -> Tensor | None:
-        """[B, N] patches that each token stands for; None while all are 1."""
-        return self.sizes.value if isinstance(self.sizes, Sizes) else self.sizes
-
-    def copy(self) -> State:
-        """A state with tensors of its own, so that what one method writes into its view no other method sees."""
-        attention = self.attention
-        if attention is not None:
-            attention = replace(
-                attention, q=attention.q.clone(), k=attention.k.clone(), v=attention.v.clone()
-            )
-        size = self.size
-        return replace(
-            self, x=self.x.clone(), sizes=None if size is None else size.clone(), attention=attention
-        )
-
-
-class Stage(nn.Module):
-    """One reducer at one site: shows it a view and applies its decision to features, sizes and sources.
-
-    `sizes` says that the model uses token sizes later: then they are part of the stage's work. Else they wait until somebody asks.
-    """
-
-    def __init__(
-        self,
-        reducer: Reducer,
-        layer: int,
-        depth: int,
-        num_prefix: int,
-        has_cls: bool,
-        seed: int,
-        sizes: bool = False,
-    ) -> None:
-        super().__init__()
-        self.sizes = sizes
-        self.reducer = reducer
-        self.layer, self.depth, self.num_prefix, self.has_cls, self.seed = (
-            layer,
-            depth,
-            num_prefix,
-            has_cls,
-            seed,
-        )
-
-    def view(self, state: State) -> View:
-        """What the reducer may look at.
-
-        Raises:
-            TokredError: the stage was planned for another number of tokens.
-        """
-        prefix, x = state.x[:, : self.num_prefix], state.x[:, self.num_prefix :]
-        if x.shape[1] != self.reducer.n and state.alive is None:
-            raise TokredError(
-                f"Layer {self.layer} was planned for {self.reducer.n} patch tokens, but this image gives {x.shape[1]}; "
-                "make the plan for the image size that you run."
-            )
-        sizes = torch.ones_like(x[..., 0], dtype=torch.float32) if state.sizes is None else state.sizes
-        rng = Rng(self.seed, state.images, self.layer)
-        return View(x, sizes, prefix, self.layer, self.depth, self.has_cls, rng, state.attention, state.alive)
-
-    def forward(self, state: State) -> State:
-        view = self.view(state)
-        if self.reducer.keep == self.reducer.n:
-            return state  # nothing to remove: the reducer is bypassed
-        with torch.autocast(view.x.device.type, enabled=False):  # similarities in bfloat16 are full of ties
-            reduction = self.reducer(view)
-            tokens = reduction.pool(state.x, self.num_prefix)
-        alive = reduction.alive if isinstance(reduction, Mask) else None
-        sizes = Sizes(view.sizes, reduction)
-        return replace(
-            state,
-            x=tokens,
-            sizes=sizes.value if self.sizes else sizes,
-            reductions=(*state.reductions, reduction),
-            alive=alive,
-        )
-
-    def twin(self) -> Stage:
-        """The same stage with a reducer of its own, buffers and parts included, on the same parameters."""
-        twin = copy.copy(self)
-        shared = {id(parameter): parameter for parameter in self.reducer.parameters()}
-        twin._modules = {"reducer": copy.deepcopy(self.reducer, shared)}
-        return twin
 
 
 class ReducedViT(nn.Module):
@@ -162,35 +54,24 @@ class ReducedViT(nn.Module):
         self._build_stages(seed)
         self.training = (
             backbone.training
-        )  # which `train` would set in every part of the backbone, frozen ones too
+        )  # `train` would set it in every part of the backbone, frozen ones too
         self.stages.train(backbone.training)
         self.proportional = any(stage.reducer.proportional for stage in self.stage_list())
-        # A plain dict: the taps share their modules with the backbone and stay out of the state dict.
-        self._taps = {layer: tap(backbone.blocks[layer - 1].attn) for layer in self._recorded() | set(record)}
+        self.recorded = frozenset(self._looked_at() | set(record))
 
     def _build_stages(self, seed: int) -> None:
-        if not self.plan.stages:
-            return
-        cls, n = self.plan.reducer, num_patches(self.backbone)
+        n = num_patches(self.backbone)
         for layer, keep in zip(self.plan.stages, self.plan.tokens, strict=True):
-            if keep == n:
-                continue  # nothing to remove: the reducer is bypassed
-            with seeded(seed + layer):
-                reducer = cls(n, keep, self.backbone.embed_dim, num_heads(self.backbone), **self.plan.options)
-            if reducer.needs_cls and not self.has_cls:
-                raise UnsupportedModel(
-                    f"{cls.name} needs a CLS token, which this model does not have; choose a method that works without."
-                )
-            sizes = reducer.proportional or self.backbone.global_pool == "avg"
-            stage = Stage(reducer, layer, self.depth, self.num_prefix, self.has_cls, seed, sizes)
-            self.stages[_key(layer, reducer.site)] = stage
+            if keep != n:  # else there is nothing to remove, and the reducer is bypassed
+                stage = build_stage(self.backbone, self.plan, layer, n, keep, seed)
+                self.stages[_key(layer, stage.reducer.site)] = stage
             n = keep
 
     def stage_list(self) -> list[Stage]:
         """The stages in the order in which they run."""
         return cast("list[Stage]", list(self.stages.values()))
 
-    def _recorded(self) -> set[int]:
+    def _looked_at(self) -> set[int]:
         """Layers whose attention a stage looks at: its own at "mid", the one before at "pre"."""
         layers = {stage.layer - (stage.reducer.site == "pre") for stage in self.stage_list()}
         return layers - {0}
@@ -222,7 +103,7 @@ class ReducedViT(nn.Module):
     def recorded_before_first(self) -> set[int]:
         """Layers whose attention the first stage looks at and a dense model must therefore record for it."""
         point = self.first_point
-        return {layer for layer in self._recorded() if point and layer <= point[0] - (point[1] == "pre")}
+        return {layer for layer in self._looked_at() if point and layer <= point[0] - (point[1] == "pre")}
 
     @property
     def first_point(self) -> Point | None:
@@ -251,22 +132,19 @@ class ReducedViT(nn.Module):
 
     def advance(self, state: State, stop: Point | None = None) -> State:
         """Run layers and stages from a state up to a point, whose own stage is not yet applied; by default to the end."""
-        while state.layer <= self.depth and (state.layer, state.site) != stop:
-            key = _key(state.layer, state.site)
-            if key in self.stages:
-                state = self.stages[key](state)
-            state = self._attend(state) if state.site == "pre" else self._mlp(state)
-        return state
+        end = state
+        for _, end in self.walk(state, stop):  # noqa: B007
+            pass
+        return end
 
-    def walk(self, state: State) -> Iterator[tuple[str, State]]:
-        """As `advance`, part by part: the name of each and the state after it."""
-        while state.layer <= self.depth:
+    def walk(self, state: State, stop: Point | None = None) -> Iterator[tuple[str, State]]:
+        """As `advance`, part by part: the name of each part and the state after it."""
+        while state.layer <= self.depth and (state.layer, state.site) != stop:
             layer, site = state.layer, state.site
-            key = _key(layer, site)
-            if key in self.stages:
-                state = self.stages[key](state)
+            if _key(layer, site) in self.stages:
+                state = self.stages[_key(layer, site)](state)
                 yield f"the reduction at layer {layer}", state
-            state = self._attend(state) if site == "pre" else self._mlp(state)
+            state = self.attend(state) if site == "pre" else self.mlp(state)
             yield f"the {'attention' if site == 'pre' else 'MLP'} of layer {layer}", state
 
     def head(self, state: State) -> Tensor:
@@ -279,19 +157,19 @@ class ReducedViT(nn.Module):
             x = torch.cat([x[:, : self.num_prefix], mean], dim=1)
         return self.backbone.forward_head(x)
 
-    def _attend(self, state: State) -> State:
-        block = self.backbone.blocks[state.layer - 1]
-        tapped = self._taps.get(state.layer)
-        bias = self._log_size(state)
-        attn = tapped or block.attn
-        if state.alive is not None:
-            attn = masked(
-                attn, torch.cat([state.alive.new_ones(len(state.x), self.num_prefix), state.alive], dim=1)
-            )
-        x = state.x + block.drop_path1(block.ls1(attn(block.norm1(state.x), attn_mask=bias)))
-        return replace(state, x=x, site="mid", attention=recorded(tapped, bias) if tapped else None)
+    def attend(self, state: State) -> State:
+        """The state after the attention of its layer, with what entered the scores where that is recorded."""
+        block, alive = self.backbone.blocks[state.layer - 1], state.alive
+        if alive is not None:
+            alive = torch.cat([alive.new_ones(len(alive), self.num_prefix), alive], dim=1)
+        x, attention = call_attention(
+            block.attn, block.norm1(state.x), self._log_size(state), alive, state.layer in self.recorded
+        )
+        x = state.x + block.drop_path1(block.ls1(x))
+        return replace(state, x=x, site="mid", attention=attention)
 
-    def _mlp(self, state: State) -> State:
+    def mlp(self, state: State) -> State:
+        """The state after the MLP of its layer."""
         block = self.backbone.blocks[state.layer - 1]
         x = state.x + block.drop_path2(block.ls2(block.mlp(block.norm2(state.x))))
         return replace(state, x=x, layer=state.layer + 1, site="pre")
@@ -308,22 +186,26 @@ class ReducedViT(nn.Module):
         )
 
     def twin(self) -> ReducedViT:
-        """The same model on the same weights, for use in another thread: taps and reducers may keep something for themselves."""
-        twin = copy.copy(self)
-        twin._taps = {layer: tap(self.backbone.blocks[layer - 1].attn) for layer in self._taps}
-        twin._modules = {
-            **self._modules,
-            "stages": nn.ModuleDict(
-                {_key(stage.layer, stage.reducer.site): stage.twin() for stage in self.stage_list()}
-            ),
-        }
-        return twin
-
-    def train(self, mode: bool = True) -> ReducedViT:
-        super().train(mode)
-        for tapped in self._taps.values():
-            tapped.training = mode
+        """The model itself: threads may share it."""
         return self
+
+
+def build_stage(
+    backbone: VisionTransformer, plan: Plan, layer: int, n: int, keep: int, seed: int = 0
+) -> Stage:
+    """The stage of a plan at one layer, from n to keep patch tokens, with parameters drawn by the seed.
+
+    Raises:
+        UnsupportedModel: the method needs a CLS token and the model has none.
+    """
+    cls, has_cls = plan.reducer, backbone.cls_token is not None
+    with seeded(seed + layer):
+        reducer = cls(n, keep, backbone.embed_dim, num_heads(backbone), **plan.options)
+    if reducer.needs_cls and not has_cls:
+        raise UnsupportedModel(
+            f"{cls.name} needs a CLS token, which this model does not have; choose a method that works without."
+        )
+    return Stage(reducer, layer, len(backbone.blocks), backbone.num_prefix_tokens, has_cls, seed)
 
 
 def check_supported(model: nn.Module) -> None:
@@ -367,6 +249,12 @@ def num_patches(model: VisionTransformer) -> int:
 def num_heads(model: VisionTransformer) -> int:
     """Attention heads of each layer."""
     return int(model.blocks[0].attn.num_heads)
+
+
+def blank_image(model: VisionTransformer) -> Tensor:
+    """A black image of the model's own size, [1, channels, H, W], in the model's precision and on its device."""
+    weight = model.patch_embed.proj.weight
+    return weight.new_zeros(1, weight.shape[1], *model.patch_embed.img_size)
 
 
 def _key(layer: int, site: Site) -> str:

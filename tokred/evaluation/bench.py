@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.core.options import changed_options, options_text
 from tokred.errors import TokredError
 from tokred.evaluation import candidates

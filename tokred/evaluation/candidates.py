@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokred.core import registry
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.core.match import Match, at_knob, match_each
 from tokred.core.options import complete_options, default_options, options_text
 from tokred.core.plan import Plan

@@ -16,8 +16,9 @@ import timm
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokred.core.flops import CostTable
-from tokred.core.vit import ReducedViT, State
+from tokred.core.costs import CostTable
+from tokred.core.stage import State
+from tokred.core.vit import ReducedViT
 from tokred.data import preprocessing
 from tokred.errors import TokredError, Unreachable
 from tokred.models import zoo

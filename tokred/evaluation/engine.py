@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokred.core.vit import Point, ReducedViT, State
+from tokred.core.stage import State
+from tokred.core.vit import Point, ReducedViT
 from tokred.data.loading import Batch
 from tokred.errors import TokredError
 from tokred.evaluation.lanes import Lanes, Portions, is_out_of_memory

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.core.match import Match, match
 from tokred.core.plan import Plan
 from tokred.errors import TokredError

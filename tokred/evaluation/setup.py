@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.evaluation import candidates, published_accuracy
 from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.inputs import open_inputs

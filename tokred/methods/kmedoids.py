@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokred.core.ops import nearest_center
+from tokred.core.ops import nearest_center, sum_groups
 from tokred.core.reducer import Reducer, View
-from tokred.core.reduction import Keep, Merge, Reduction, sum_groups
+from tokred.core.reduction import Keep, Merge, Reduction
 from tokred.core.registry import register
 from tokred.errors import TokredError
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.data import preflight, sources, user_images
 from tokred.data.source import Source
 from tokred.data.user_images import Given

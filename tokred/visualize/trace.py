@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tokred.core.reduction import Mix, Reduction, compose_labels
-from tokred.core.vit import ReducedViT, State, num_patches
+from tokred.core.stage import State
+from tokred.core.vit import ReducedViT, num_patches
 from tokred.data import loading, preprocessing
 from tokred.data.loading import Batch
 from tokred.data.preprocessing import Preparation

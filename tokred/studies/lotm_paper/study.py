@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tokred import plots
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.core.match import Match, at_knob, match_each
 from tokred.errors import TokredError
 from tokred.evaluation import published_accuracy

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokred.core.reducer import Rng
+from tokred.core.rng import Rng
 from tokred.core.vit import ReducedViT
 from tokred.data import loading
 from tokred.data.loading import Batch

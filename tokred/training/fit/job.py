@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.core.match import Match, match
 from tokred.data import loading, sources
 from tokred.errors import TokredError, Unreachable

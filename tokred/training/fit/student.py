@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokred.core.plan import Plan, uniform_counts
-from tokred.core.reducer import seeded
 from tokred.core.reduction import compose_labels, unmerge
-from tokred.core.vit import ReducedViT, State, num_patches
+from tokred.core.rng import seeded
+from tokred.core.stage import State
+from tokred.core.vit import ReducedViT, num_patches
 from tokred.errors import TokredError
 from tokred.training.fit.recipe import FitRecipe
 

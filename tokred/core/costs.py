@@ -1,0 +1,170 @@
+"""What plans cost, without assembling their models: exact counts of the parts, cheap enough to search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from itertools import pairwise
+from math import comb
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokred.core.flops import analyse
+from tokred.core.plan import Plan
+from tokred.core.reducer import Attention
+from tokred.core.stage import State
+from tokred.core.vit import ReducedViT, blank_image, build_stage, num_heads, num_patches
+
+
+class CostTable:
+    """Costs of plans on one backbone without assembling them: exact, and cheap enough to search.
+
+    Every part of a backbone is at most quadratic in its tokens. The polynomials are found from fvcore's counts of the real modules
+    at three small lengths; a reducer is counted at the very pair of token counts that a plan asks for.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        self.model = ReducedViT(backbone)
+        self.backbone = backbone
+        self.n = num_patches(backbone)
+        self._differences: dict[str, list[int]] = {}
+        self._stages: dict[tuple[Any, ...], int] = {}
+        self._quadratics: dict[tuple[Any, ...], np.ndarray] = {}
+
+    @cached_property
+    def dense(self) -> int:
+        """FLOPs of the unreduced model."""
+        return self.plan(Plan())
+
+    @cached_property
+    def embedding(self) -> int:
+        """FLOPs of what comes before layer 1."""
+        return _count(self.model, lambda image: self.model.embed(image).x, blank_image(self.backbone))
+
+    @torch.no_grad()
+    def stage(self, plan: Plan, layer: int, n: int, keep: int) -> int:
+        """FLOPs of the reducer of a plan at one layer, from n to keep tokens."""
+        if keep == n:
+            return 0
+        key = (plan.method, repr(plan.options), n, keep, layer == 1)
+        if key not in self._stages:
+            stage, p = build_stage(self.backbone, plan, layer, n, keep), self.model.num_prefix
+            qkv = self._like(
+                1, num_heads(self.backbone), p + n, self.backbone.blocks[layer - 1].attn.head_dim
+            )
+            before_all = layer == 1 and stage.reducer.site == "pre"
+            attention = None if before_all else Attention(qkv, qkv, qkv, 1.0)
+            state = State(self._like(1, p + n, self.backbone.embed_dim), layer, stage.reducer.site, attention)
+            self._stages[key] = _count(stage, lambda x: stage(replace(state, x=x)).x, state.x)
+        return self._stages[key]
+
+    def reducer_estimate(self, plan: Plan, n: int, keep: int) -> float:
+        """What a stage from n to keep tokens costs by a polynomial fitted to small counts.
+
+        Exact for a reducer whose cost is quadratic in its two token counts, for even and odd n apart, which all of tokred's are; a
+        guide to the search, never a result.
+        """
+        if keep == n:
+            return 0.0
+        key = (plan.method, repr(plan.options), n % 2, plan.stages[0] == 1)
+        if key not in self._quadratics:
+            lengths = [16 + n % 2 + 2 * i for i in range(3)]
+            if any(
+                plan.reducer.floor(length) + 3 > length for length in lengths
+            ):  # too few counts to fit a polynomial to
+                return float(self.stage(plan, plan.stages[0], n, keep))
+            points = [
+                (length, max(plan.reducer.floor(length), 12) + j)
+                for i, length in enumerate(lengths)
+                for j in range(3 - i)
+            ]
+            design = np.array([_monomials(*point) for point in points], dtype=float)
+            even = self._quadratics.get((*key[:2], 0, key[3]))
+            if (
+                even is not None
+                and abs(np.dot(design[0], even) - self.stage(plan, plan.stages[0], *points[0])) < 1
+            ):
+                self._quadratics[key] = even  # the cost does not ask whether n is odd
+            else:
+                counts = [self.stage(plan, plan.stages[0], *point) for point in points]
+                self._quadratics[key] = np.linalg.solve(design, np.array(counts, dtype=float))
+        return float(np.dot(_monomials(n, keep), self._quadratics[key]))
+
+    def segments(self, plan: Plan) -> list[list[tuple[str, int]]]:
+        """The parts of the backbone between the stages of a plan, as (part, layer): those that run at one token count."""
+        site = plan.reducer.site if plan.stages else "mid"
+        split_before = {("attend" if site == "pre" else "mlp", layer) for layer in plan.stages}
+        segments: list[list[tuple[str, int]]] = [[]]
+        for part in [(part, layer) for layer in range(1, self.model.depth + 1) for part in ("attend", "mlp")]:
+            if part in split_before:
+                segments.append([])
+            segments[-1].append(part)
+        segments[-1].append(("head", self.model.depth))
+        return segments
+
+    def part(self, part: str, layer: int, n: int) -> int:
+        """FLOPs of "attend" or "mlp" of a layer, or of the "head", on n patch tokens."""
+        # Layers that print alike cost alike.
+        key = f"{part} {self.backbone.blocks[layer - 1]}"
+        if key not in self._differences:
+            self._differences[key] = self._fit(part, layer)
+        return sum(comb(n - 1, power) * difference for power, difference in enumerate(self._differences[key]))
+
+    def reducers(self, plan: Plan) -> int:
+        """FLOPs of a plan's reducers."""
+        counts = (self.n, *plan.tokens)
+        return sum(
+            self.stage(plan, layer, n, keep)
+            for layer, n, keep in zip(plan.stages, counts, counts[1:], strict=False)
+        )
+
+    def plan(self, plan: Plan) -> int:
+        """FLOPs of one image under a plan; equal to `count(ReducedViT(backbone, plan)).total`."""
+        counts = (self.n, *plan.tokens)
+        parts = (
+            (part, layer, n)
+            for segment, n in zip(self.segments(plan), counts, strict=True)
+            for part, layer in segment
+        )
+        return self.embedding + sum(self.part(*part) for part in parts) + self.reducers(plan)
+
+    def _fit(self, part: str, layer: int) -> list[int]:
+        """Newton's forward differences of the counts at 1, 2, 3 tokens: they determine the quadratic in exact integers."""
+        run = {
+            "attend": lambda x: self.model.attend(State(x, layer)).x,
+            "mlp": lambda x: self.model.mlp(State(x, layer)).x,
+            "head": lambda x: self.model.head(State(x)),
+        }[part]
+        shapes = [(1, self.model.num_prefix + n, self.backbone.embed_dim) for n in (1, 2, 3)]
+        column = [_count(self.model, run, self._like(*shape)) for shape in shapes]
+        differences = []
+        while column:
+            differences.append(column[0])
+            column = [after - before for before, after in pairwise(column)]
+        return differences
+
+    def _like(self, *shape: int) -> Tensor:
+        return blank_image(self.backbone).new_zeros(shape)
+
+
+def _count(module: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    return int(analyse(_Part(module, function), x).total())
+
+
+def _monomials(n: int, keep: int) -> tuple[int, ...]:
+    return 1, n, keep, n * n, n * keep, keep * keep
+
+
+class _Part(nn.Module):
+    """Something that is done with a module, as a module of its own, so that fvcore can count it."""
+
+    def __init__(self, module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

@@ -1,0 +1,114 @@
+"""One step of a reduced model: `State`, what a forward pass depends on, and `Stage`, a reducer at its place in the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from tokred.core.reducer import Attention, Reducer, Site, View
+from tokred.core.reduction import History, Mask, Reduction
+from tokred.core.rng import Rng
+from tokred.errors import TokredError
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Everything that the rest of a forward pass depends on.
+
+    Attributes:
+        x: [B, P + N, C] tokens, prefix first.
+        layer: the layer that comes next, one-based, or that has run its attention (site "mid"). One past the last when done.
+        site: where in that layer.
+        attention: of the last layer that ran, where it was recorded.
+        images: [B] keys of the images for `View.rng`.
+        history: the reductions so far; None before the first.
+    """
+
+    x: Tensor
+    layer: int = 1
+    site: Site = "pre"
+    attention: Attention | None = None
+    images: Tensor | None = None
+    history: History | None = None
+
+    @property
+    def reductions(self) -> tuple[Reduction, ...]:
+        """The decisions of the stages passed so far."""
+        return self.history.reductions if self.history else ()
+
+    @property
+    def size(self) -> Tensor | None:
+        """[B, N] patches that each token stands for; None while all are 1."""
+        return self.history.size if self.history else None
+
+    @property
+    def alive(self) -> Tensor | None:
+        """[B, N] in training by masks, 1 for the patch tokens that are still there, else 0."""
+        last = self.reductions[-1] if self.history else None
+        return last.alive if isinstance(last, Mask) else None
+
+    def reduced(self, x: Tensor, reduction: Reduction) -> State:
+        """The state after a stage, with its tokens [B, P + M, C] and its decision."""
+        return replace(self, x=x, history=History(reduction, self.history))
+
+    def copy(self) -> State:
+        """A state with tensors of its own, so that what one method writes into its view no other method sees."""
+        a = self.attention
+        if a is not None:
+            a = replace(a, q=a.q.clone(), k=a.k.clone(), v=a.v.clone())
+        return replace(self, x=self.x.clone(), attention=a)
+
+
+class Stage(nn.Module):
+    """A reducer at its place in a model: shows it a view and applies its decision.
+
+    Args:
+        reducer: decides.
+        layer: one-based.
+        depth: number of layers of the model.
+        num_prefix: number of prefix tokens.
+        has_cls: whether the first of them is a CLS token.
+        seed: the seed of `View.rng`.
+    """
+
+    def __init__(
+        self, reducer: Reducer, layer: int, depth: int, num_prefix: int, has_cls: bool, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.reducer = reducer
+        self.layer, self.depth, self.num_prefix, self.has_cls = layer, depth, num_prefix, has_cls
+        self.seed = seed
+
+    def view(self, state: State) -> View:
+        """What the reducer may look at.
+
+        Raises:
+            TokredError: the stage was planned for another number of tokens.
+        """
+        prefix, x = state.x[:, : self.num_prefix], state.x[:, self.num_prefix :]
+        if x.shape[1] != self.reducer.n and state.alive is None:
+            raise TokredError(
+                f"Layer {self.layer} was planned for {self.reducer.n} patch tokens, but this image gives "
+                f"{x.shape[1]}; make the plan for the image size that you run."
+            )
+        return View(
+            x=x,
+            prefix=prefix,
+            layer=self.layer,
+            depth=self.depth,
+            has_cls=self.has_cls,
+            rng=Rng(self.seed, state.images, self.layer),
+            attention=state.attention,
+            history=state.history,
+        )
+
+    def forward(self, state: State) -> State:
+        if self.reducer.keep == self.reducer.n:
+            return state  # nothing to remove: the reducer is bypassed
+        view = self.view(state)
+        with torch.autocast(view.x.device.type, enabled=False):  # similarities in bfloat16 are full of ties
+            reduction = self.reducer(view)
+            x = reduction.apply(state.x, self.num_prefix)
+        return state.reduced(x, reduction)
