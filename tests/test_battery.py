@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from tokred.core import registry
 from tokred.core.reducer import Reducer
@@ -41,7 +42,32 @@ class Broken(KeepsFirst):
 def test_the_battery_finds_what_is_wrong():
     problems = check_reducer(Broken)
     assert {"output_count", "view_untouched", "batch_slice", "deterministic"} <= set(problems)
-    assert "Edits" not in problems.get("documented", "")
+    assert "documented" not in problems
+
+
+class Hoards(KeepsFirst):
+    """Keep what was decided."""
+
+    def forward(self, view):
+        self.last = super().forward(view)
+        return self.last
+
+
+class Counts(KeepsFirst):
+    """Count calls in a buffer."""
+
+    def __init__(self, n, keep, dim, heads):
+        super().__init__(n, keep, dim, heads)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, view):
+        self.calls += 1
+        return super().forward(view)
+
+
+@pytest.mark.parametrize("cls", [Hoards, Counts])
+def test_the_battery_finds_what_is_kept_of_a_call(cls):
+    assert "keeps_nothing" in check_reducer(cls)
 
 
 class Undocumented(KeepsFirst):

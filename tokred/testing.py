@@ -280,6 +280,31 @@ def check_view_untouched(cls: type[Reducer]) -> None:
 
 
 @check
+def check_keeps_nothing(cls: type[Reducer]) -> None:
+    """A call leaves nothing behind in the reducer, which threads share."""
+    reducer = build(cls, 16, _keeps(cls, 16)[0])
+    before = [
+        (module, dict(vars(module)), *map(dict, (module._buffers, module._modules)))
+        for module in reducer.modules()
+    ]
+    values = {name: value.clone() for name, value in reducer.state_dict().items()}
+    reducer(make_view())
+    for module, attributes, *parts in before:
+        same = vars(module).keys() == attributes.keys() and all(
+            vars(module)[key] is attributes[key] for key in attributes
+        )
+        expect(
+            same and parts == [module._buffers, module._modules],
+            f"forward left something in {type(module).__name__}; use local variables.",
+        )
+    after = reducer.state_dict()
+    expect(
+        all(torch.equal(after[name], value) for name, value in values.items()),
+        "forward changed a parameter or buffer; use local variables.",
+    )
+
+
+@check
 def check_deterministic(cls: type[Reducer]) -> None:
     """Twice the same view gives the same result, and global random numbers are not touched."""
     reducer, view = build(cls, 16, _keeps(cls, 16)[0]), make_view()

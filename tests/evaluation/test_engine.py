@@ -199,26 +199,6 @@ def test_batches_in_other_threads_have_reducers_of_their_own():
     )
 
 
-class Buffered(Reducer):
-    """Keep something in a buffer and in a part."""
-
-    def __init__(self, n, keep, dim, heads):
-        super().__init__(n, keep, dim, heads)
-        self.register_buffer("score", torch.zeros(1))
-        self.part = torch.nn.Linear(dim, 1)
-
-
-def test_twins_share_parameters_and_nothing_else():
-    model = ReducedViT(tiny_vit(), Plan(Buffered, (2,), (20,)))
-    (stage,), (twin,) = model.stage_list(), model.twin().stage_list()
-    assert twin.reducer.part.weight is stage.reducer.part.weight
-    assert twin.reducer.part is not stage.reducer.part
-    twin.reducer.score = torch.ones(1)
-    twin.reducer.part.state = "mine"
-    assert stage.reducer.score == 0
-    assert not hasattr(stage.reducer.part, "state")
-
-
 def test_the_clock_counts_lanes_that_wait_for_images(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("tokred.evaluation.lanes.time.monotonic", lambda: now[0])

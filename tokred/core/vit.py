@@ -185,10 +185,6 @@ class ReducedViT(nn.Module):
             .to(state.x.dtype)[:, None, None, :]
         )
 
-    def twin(self) -> ReducedViT:
-        """The model itself: threads may share it."""
-        return self
-
 
 def build_stage(
     backbone: VisionTransformer, plan: Plan, layer: int, n: int, keep: int, seed: int = 0

@@ -71,7 +71,7 @@ class Pass:
         return self.evaluation
 
     def _evaluate(self, batch: Batch) -> np.ndarray:
-        dense, methods = self.dense.twin(), {name: model.twin() for name, model in self.methods.items()}
+        dense, methods = self.dense, dict(self.methods)
         self._portions.run(lambda part: self._run(dense, methods, part), batch)
         indices = batch.indices.numpy()
         self.evaluation.remark(batch.unreadable, batch.kinds)
