@@ -283,18 +283,14 @@ def check_view_untouched(cls: type[Reducer]) -> None:
 def check_keeps_nothing(cls: type[Reducer]) -> None:
     """A call leaves nothing behind in the reducer, which threads share."""
     reducer = build(cls, 16, _keeps(cls, 16)[0])
-    before = [
-        (module, dict(vars(module)), *map(dict, (module._buffers, module._modules)))
-        for module in reducer.modules()
-    ]
+    modules = list(reducer.modules())
+    before = [{**vars(module), **module._buffers, **module._modules} for module in modules]
     values = {name: value.clone() for name, value in reducer.state_dict().items()}
     reducer(make_view())
-    for module, attributes, *parts in before:
-        same = vars(module).keys() == attributes.keys() and all(
-            vars(module)[key] is attributes[key] for key in attributes
-        )
+    for module, old in zip(modules, before, strict=True):
+        new = {**vars(module), **module._buffers, **module._modules}
         expect(
-            same and parts == [module._buffers, module._modules],
+            new.keys() == old.keys() and all(new[key] is old[key] for key in new),
             f"forward left something in {type(module).__name__}; use local variables.",
         )
     after = reducer.state_dict()
