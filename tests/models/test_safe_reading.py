@@ -171,7 +171,7 @@ def test_code_in_files_does_not_run(tmp_path):
     for name in ("evil.pth", "raw.pth"):
         with pytest.raises(TokredError, match="not a plain file of tensors"):
             tensor_files.read_weights(tmp_path / name)
-        with pytest.raises(TokredError, match="is no run of this command"):
+        with pytest.raises(TokredError, match="was not written by this command"):
             checkpoint.load(tmp_path / name, {})
     with pytest.raises(TokredError, match="cannot be read"):
         configs.load("compare", str(tmp_path / "evil.yaml"))

@@ -1,4 +1,4 @@
-"""Fitting does what it says: it learns, survives a kill, leaves the backbone alone, and validates on validation images only."""
+"""Fits learn, survive a kill, leave the backbone alone, and validate on validation images only."""
 
 import copy
 import itertools
@@ -385,7 +385,7 @@ def test_a_folder_without_splits_keeps_every_tenth_image_for_validation(tmp_path
 
 
 def test_labels_that_are_none_of_the_models_are_refused_or_left_out(pictures, tmp_path):
-    with pytest.raises(TokredError, match="2 classes, but the model tells 10 apart; fit without labels"):
+    with pytest.raises(TokredError, match="2 classes, but the model has 10; fit without labels"):
         open_images(pictures, 0, 10)
     assert not open_images(pictures, 0, 10, labels=False).labelled
     draw(tmp_path / "x", 20, 0)
@@ -395,7 +395,7 @@ def test_labels_that_are_none_of_the_models_are_refused_or_left_out(pictures, tm
     holder.mkdir()
     one.rename(holder / "images")
     assert not open_images(str(holder), 0, 10).labelled  # one folder for all is no label
-    with pytest.raises(TokredError, match=r"The data has a label 10, but the model tells 10 classes apart"):
+    with pytest.raises(TokredError, match=r"The data has a label 10, but the model has 10 classes"):
         check_labels(torch.tensor([0, 10]), 10)
 
 
@@ -448,6 +448,6 @@ def test_a_loss_that_is_no_number_ends_with_a_sentence_and_a_checkpoint(tmp_path
     run.resume()
     with torch.no_grad():
         next(iter(run.learner.parameters.values())).fill_(float("nan"))
-    with pytest.raises(TokredError, match="The loss is no number at step 0"):
+    with pytest.raises(TokredError, match="The loss is not finite at step 0"):
         run.run()
     assert (tmp_path / "checkpoint.pt").exists()

@@ -1,1 +1,1 @@
-"""The commands, a module for each kind. No logic here, and heavy imports wait inside, so that --help is instant."""
+"""The commands, a file for each. They parse and print; heavy imports stand inside, so that --help is fast."""

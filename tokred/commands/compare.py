@@ -56,7 +56,7 @@ def compare(
     bench: Rounds = 0,
     form: Format = "table",
 ) -> None:
-    """Evaluate all methods at one FLOP budget and write their leaderboard. The same command resumes it."""
+    """Evaluate all methods at one FLOP budget and write a leaderboard; repeat to resume."""
     flags = configuration(model, (budget,), plans, images, rows, how)
     run_comparison(configured(config, flags, context), folder, workers, bench, form)
 
@@ -64,7 +64,7 @@ def compare(
 def run_comparison(
     config: Config, folder: Path | None, workers: int | None, bench: int = 0, form: str = "table"
 ) -> None:
-    """Run a comparison and print its table. Where the output is data for programs, all else goes to stderr."""
+    """Run a comparison and print its table. If the output is for programs, all else goes to stderr."""
     from tokred.evaluation.comparison import Job
     from tokred.evaluation.running import running_scores
     from tokred.report import outputs

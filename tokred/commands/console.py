@@ -81,8 +81,8 @@ class Progress:
         total: The number of units to do.
         unit: What is counted, such as "images".
         done: Units done before.
-        figures: Called now and then for the figures so far, (name, value, interval) each; they fill a table below
-            the bar.
+        figures: Called now and then for the figures so far, (name, value, interval) each; they fill a table
+            below the bar.
         headers: The table's headers.
     """
 

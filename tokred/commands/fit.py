@@ -87,7 +87,7 @@ class Reduction:
         options = parse_settings(self.settings)
         for other in options.keys() - {method}:
             raise TokredError(
-                f"--set {other}.{next(iter(options[other]))} is no option of {method}, which is what is fitted."
+                f"--set {other}.{next(iter(options[other]))} is no option of {method}, which is to be fitted."
             )
         return {
             "options": options.get(method, {}),
@@ -122,7 +122,7 @@ def fit(
     setup: Setup,
     folder: Out = None,
 ) -> None:
-    """Fit a method's reducers on the frozen backbone, or the whole model. The same command resumes a killed run."""
+    """Fit a method's reducers on the frozen backbone, or all weights; repeat to resume."""
     places = reduction.fields(method)
     from tokred.training.fit.config import FitConfig
     from tokred.training.fit.job import Fit

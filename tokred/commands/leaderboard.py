@@ -28,7 +28,7 @@ Title = Annotated[str, typer.Option(help="Heading of the page.")]
 
 @app.command("add")
 def leaderboard_add(runs: Runs, board: Board = Path("leaderboard.csv")) -> None:
-    """Merge runs into one CSV. Many processes may do so at once; what is measured again replaces the older row."""
+    """Merge runs into one CSV, also from many processes at once; newer measurements replace older rows."""
     from tokred import leaderboard
 
     _say_change(board, leaderboard.add(board, *runs))
@@ -91,7 +91,7 @@ def leaderboard_verify(
     plugins: Plugins = None,
     device: Device = "auto",
 ) -> None:
-    """Run some images of a run or of a board's rows again, and compare. Exit code 1 where a row is not confirmed."""
+    """Run some images of a run or of a board again, and compare; exit with 1 if a row is not confirmed."""
     from tokred.leaderboard import verify
     from tokred.leaderboard.verify.rerun import Places
 

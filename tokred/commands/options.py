@@ -260,7 +260,7 @@ def configured(name: str | None, flags: Config, context: typer.Context) -> Confi
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command in whose signature, as Typer reads it, a group of options is not one parameter but all of its fields."""
+    """Decorate a command so that Typer sees the fields of its groups of options as parameters."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
 

@@ -49,7 +49,7 @@ def reproduce(
     bench: Annotated[int, typer.Option(min=0, help="Rounds in which fig3 times each model; 0 for none.")] = 1,
     form: Format = "table",
 ) -> None:
-    """Measure a table or figure of the paper on LoTM again, beside what it prints. A killed run goes on."""
+    """Measure a table or figure of the paper on LoTM again, beside the printed values; repeat to resume."""
     check_format(form)
     if target not in TARGETS:
         raise UnknownName(did_you_mean("table or figure", target, list(TARGETS)))

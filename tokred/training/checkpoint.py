@@ -1,4 +1,4 @@
-"""Checkpoints of runs that can be killed: written in one step, and continued only by the run that wrote them."""
+"""Checkpoints of training runs: written in one step, and read only by the run that wrote them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokred.utils.atomic import check_writable
 
 
 def save(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint. `identity` is everything that decides the run's result.
+    """Write a checkpoint; `identity` is everything that decides the run's result.
 
     Raises:
         TokredError: it cannot be written.
@@ -32,7 +32,7 @@ def save(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> N
 def load(
     path: Path, identity: Mapping[str, Any], device: torch.device | None = None
 ) -> dict[str, Any] | None:
-    """The state of this run's checkpoint; None where there is none yet. The folder is made and must be writable.
+    """Read the state of this run's checkpoint; None if there is none. The folder is made if needed.
 
     Raises:
         TokredError: the folder cannot be written or holds another run, or the checkpoint cannot be read.
@@ -45,7 +45,7 @@ def load(
         before = dict(state["identity"])
     except Exception as error:
         raise TokredError(
-            f"The checkpoint {path} is no run of this command, or cut off; delete it to start anew."
+            f"The checkpoint {path} was not written by this command, or is cut off; delete it to start anew."
         ) from error
     changed = [key for key in identity if before.get(key) != identity[key]]
     if changed:

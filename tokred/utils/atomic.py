@@ -62,7 +62,7 @@ def write_all(folder: Path, files: Mapping[str, bytes], advice: str = UNCHANGED)
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left, of one file or of all in a folder, to which nobody else is writing."""
+    """Remove what killed writers of a file, or of all in a folder, have left; no writer may be at work."""
     for leftover in folder.glob(
         _TEMPORARY.format(name="*" if name is None else glob.escape(name), token="*")
     ):

@@ -1,4 +1,4 @@
-"""Where models run, and in which precision."""
+"""The device and precision in which models run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     """The device to run on; "auto" is the first CUDA device if there is one, else the CPU.
 
     Raises:
-        TokredError: no such device here.
+        TokredError: there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

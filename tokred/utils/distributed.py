@@ -1,4 +1,4 @@
-"""Several processes, one to a device, as `torchrun` starts them; a single one needs nothing."""
+"""Communication between processes, one for each device, as `torchrun` starts them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from tokred.utils.devices import resolve_device
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(
-    days=30
-)  # processes that have done their share wait for the others; torch gives up after minutes
+# Processes that have done their share wait for the others; torch gives up after minutes.
+_PATIENCE = timedelta(days=30)
 
 
 class Processes:
-    """This process's place among all of them.
+    """This process among all processes of a run; a single one needs nothing.
 
     Attributes:
-        rank: 0 writes what is written.
-        world: how many there are.
+        rank: The number of this process; the first one, 0, writes all files.
+        world: The number of processes.
     """
 
-    _open = 0  # of this process: several comparisons may share its place, and the last one closes it
+    _open = 0  # runs in this process that share the group; the last one closes it
 
     def __init__(self, device: torch.device) -> None:
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -39,23 +38,25 @@ class Processes:
             except (ValueError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise TokredError(
-                    f"{self.world} processes were asked for but cannot meet ({reason}); start them with torchrun."
+                    f"{self.world} processes were asked for but cannot connect ({reason}); "
+                    "start them with torchrun."
                 ) from error
         Processes._open += 1
 
     @staticmethod
     def device(name: str) -> torch.device:
-        """The device of this process: under torchrun the CUDA device of its local rank, else as `resolve_device` has it.
+        """The device of this process: under torchrun the CUDA device of its local rank.
 
         Raises:
-            TokredError: no such device here.
+            TokredError: there is no such device.
         """
         local = os.environ.get("LOCAL_RANK")
         if local is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
             return resolve_device(name)
         if int(local) >= torch.cuda.device_count():
             raise TokredError(
-                f"torchrun started a process for CUDA device {local}, but there are {torch.cuda.device_count()} here; start fewer."
+                f"torchrun started a process for CUDA device {local}, but there are "
+                f"{torch.cuda.device_count()} here; start fewer."
             )
         torch.cuda.set_device(int(local))
         return torch.device("cuda", int(local))
@@ -76,10 +77,11 @@ class Processes:
             parameter.grad = part.view_as(parameter)
 
     def agree(self, step: int, tensors: Collection[Tensor]) -> None:
-        """Give all processes the first one's tensors.
+        """Copy the first process's tensors into those of all others.
 
         Raises:
-            TokredError: they are not at the same step, for instance where the others do not see the first one's checkpoint.
+            TokredError: the processes are not at the same step, for instance because they do not share a
+                folder.
         """
         if self.world == 1:
             return
@@ -87,13 +89,13 @@ class Processes:
         distributed.all_reduce(steps, op=distributed.ReduceOp.MAX)
         if int(steps[0]) != -int(steps[1]):
             raise TokredError(
-                "The processes found checkpoints of different steps; give an --out that all of them share."
+                "The processes have checkpoints of different steps; give an --out that all of them share."
             )
         for tensor in tensors:
             distributed.broadcast(tensor.detach(), 0)
 
     def share(self, value: T) -> T:
-        """The first process's value, for all of them."""
+        """Return the first process's value in all processes."""
         if self.world == 1:
             return value
         values = [value]
@@ -101,19 +103,20 @@ class Processes:
         return values[0]
 
     def alike(self, what: str, value: Mapping[str, Any]) -> None:
-        """Make sure that all processes have the same.
+        """Check that all processes have the same values.
 
         Raises:
-            TokredError: they do not; the message names what differs.
+            TokredError: they do not; the message names the first difference.
         """
         for name, first in self.share(dict(value)).items():
             if first != value.get(name):
                 raise TokredError(
-                    f"The processes do not have the same {what}: process {self.rank} has another {name}; make them alike."
+                    f"The processes do not have the same {what}: process {self.rank} has another {name}; "
+                    "make them alike."
                 )
 
     def gather(self, value: T) -> list[T]:
-        """All processes' values at the first one; nothing elsewhere."""
+        """Collect all processes' values in the first one; the others get an empty list."""
         if self.world == 1:
             return [value]
         values: list[Any] | None = [None] * self.world if self.rank == 0 else None
@@ -121,12 +124,12 @@ class Processes:
         return values or []
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self.world > 1:
             distributed.barrier()
 
     def close(self) -> None:
-        """Leave. Call it once; the others are left when nobody here needs them any more."""
+        """Leave the group, once for each `Processes`; the last one in this process destroys it."""
         Processes._open -= 1
         if self.world > 1 and not Processes._open and distributed.is_initialized():
             distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Ctrl-C that is not lost: Python swallows a KeyboardInterrupt that arrives in a destructor or a callback of a library."""
+"""Deliver a KeyboardInterrupt that Python has swallowed, as it does in destructors and callbacks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class Interrupts:
-    """While this context lasts, an interrupt is remembered, and `check` raises it again if nobody has seen it.
+    """A context that remembers an interrupt, so that `check` can raise it again.
 
-    Only the main thread receives signals; elsewhere this does nothing.
+    Only the main thread receives signals; in another thread this does nothing.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.came:
-            return  # what was found is being written; a batch in work takes seconds at most
+            return  # results are being written; the current batch takes seconds at most
         self.came = True
         raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raise an interrupt that came and was swallowed.
+        """Raise an interrupt that was swallowed.
 
         Raises:
             KeyboardInterrupt

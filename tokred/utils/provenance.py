@@ -17,7 +17,7 @@ from tokred import __version__
 
 
 def versions() -> dict[str, Any]:
-    """Versions and the date, as rows and cards carry them."""
+    """Versions of the software, and the date, for rows and cards."""
     return {
         "tokred": __version__,
         "torch": torch.__version__,
@@ -30,7 +30,7 @@ def versions() -> dict[str, Any]:
 
 @cache
 def code_hash() -> str:
-    """SHA-256 over the path and content of every Python file of tokred, as hexadecimal digits: another one may compute other numbers."""
+    """SHA-256 over the path and content of every Python file of tokred, as hexadecimal digits."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for name, path in sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py")):

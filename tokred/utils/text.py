@@ -1,4 +1,4 @@
-"""Foreign text in our output: names of files, folders and methods, and the messages of other people's code."""
+"""Foreign text in output: names of files, folders and methods, and the messages of other people's code."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ _LATEX = {char: "\\" + char for char in "&%_#$"} | {
 def visible(text: str) -> str:
     r"""The text on one line, with nothing in it that a reader cannot see.
 
-    Line breaks and tabs become spaces. Other control and format characters, such as the escape that begins a terminal's commands or the
-    override that turns the reading direction, and bytes of a file name that are no text, are written as Python writes them: \x1b, \u202e.
+    Line breaks and tabs become spaces. Other control and format characters, such as the escape that begins
+    a terminal's commands or the override that turns the reading direction, and bytes of a file name that
+    are no text, are written as Python writes them: \x1b, \u202e.
     """
     text = _BREAKS.sub(" ", text)
     return "".join(_written(char) if unicodedata.category(char) in _UNSEEN else char for char in text)
@@ -46,7 +47,7 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 
 def plain_name(text: str) -> str:
-    """The text as a part of a file's name, such as that of a model which is a place: "hf-hub:owner/name" becomes "hf-hub-owner-name"."""
+    """The text as part of a file's name: "hf-hub:owner/name" becomes "hf-hub-owner-name"."""
     return re.sub(r"[/\\:]+", "-", visible(text))
 
 
@@ -57,8 +58,9 @@ def _written(char: str) -> str:
 def for_markdown(text: str) -> str:
     r"""The text as a cell of a Markdown table, where it formats nothing.
 
-    `<`, `>` and `&` become entities, because not every renderer takes \<; the others get a backslash. Underscores within a word stay as
-    they are: CommonMark (6.2) gives them no meaning there, and options such as max_iter stay readable in the source.
+    `<`, `>` and `&` become entities, because not every renderer takes \<; the others get a backslash.
+    Underscores within a word stay as they are: CommonMark (6.2) gives them no meaning there, and options
+    such as max_iter stay readable in the source.
     """
     text = "".join(_MARKDOWN.get(char, char) for char in visible(text))
     return re.sub("_+", lambda run: run[0] if _within_word(run) else run[0].replace("_", r"\_"), text)

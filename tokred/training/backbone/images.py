@@ -1,4 +1,4 @@
-"""Training images of PhotoDigits: whole ones, or windows around the digit, with a target for every patch token."""
+"""Training images of PhotoDigits, whole or windows around the digit, with a target for every patch token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ WINDOW = 7  # tokens on a side of a window: the digit always fits
 
 
 class TrainingImages(Dataset[tuple[Tensor, int, Tensor, Tensor]]):
-    """Image `i` of a run: (uint8 [3, S, S], label, token targets [N], positions of the tokens in the whole image [N])."""
+    """The images of a run, in order.
+
+    An item is the pixels, uint8 [3, S, S], the label, the target of each token, [N], and the position of
+    each token in the whole image, [N].
+    """
 
     def __init__(self, recipe: Recipe, patch: int) -> None:
         self.recipe, self.patch, self.grid = recipe, patch, photodigits.SIZE // patch

@@ -18,7 +18,7 @@ def sincos_position(grid: int, dim: int) -> Tensor:
 
 @torch.no_grad()
 def initialize(model: Any, rng: torch.Generator) -> None:
-    """Sine-cosine positions; query-key and value-projection products near the identity; the rest as timm draws it, from `rng`."""
+    """Draw initial weights: sine-cosine positions, attention products near the identity, the rest as in timm."""
     dim, grid = model.embed_dim, model.patch_embed.grid_size[0]
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

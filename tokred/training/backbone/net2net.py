@@ -1,8 +1,9 @@
-"""Widen a trained ViT without changing what it computes, so that a wide model need not start from nothing.
+"""Widen a trained ViT without changing what it computes, so that a wide model does not start from nothing.
 
-After Chen et al., ICLR 2016, "Net2Net". Every channel and head is repeated; a LayerNorm over repeated channels gives repeated results,
-and a linear layer that reads repeated channels shares its weights out among them. The shares differ at random, and these
-differences cancel, so the copies drift apart only in training.
+After Chen et al., ICLR 2016, "Net2Net". Every channel and head is repeated; a LayerNorm over repeated
+channels gives repeated results, and a linear layer that reads repeated channels shares its weights out
+among them. The shares differ at random, and these differences cancel, so the copies drift apart only in
+training.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ def widen(small: Any, large: Any, rng: torch.Generator, noise: float = 0.5) -> N
     """Give `large` weights with which it computes the same logits as `small`.
 
     Args:
-        small: the trained model.
-        large: of the same depth, patch and head width, with a whole multiple of the channels.
-        rng: for the shares of repeated channels.
-        noise: their deviation from equal shares, in units of the layer's own standard deviation.
+        small: The trained model.
+        large: A model of the same depth, patch and head width, with a whole multiple of the channels.
+        rng: Draws the shares of repeated channels.
+        noise: Deviation from equal shares, in units of the layer's own standard deviation.
 
     Raises:
         TokredError: the shapes do not allow it.
@@ -39,8 +40,11 @@ def widen(small: Any, large: Any, rng: torch.Generator, noise: float = 0.5) -> N
     )
     if rest or not same:
         raise TokredError(
-            f"A model of width {small.embed_dim} and depth {len(small.blocks)} cannot be widened to one of width {large.embed_dim} and "
-            f"depth {len(large.blocks)}: depth, patch and head width must agree and the width be a multiple, as from deit_t to deit_s."
+            f"A model of width {small.embed_dim} and depth {len(small.blocks)} cannot be widened to "
+            "one of width "
+            f"{large.embed_dim} and depth {len(large.blocks)}: depth, patch and head width must agree "
+            "and the width "
+            "be a multiple, as from deit_t to deit_s."
         )
     source = small.state_dict()
     large.load_state_dict(

@@ -1,9 +1,10 @@
 """The recipe behind the weights for PhotoDigits: what is trained, for how long, and on which schedule.
 
-From scratch, at full difficulty, a small ViT learns nothing here for a long time. Four things make training short enough for two
-processor cores: a curriculum (large white digits on black, raised to the benchmark's difficulty); a window of a quarter of the
-image around the digit for most images, at the scale and with the position embeddings that these tokens have in the whole image; a second
-target on every patch token (which digit covers it, or none); and a start in which queries match keys and the value path resembles
+From scratch, at full difficulty, a small ViT learns nothing here for a long time. Four things make training
+short enough for two processor cores: a curriculum (large white digits on black, raised to the benchmark's
+difficulty); a window of a quarter of the image around the digit for most images, at the scale and with the
+position embeddings that these tokens have in the whole image; a second target on every patch token (which
+digit covers it, or none); and initial weights with which queries match keys and the value path resembles
 the identity (after Trockman and Kolter, 2023, "Mimetic initialization of self-attention layers").
 """
 

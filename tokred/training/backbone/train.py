@@ -149,7 +149,7 @@ class Trainer(TrainingRun):
 
 
 def _trainable(model: Any) -> bool:
-    """Whether `features` computes what the model does: CLS token, learned positions, no norm before blocks."""
+    """Whether `features` fits the model: a CLS token, learned positions, and no norm before the blocks."""
     norms = (model.norm_pre, model.patch_embed.norm)
     plain = type(model).__name__ == "VisionTransformer" and all(
         isinstance(norm, nn.Identity) for norm in norms

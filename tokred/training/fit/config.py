@@ -1,4 +1,4 @@
-"""What to fit, and where."""
+"""The configuration of a fit."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ class FitConfig:
     """What to fit, and where.
 
     Attributes:
-        method: a registered name.
-        recipe: length, optimiser and loss.
-        model: a name of tokred or timm.
-        budget: fraction of FLOPs to save; None fits for any budget.
-        options: of the method.
+        method: Name of a registered method.
+        recipe: Length, optimiser and loss.
+        model: Name of a model of tokred or timm.
+        budget: Fraction of FLOPs to save; None fits for any budget.
+        options: Options of the method.
         protocol: "native" or "common" stages.
-        stages: layers, in place of the protocol's.
-        data: as `compare` takes it; None for PhotoDigits.
-        weights: a file or "hf-hub:owner/name"; by default as `compare` chooses.
-        labels: use the labels of the data.
+        stages: Layers, in place of the protocol's.
+        data: Images, as for `compare`; None for PhotoDigits.
+        weights: A file or "hf-hub:owner/name"; by default as for `compare`.
+        labels: Whether to use the labels of the data.
         device: "auto", "cpu", "cuda" ...
         precision: "auto", "fp32" or "bf16".
-        chunk: images that run together; by default 16 on a CPU and 256 elsewhere. Gradients add up over a batch.
-        workers: processes that load images.
-        img_size: side of the model's input in pixels; by default the model's own.
+        chunk: Number of images that run together, by default 16 on a CPU and 256 elsewhere; gradients add
+            up over a batch.
+        workers: Number of processes that load images.
+        img_size: Side of the model's input in pixels; by default the model's own.
     """
 
     method: str
@@ -52,7 +53,7 @@ class FitConfig:
 
     @property
     def folder(self) -> str:
-        """A folder name that tells fits apart."""
+        """The default name of the output folder."""
         parts = ["fit", plain_name(self.model), self.method]
         parts += [f"{key}={value}" for key, value in sorted(self.options.items())]
         parts += [] if self.protocol == "native" else [self.protocol]

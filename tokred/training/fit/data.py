@@ -1,4 +1,4 @@
-"""What a fit looks at: training images in an order that a step determines, and a fixed part of the validation images."""
+"""Images of a fit: training images in an order that follows from the step, and fixed validation images."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def open_images(data: str | None, seed: int, classes: int, labels: bool = True) 
     Args:
         data: as `compare` takes it; None for PhotoDigits.
         seed: of PhotoDigits' endless training images.
-        classes: that the model tells apart.
+        classes: The number of classes of the model.
         labels: whether to use the labels, if they are classes of the model.
 
     Raises:
@@ -89,12 +89,12 @@ def _are_imagenets(source: Source) -> bool:
 
 
 def _usable(found: int | None, classes: int, labels: bool) -> bool:
-    """Whether labels of `found` classes can train a model of `classes`."""
+    """Whether labels of `found` classes, None if unknown, can train a model of `classes`."""
     if not labels:
         return False
     if found is not None and found != classes:
         raise TokredError(
-            f"The data has {found} classes, but the model tells {classes} apart; fit without labels: --no-labels."
+            f"The data has {found} classes, but the model has {classes}; fit without labels: --no-labels."
         )
     return True
 
@@ -108,18 +108,20 @@ def check_labels(labels: Tensor, classes: int) -> None:
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         wrong = int(labels.max()) if int(labels.max()) >= classes else int(labels.min())
         raise TokredError(
-            f"The data has a label {wrong}, but the model tells {classes} classes apart, from 0; fit with --no-labels."
+            f"The data has a label {wrong}, but the model has {classes} classes, from 0; fit with "
+            "--no-labels."
         )
 
 
 def _splits(data: str) -> tuple[Source, Source, str]:
-    """Training images, validation images, and what to say about them where the folder has no validation split."""
+    """Training images, validation images, and a sentence where the folder has no validation split."""
     found = folders.splits_in(folders.split_base(Path(data)))
     if not Path(data).is_dir() or folders.VALIDATION_NAMES & found:
         train, validation = sources.open_source(data, "train"), sources.open_source(data, "validation")
         if train.class_names != validation.class_names:
             raise TokredError(
-                f"The training and validation images in {data} have different class folders; both need the same ones."
+                f"The training and validation images in {data} have different class folders; "
+                "both need the same ones."
             )
         return train, validation, ""
     if found and not found & folders.TRAINING_NAMES:
@@ -141,20 +143,24 @@ def _part(source: Source, indices: np.ndarray) -> Source:
 
 
 def _spread(source: Source) -> Source:
-    """At most `VALIDATION` images from all over a source: files are sorted by class, so the first ones would be of a few classes."""
+    """At most `VALIDATION` images, evenly spaced, because files are sorted by class."""
     count = min(len(source), VALIDATION)
     return _part(source, np.linspace(0, len(source) - 1, count).round().astype(int))
 
 
 class Shuffled(Dataset[Any]):
-    """Item p is the p-th training image of a run: each epoch is a permutation of its own, and what augments an image depends on p."""
+    """The training images in the order in which a run shows them.
+
+    Item p is the p-th image of the run. Each epoch is a permutation of its own; augmentation depends on p
+    alone.
+    """
 
     def __init__(self, images: FitImages, transform: Any, seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
         self._epoch, self._order = -1, np.empty(0, dtype=int)
 
     def index(self, position: int) -> int:
-        """Which image is shown at a position."""
+        """The index of the image at a position."""
         if self.images.n is None:
             return position
         epoch, offset = divmod(position, self.images.n)
@@ -176,7 +182,7 @@ class Shuffled(Dataset[Any]):
 
 @contextmanager
 def drawn_from(*key: int) -> Iterator[None]:
-    """Everything that libraries draw inside depends on the key alone; their generators are left as they were."""
+    """Seed all random generators by the key inside the `with` statement, and restore them afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = int(np.random.RandomState(key).randint(2**31))
     random.seed(seed)
@@ -198,7 +204,7 @@ def drawn_from(*key: int) -> Iterator[None]:
 
 
 def training_transform(model: Any, recipe: FitRecipe, embedded: bool) -> Any:
-    """timm's training transform as the recipe wants it. PhotoDigits draws its variety itself and is shown as it is."""
+    """timm's training transform with the recipe's settings; PhotoDigits, which varies by itself, has none."""
     plain = (
         not (recipe.flip or recipe.color_jitter or recipe.auto_augment or recipe.erase)
         and recipe.crop_scale == 1
@@ -207,14 +213,20 @@ def training_transform(model: Any, recipe: FitRecipe, embedded: bool) -> Any:
         return preprocessing.prepare(model, 1.0 if embedded else None).transform
     config = preprocessing.data_config(model)
     return create_transform(
-        config["input_size"], is_training=True, mean=config["mean"], std=config["std"], interpolation=config["interpolation"],
-        hflip=recipe.flip, scale=(recipe.crop_scale, 1.0), color_jitter=recipe.color_jitter or None,
-        auto_augment=recipe.auto_augment, re_prob=recipe.erase, re_mode="pixel",
-    )  # fmt: skip
+        config["input_size"],
+        is_training=True,
+        **{name: config[name] for name in ("mean", "std", "interpolation")},
+        hflip=recipe.flip,
+        scale=(recipe.crop_scale, 1.0),
+        color_jitter=recipe.color_jitter or None,
+        auto_augment=recipe.auto_augment,
+        re_prob=recipe.erase,
+        re_mode="pixel",
+    )
 
 
 class _Shares(Sampler[list[int]]):
-    """Positions of one process's images at each step, listed one step at a time: a long run has a thousand million of them."""
+    """Positions of one process's images, one step at a time: a long run has a thousand million of them."""
 
     def __init__(self, steps: range, batch_size: int, rank: int, world: int) -> None:
         self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
@@ -230,7 +242,7 @@ class _Shares(Sampler[list[int]]):
 def training_batches(
     data: Shuffled, steps: range, batch_size: int, rank: int, world: int, workers: int
 ) -> Iterator[loading.Batch]:
-    """This process's share of the batch of each step.
+    """Yield this process's share of the batch of each step.
 
     Raises:
         TokredError: an image cannot be read.

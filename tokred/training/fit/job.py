@@ -1,4 +1,4 @@
-"""`fit`: train the reducers of one method, or all of a reduced model, and leave an adapter."""
+"""The run behind `fit`: train a method's reducers, or all of a reduced model, and write an adapter."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ class Fit(TrainingRun):
         self.processes = Processes(self.device)
         if self.recipe.batch_size < self.processes.world:
             raise TokredError(
-                f"A batch of {self.recipe.batch_size} images cannot be shared by {self.processes.world} processes."
+                f"A batch of {self.recipe.batch_size} images cannot be shared by "
+                f"{self.processes.world} processes."
             )
         self.learner = Learner(
             student=self.student,
@@ -124,7 +125,8 @@ class Fit(TrainingRun):
             )
         if not (self.images.labelled or self.recipe.logits_weight or self.recipe.tokens_weight):
             raise TokredError(
-                "Without labels this recipe has nothing to learn from; choose one with logits_weight or tokens_weight."
+                "Without labels this recipe has nothing to learn from; choose one with logits_weight "
+                "or tokens_weight."
             )
 
     def describe(self) -> str:
@@ -137,7 +139,8 @@ class Fit(TrainingRun):
         length = f"{self.steps} steps of {self.recipe.batch_size} images from {images.name}"
         how = "" if images.labelled else " Without labels: accuracy below is agreement with the dense model."
         return (
-            f"Fitting {what} of {plan.reducer.name} at layers {layers} for {aim}: {count:,} parameters, {length}. "
+            f"Fitting {what} of {plan.reducer.name} at layers {layers} for {aim}: {count:,} "
+            f"parameters, {length}. "
             f"Weights: {self.loaded.weights}.{how}{' ' if images.note else ''}{images.note}"
         )
 
@@ -229,7 +232,8 @@ class Fit(TrainingRun):
         if not self.stopped or self.step == self.steps:
             return ""
         return (
-            f"Stopped after {self.step} of {self.steps} steps: the last {self.recipe.patience} validations brought "
+            f"Stopped after {self.step} of {self.steps} steps: the last {self.recipe.patience} "
+            "validations brought "
             f"no lower loss than step {self.best.step}. Give a recipe with more patience to train on."
         )
 
@@ -271,10 +275,11 @@ class Fit(TrainingRun):
         self.history.append(entry)
 
     def finish(self, command: str) -> Path:
-        """Write the best parameters and their card, after validating what the file holds, and return its path."""
+        """Validate the best parameters as stored, write them with their card, and return the path."""
         if not self.best.tensors:
             raise TokredError(
-                "No validation of this fit gave a number, so there is nothing to keep; fit again with a lower lr."
+                "No validation of this fit gave a number, so there is nothing to keep; fit again "
+                "with a lower lr."
             )
         path = self.out / adapters.file_name(self.config.model, self.student.plan)
         tensors = {name: value.half() for name, value in self.best.tensors.items()}

@@ -1,4 +1,4 @@
-"""The learning itself: one student, its optimiser, and what one step does to them."""
+"""One training step of a fit: the student, its optimiser, and their update."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Learner:
     """A student, the optimiser of its parameters, and their running mean where the recipe wants one.
 
     Args:
-        student: on its device.
-        recipe: of the fit.
-        images: that it learns from.
-        processes: that share every batch.
-        device: of the student.
-        dtype: of matrix products, by autocast unless float32.
-        chunk: images that run together; gradients add up over a batch.
+        student: The student, on its device.
+        recipe: The recipe of the fit.
+        images: The images to learn from.
+        processes: The processes that share every batch.
+        device: The student's device.
+        dtype: The dtype of matrix products, by autocast unless float32.
+        chunk: Number of images that run together; gradients add up over a batch.
     """
 
     def __init__(
@@ -60,13 +60,14 @@ class Learner:
         return torch.optim.AdamW(settings, lr=self.recipe.lr, betas=self.recipe.betas)
 
     def _make_mixup(self) -> Mixup | None:
-        """timm's mixing of images in pairs, where the recipe wants it. PhotoDigits are shown as they are drawn."""
+        """timm's mixing of images in pairs, if the recipe asks for it; never for PhotoDigits."""
         recipe, world = self.recipe, self.processes.world
         if self.images.n is None or not (self.images.labelled and (recipe.mixup or recipe.cutmix)):
             return None
         if recipe.batch_size % (2 * world):
             raise TokredError(
-                f"Images are mixed in pairs, so {world} processes need a batch that {2 * world} divides, not {recipe.batch_size}."
+                f"Images are mixed in pairs, so {world} processes need a batch that {2 * world} divides, "
+                f"not {recipe.batch_size}."
             )
         return Mixup(
             recipe.mixup,
@@ -80,10 +81,10 @@ class Learner:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def learn(self, batch: Batch, step: int, steps: int) -> float:
-        """One step of training on this process's share of a batch; the loss is that of the whole batch.
+        """Train one step on this process's share of a batch, and return the loss of the whole batch.
 
         Raises:
-            TokredError: the loss is no number.
+            TokredError: the loss is not finite.
         """
         self.student.train(step)
         for group in self.optimizer.param_groups:
@@ -101,7 +102,9 @@ class Learner:
         mean = float(self.processes.sum(total))
         if not np.isfinite(mean):
             raise TokredError(
-                f"The loss is no number at step {step}; start anew with another --out and a recipe of a lower lr, or --precision fp32."
+                f"The loss is not finite at step {step}; start again with another --out and a recipe "
+                "with a lower "
+                "lr, or --precision fp32."
             )
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)
@@ -110,7 +113,7 @@ class Learner:
         return mean
 
     def _chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        """Images, targets and keys that run together."""
+        """Yield images, targets and keys that run together."""
         if self.images.labelled:
             check_labels(batch.labels, self.student.teacher.backbone.num_classes)
         tensors = (batch.images, batch.labels, batch.indices)

@@ -1,4 +1,4 @@
-"""How a reduced model is fitted: everything but the data that decides the result."""
+"""The recipe of a fit: everything but the data that decides the result."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from tokred.errors import TokredError
 class FitRecipe(BaseModel):
     """Length, optimiser, loss and images of a fit. Shares are of all steps.
 
-    The loss is `label_weight` cross-entropy with the labels, `logits_weight` KL divergence from the unreduced model, `tokens_weight`
-    squared distance to its final tokens, in units of their variance, and what the method itself asks for.
+    The loss is the sum of cross-entropy with the labels (`label_weight`), KL divergence from the dense model
+    (`logits_weight`), squared distance to its final tokens in units of their variance (`tokens_weight`),
+    and the method's own penalty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,7 +62,7 @@ class FitRecipe(BaseModel):
         return self
 
     def steps(self, n: int | None) -> int:
-        """Optimiser steps over `n` training images; None for endless ones."""
+        """The number of optimiser steps over `n` training images; None for endless ones."""
         if self.images is None:
             assert n is not None
             assert self.epochs is not None
@@ -69,7 +70,7 @@ class FitRecipe(BaseModel):
         return max(1, round(self.images / self.batch_size))
 
     def lr_at(self, step: int, steps: int) -> float:
-        """Learning rate of a step: a linear warm-up, then a half cosine to `min_lr`."""
+        """The learning rate of a step: a linear warm-up, then a half cosine to `min_lr`."""
         warmup = max(1, round(self.warmup * steps))
         if step < warmup:
             return self.lr * (step + 1) / warmup
@@ -80,16 +81,17 @@ class FitRecipe(BaseModel):
 def load_recipe(
     name: str | None = None, full: bool = False, images: int | None = None, seed: int | None = None
 ) -> FitRecipe:
-    """A recipe by name or YAML file, by default the short one of the kind, with another length or seed.
+    """Load a recipe, by default the short one of its kind, with another length or seed if given.
 
     Raises:
-        TokredError: no such recipe, a wrong value in it, or one that trains the reducers alone for a full fit.
+        TokredError: there is no such recipe, a value in it is wrong, or `full` asks for more than it trains.
     """
     chosen = name or ("full" if full else "reducer")
     values = configs.load("fit", chosen)
     if full and not values.get("full"):
         raise TokredError(
-            f"The recipe {chosen} trains only the reducers; leave out --full, or give a recipe that has full: true."
+            f"The recipe {chosen} trains only the reducers; leave out --full, or give a recipe that has "
+            "full: true."
         )
     if images is not None:
         values = {**{key: value for key, value in values.items() if key != "epochs"}, "images": images}

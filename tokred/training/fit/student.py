@@ -1,4 +1,4 @@
-"""One reduced model in training, and what it learns from: the labels and the unreduced model."""
+"""A reduced model in training, and its losses against the labels and the dense model."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ RATES = (
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the unreduced model says about a batch.
+    """The dense model's outputs on a batch.
 
     Attributes:
-        start: its state where the student begins.
-        tokens: [B, P + N, C] its normalised final tokens.
-        logits: [B, classes].
+        start: The state from which the student starts.
+        tokens: Normalised final tokens, [B, P + N, C].
+        logits: Logits, [B, classes].
     """
 
     start: State
@@ -44,16 +44,17 @@ class Lesson:
 
 
 class Student:
-    """A reduced model and the unreduced one that teaches it.
+    """A reduced model and the dense model that teaches it.
 
     Args:
-        backbone: the unreduced model. It is frozen here; a full fit trains a copy of it.
-        plan: that is validated and, unless `any_budget`, trained.
-        recipe: decides the loss and whether all weights are trained.
-        any_budget: draw the token counts anew at every step, so that the first rows of nested parameters serve every count.
+        backbone: The dense model. It is frozen here; a full fit trains a copy of it.
+        plan: The plan that is validated and, unless `any_budget`, trained.
+        recipe: The recipe, which says how the loss is made up and whether all weights are trained.
+        any_budget: Whether to draw token counts at every step, so that the first rows of nested parameters
+            serve every count.
 
     Raises:
-        TokredError: nothing to train.
+        TokredError: the method has nothing to train.
     """
 
     def __init__(self, backbone: Any, plan: Plan, recipe: FitRecipe, any_budget: bool) -> None:
@@ -65,26 +66,26 @@ class Student:
         if not (recipe.full or self.model.learned):
             name = plan.reducer.name
             raise TokredError(
-                f"{name} has no parameters of its own to fit with these options; fit the whole model with --full."
+                f"{name} has no parameters of its own to fit with these options; fit the whole model: --full."
             )
         shared = () if recipe.full else self.model.recorded_before_first
         self.teacher = ReducedViT(backbone, record=shared)
 
     def parameters(self) -> dict[str, Tensor]:
-        """What is trained, by name as adapters have it."""
+        """The trained parameters, by their names in adapters."""
         return {
             name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over values for all parameters."""
+        """Copy values into all parameters."""
         with torch.no_grad():
             for name, parameter in self.parameters().items():
                 parameter.copy_(tensors[name])
 
     @contextmanager
     def holding(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """Other parameters for a while."""
+        """Hold other parameter values inside the `with` statement."""
         before = {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
         self.load(tensors)
         try:
@@ -93,14 +94,14 @@ class Student:
             self.load(before)
 
     def train(self, step: int) -> None:
-        """Make ready for one step of training."""
+        """Prepare for one training step."""
         self.model.train(self.recipe.full)
         self.model.stages.train()
         self.model.retarget(self._draw_counts(step))
 
     @torch.no_grad()
     def teach(self, images: Tensor, keys: Tensor) -> Lesson:
-        """The unreduced model's view of images [B, 3, H, W]; `keys` [B] are what random numbers depend on."""
+        """Run the dense model on images [B, 3, H, W]; random numbers depend on `keys`, [B]."""
         state = self.teacher.embed(images, keys)
         start = state if self.recipe.full else self.teacher.advance(state, stop=self.model.first_point)
         end = self.teacher.advance(start)
@@ -110,9 +111,9 @@ class Student:
         """Parts of the loss, each a mean over images, and their weighted sum as "loss".
 
         Args:
-            images: [B, 3, H, W], which a full fit looks at itself.
-            lesson: of the same images.
-            targets: [B] classes or [B, classes] their probabilities; None without labels.
+            images: Images, [B, 3, H, W]; only a full fit uses them.
+            lesson: The dense model's outputs on the same images.
+            targets: Classes, [B], or their probabilities, [B, classes]; None without labels.
         """
         state = self.model.advance(
             self.model.embed(images, lesson.start.images) if self.recipe.full else lesson.start
@@ -134,7 +135,7 @@ class Student:
         return {"loss": sum((weights[name] * part for name, part in parts.items()), zero), **parts}
 
     def _penalty(self, state: State) -> Tensor:
-        """What the method asks for, the mean over stages."""
+        """The method's own penalty, the mean over stages."""
         active = [stage for stage in self.model.stage_list() if stage.reducer.keep < stage.reducer.n]
         pairs = zip(active, state.reductions, strict=True)
         return torch.stack(
@@ -142,9 +143,9 @@ class Student:
         ).mean()
 
     def _token_distance(self, state: State, target: Tensor) -> Tensor:
-        """Mean squared distance of the final tokens to the teacher's, in units of the teacher's variance over each image.
+        """Mean squared distance of the final tokens to the teacher's, relative to their variance per image.
 
-        Patch tokens are first given back to the patches that went into them; patches that were dropped do not count.
+        Each patch is compared by the token that it went into; patches that were dropped do not count.
         """
         prefix = self.model.num_prefix
         tokens, target = self.model.backbone.norm(state.x).float(), target.float()
@@ -157,7 +158,7 @@ class Student:
         return (distance / target.var((1, 2))).mean()
 
     def _draw_counts(self, step: int) -> tuple[int, ...]:
-        """Tokens after each stage at one step."""
+        """The number of tokens after each stage at one step."""
         if not self.any_budget:
             return self.plan.tokens
         n, stages, cls = num_patches(self.model.backbone), len(self.capacity), self.plan.reducer
@@ -167,7 +168,7 @@ class Student:
 
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
-        """Let every reducer set its parameters by the tokens that it will see."""
+        """Let every reducer set its initial parameters by the tokens that it will see."""
         self.model.eval()
         keys = torch.arange(len(images), device=images.device)
         state = self.model.embed(images, keys)
@@ -195,7 +196,7 @@ class Student:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """The mean over images. Targets that are probabilities come from mixed images and are smoothed already."""
+    """Mean over images; probabilities come from mixed images and are smoothed already."""
     return F.cross_entropy(logits, targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
 
 

@@ -1,4 +1,4 @@
-"""Validation of a student: the only thing that stops a fit early and chooses among its parameters."""
+"""Validation of a student, which stops a fit early and chooses among its parameters."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tokred.utils.distributed import Processes
 
 
 class Validator:
-    """Loss and accuracy of a student on the validation images, of which the unreduced model's view is computed once.
+    """Loss and accuracy of a student on the validation images; the dense model runs once on each.
 
     Args:
-        images: with their validation part.
-        student: to validate.
-        processes: that share the images.
-        device: of the student.
-        autocast: makes the context that models run in.
-        chunk: images that run together.
-        workers: processes that load images.
+        images: The images of the fit.
+        student: The student to validate.
+        processes: The processes that share the images.
+        device: The student's device.
+        autocast: Called for the context that models run in.
+        chunk: Number of images that run together.
+        workers: Number of processes that load images.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class Validator:
         self._source, self._workers = source, workers
         self._preparation = preprocessing.prepare(student.teacher.backbone, source.crop_pct)
         self._ranges = loading.ranges(len(source), chunk)[processes.rank :: processes.world]
-        self._logits: list[Tensor] = []  # of the unreduced model
+        self._logits: list[Tensor] = []  # those of the dense model
 
     def __call__(self) -> tuple[float, float]:
-        """Loss (cross-entropy and KL divergence) and top-1 in per cent; without labels, agreement with the unreduced model.
+        """Loss (cross-entropy and KL divergence) and top-1 in per cent; agreement where there are no labels.
 
         Raises:
             TokredError: an image cannot be read.
