@@ -1,4 +1,4 @@
-"""A comparison in several processes is the comparison in one: no image is lost or counted twice, and one that fails ends them all."""
+"""A comparison in several processes equals that in one: every image counts once, and a failure ends all."""
 
 import os
 import re

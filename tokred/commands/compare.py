@@ -76,7 +76,7 @@ def run_comparison(
     say(job.open(folder or Path("runs") / job.folder_name), commentary)
     measure = "Top-1" if job.source.labelled else "Agreement"
     with resumable(commentary, form):
-        headers = ("Method", f"{measure} so far", "95 % interval")
+        headers = ("So far", measure, "95 % interval")
         with Progress(len(job.source), "images", 0, lambda: running_scores(job), headers) as advance:
             comparison = job.run(workers, advance, bench, warn)
     print_comparison(comparison, form, commentary)

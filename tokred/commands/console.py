@@ -145,7 +145,7 @@ class Progress:
         times = f"{_clock(elapsed)} elapsed" + (f", {_clock(rest)} remaining" if rest else "")
         figures = ", ".join(f"{name} {value}" for name, value, _ in self.rows)
         about = [self.state] if self.state else []
-        about += [f"{self.headers[1].lower()}: {figures}"] if figures else []
+        about += [f"{self.headers[1]} so far: {figures}"] if figures else []
         say("; ".join([f"{self.done} of {self.total} {self.unit}, {times}", *about]), err)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -45,23 +45,22 @@ def match(
     )
     title = f"{model}: {costs.dense / 1e9:.3f} G, {100 * budget:g} % to save"
     if matches:
-        show_records(
-            _table(title, list(matches.values())), [_record(match) for match in matches.values()], form
-        )
+        records = [_record(name, match) for name, match in matches.items()]
+        show_records(_table(title, matches), records, form)
     for error in refused.values():
         say(str(error), err)
     if refused:
         raise typer.Exit(1 if matches else 2)
 
 
-def _table(title: str, matches: Sequence[Match]) -> Table:
+def _table(title: str, matches: Mapping[str, Match]) -> Table:
     from tokred.tables.row import TOLERANCE
 
-    def cells(match: Match) -> tuple[str, ...]:
+    def cells(name: str, match: Match) -> tuple[str, ...]:
         plan = match.plan
         gap = "" if match.gap <= TOLERANCE else f" ({100 * match.gap:.2f} points over)"
         return (
-            plan.method,
+            name,
             f"{plan.reducer.knob} {match.knob}",
             spaced(plan.stages),
             spaced(plan.tokens),
@@ -70,13 +69,18 @@ def _table(title: str, matches: Sequence[Match]) -> Table:
             f"{match.reduction:.3%}{gap}",
         )
 
-    return Table(title=title, headers=HEADERS, rows=list(map(cells, matches)), words=frozenset((0, 2, 3)))
+    return Table(
+        title=title,
+        headers=HEADERS,
+        rows=[cells(*item) for item in matches.items()],
+        words=frozenset((0, 2, 3)),
+    )
 
 
-def _record(match: Match) -> dict[str, Any]:
+def _record(name: str, match: Match) -> dict[str, Any]:
     """The match under the names of the leaderboard's columns."""
     return {
-        "method": match.plan.method,
+        "method": name,
         "knob": match.knob,
         "stages": spaced(match.plan.stages),
         "tokens": spaced(match.plan.tokens),

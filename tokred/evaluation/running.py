@@ -34,6 +34,6 @@ def running_scores(job: Job) -> list[tuple[str, str, str]]:
             low, high = interval(right, count)
             scores.append((name != BASELINE, -right.sum() / len(images), name, low, high))
     return [
-        (name, f"{-100 * loss:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
+        (name, f"{-100 * loss:.2f}", f"{100 * low:.1f} to {100 * high:.1f}")
         for _, loss, name, low, high in sorted(scores)
     ]
