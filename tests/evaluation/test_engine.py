@@ -18,7 +18,7 @@ from tokred.core.vit import ReducedViT
 from tokred.data import loading, preprocessing, sources
 from tokred.data.loading import Batch
 from tokred.errors import TokredError
-from tokred.evaluation.engine import Pass, dense_model, evaluate
+from tokred.evaluation.engine import Pass, _isolated, dense_model, evaluate
 from tokred.evaluation.lanes import Clock
 from tokred.evaluation.predictions import Evaluation
 from tokred.models import zoo
@@ -197,6 +197,26 @@ def test_batches_in_other_threads_have_reducers_of_their_own():
     np.testing.assert_array_equal(
         with_threads.methods["remembers"].prediction, alone.methods["remembers"].prediction
     )
+
+
+class Buffered(Reducer):
+    """Keep something in a buffer and in a part."""
+
+    def __init__(self, n, keep, dim, heads):
+        super().__init__(n, keep, dim, heads)
+        self.register_buffer("score", torch.zeros(1))
+        self.part = torch.nn.Linear(dim, 1)
+
+
+def test_the_reducers_of_a_batch_share_parameters_and_nothing_else():
+    model = ReducedViT(tiny_vit(), Plan(Buffered, (2,), (20,)))
+    (stage,), (own,) = model.stage_list(), _isolated(model).stage_list()
+    assert own.reducer.part.weight is stage.reducer.part.weight
+    assert own.reducer.part is not stage.reducer.part
+    own.reducer.score = torch.ones(1)
+    own.reducer.part.state = "mine"
+    assert stage.reducer.score == 0
+    assert not hasattr(stage.reducer.part, "state")
 
 
 def test_the_clock_counts_lanes_that_wait_for_images(monkeypatch):

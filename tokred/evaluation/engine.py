@@ -8,6 +8,7 @@ each model alone on the same batches.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -71,16 +72,17 @@ class Pass:
         return self.evaluation
 
     def _evaluate(self, batch: Batch) -> np.ndarray:
-        dense, methods = self.dense, dict(self.methods)
-        self._portions.run(lambda part: self._run(dense, methods, part), batch)
+        methods = {name: _isolated(model) for name, model in self.methods.items()}
+        self._portions.run(lambda part: self._run(methods, part), batch)
         indices = batch.indices.numpy()
         self.evaluation.remark(batch.unreadable, batch.kinds)
         self.evaluation.done[indices] = True
         return indices
 
     @torch.inference_mode()
-    def _run(self, dense: ReducedViT, methods: Mapping[str, ReducedViT], batch: Batch) -> None:
+    def _run(self, methods: Mapping[str, ReducedViT], batch: Batch) -> None:
         """Enter the predictions of all models on a batch."""
+        dense = self.dense
         tensors = (batch.images, batch.labels, batch.indices)
         images, labels, index = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
         logits: dict[str, Tensor | None] = {}
@@ -150,6 +152,14 @@ def dense_model(backbone: Any, methods: Iterable[ReducedViT]) -> ReducedViT:
     """The dense model, which records the attention that the first stage of each method looks at."""
     record = set().union(*(model.recorded_before_first for model in methods if model.backbone is backbone))
     return ReducedViT(backbone, record=record)
+
+
+def _isolated(model: ReducedViT) -> ReducedViT:
+    """The same model with reducers of its own on the same parameters: one may keep something on itself for a while."""
+    own = copy.copy(model)
+    shared = {id(parameter): parameter for parameter in model.stages.parameters()}
+    own._modules = {**model._modules, "stages": copy.deepcopy(model.stages, shared)}
+    return own
 
 
 def _branches(dense: ReducedViT, methods: Mapping[str, ReducedViT]) -> dict[Point, list[str]]:
