@@ -18,6 +18,7 @@ from tokred.commands import (
     leaderboard,
     match,
     methods,
+    models,
     report,
     reproduce,
     show,
@@ -45,7 +46,7 @@ _MAIN = (
     bench.bench,
     show.show,
 )
-_MORE = (configs.configs, data.data, report.report, train.train, reproduce.reproduce, similarity.similarity)
+_MORE = (configs.configs, models.models, data.data, report.report, train.train, reproduce.reproduce, similarity.similarity)
 for command in _MAIN:
     app.command()(command)
 for command in _MORE:

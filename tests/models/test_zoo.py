@@ -22,7 +22,7 @@ def test_names():
     assert zoo.timm_name("vit_tiny_patch16_224") == "vit_tiny_patch16_224"
     with pytest.raises(UnknownName, match="Did you mean: .*deit_s"):
         zoo.timm_name("deit_ss")
-    with pytest.raises(UnknownName, match="every ViT of timm"):
+    with pytest.raises(UnknownName, match="the ViTs of timm"):
         zoo.timm_name("@@@")
     with pytest.raises(UnsupportedModel, match="ResNet"):
         zoo.build("resnet18")

@@ -15,8 +15,8 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import nn
 
 from tokred.core.vit import check_supported
-from tokred.errors import TokredError, UnknownName, did_you_mean
-from tokred.models import pretrained
+from tokred.errors import TokredError, UnknownName
+from tokred.models import catalog, pretrained
 from tokred.models.tensor_files import hash_file, hash_weights, read_card, read_weights, unwrap
 from tokred.utils.text import some
 
@@ -73,13 +73,13 @@ def timm_name(name: str) -> str:
                 f"Unknown model {name!r}. For one of the Hugging Face hub give hf-hub:{name}; for a folder "
                 f"local-dir:{name}."
             )
-        known = [*ALIASES, *timm.list_models("*vit_*"), *timm.list_models("deit_*")]
-        near = did_you_mean("model", name, known)
-        raise UnknownName(
-            near
-            if "Did you mean" in near
-            else f"Unknown model {name!r}. Known: {', '.join(ALIASES)}, and every ViT of timm."
+        near = catalog.suggest(base, list(ALIASES))
+        hint = (
+            f"Did you mean: {', '.join(near)}?"
+            if near
+            else f"Known: {', '.join(ALIASES)}, and the ViTs of timm that `tokred models` lists."
         )
+        raise UnknownName(f"Unknown model {name!r}. {hint}")
     resolved = architecture + dot + tag
     tagged = [known.partition(".")[2] for known in get_arch_pretrained_cfgs(architecture)]
     if dot and tag not in tagged:
