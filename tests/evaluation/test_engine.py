@@ -1,6 +1,7 @@
 """One pass for all methods equals separate runs, and one failing method does not take the others along."""
 
 import copy
+import re
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ from tokred.core.costs import CostTable
 from tokred.core.match import match
 from tokred.core.plan import Plan
 from tokred.core.reducer import Reducer
-from tokred.core.reduction import Keep
+from tokred.core.reduction import Keep, Merge, Mix
 from tokred.core.vit import ReducedViT
 from tokred.data import loading, preprocessing, sources
 from tokred.data.loading import Batch
@@ -95,7 +96,7 @@ def test_shared_states_give_the_very_logits_of_a_lone_model():
 
 
 def test_another_batch_size_agrees():
-    """To 1e-5 in logits, on real weights and images; a near-tie between tokens may still be decided otherwise."""
+    """To 1e-5 in logits, on real weights and images; near-ties between tokens may be decided otherwise."""
     model = zoo.load_shipped("deit_t").model.eval()
     source = sources.open_source().limit(12)
     prepared = preprocessing.prepare(model, crop_pct=1.0)
@@ -175,6 +176,64 @@ def test_a_failing_method_leaves_the_others_alone():
     alone = evaluate(dense_model(tiny_vit(), good.values()), good, batches(), 10)
     for name in good:
         np.testing.assert_array_equal(result.methods[name].kl, alone.methods[name].kl)
+
+
+class Wrong(Reducer):
+    """Return a decision that breaks a rule."""
+
+    decide = None
+
+    def forward(self, view):
+        return type(self).decide(len(view.x))
+
+
+def label(b, m, **changes):
+    """Labels of 36 tokens in m groups, some of them changed."""
+    values = torch.arange(36).expand(b, -1) % m
+    for place, value in changes.items():
+        values = values.clone()
+        values[:, int(place[1:])] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("decide", "rule"),
+    [
+        (lambda b: Keep(torch.zeros(b, 20, dtype=torch.long), 36), "Keep must not repeat an index."),
+        (
+            lambda b: Keep(torch.arange(20).expand(b, -1) - 1, 36),
+            "between 0 and 35 here, not go from -1 to 18",
+        ),
+        (
+            lambda b: Keep(torch.arange(20).expand(b, -1) + 20, 36),
+            "between 0 and 35 here, not go from 20 to 39",
+        ),
+        (
+            lambda b: Keep(torch.arange(19).expand(b, -1), 36),
+            r"of shape \[4, 20\] here, not int64 of shape \[4, 19\]",
+        ),
+        (
+            lambda b: Keep(torch.arange(20).expand(b, -1), 36, label(b, 21)),
+            "Keep's label must lie between -1 and 19",
+        ),
+        (lambda b: Merge(label(b, 19), 20), "Every group of a Merge needs a member."),
+        (
+            lambda b: Merge(label(b, 20, _3=20), 20),
+            "Merge's label must lie between 0 and 19 here, not go from 0 to 20",
+        ),
+        (lambda b: Merge(label(b, 20, _3=-1), 20), "between 0 and 19 here, not go from -1 to 19"),
+        (lambda b: Merge(label(b, 21), 21), "m = 20 groups here, not 21"),
+        (lambda b: Mix(torch.ones(b, 36, 20)), r"shape \[4, 20, 36\] here, not \[4, 36, 20\]"),
+        (lambda b: torch.ones(b, 20), "must return Keep, Merge or Mix, not Tensor"),
+    ],
+)
+def test_a_decision_that_breaks_a_rule_fails_on_the_first_batch(decide, rule, monkeypatch):
+    monkeypatch.setattr(Wrong, "decide", staticmethod(decide))
+    wrong = {"wrong": ReducedViT(tiny_vit(), Plan(Wrong, (2,), (20,))), **models(["topk"])}
+    result = evaluate(dense_model(tiny_vit(), wrong.values()), wrong, batches(), 10)
+    assert set(result.failed) == {"wrong"}
+    assert re.search(rule, result.failed["wrong"].reason)
+    assert result.failed["wrong"].image == 0
 
 
 class Remembers(Reducer):

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokred.core.reducer import View
+from tokred.core.rules import broken_rule
 from tokred.core.stage import State
 from tokred.core.vit import Point, ReducedViT
 from tokred.data.loading import Batch
@@ -53,6 +55,9 @@ class Pass:
         self.device = device or torch.device("cpu")
         self.waiting = 0.0
         self._portions = Portions(self.device, evaluation.shrink)
+        self._checked: set[str] = (
+            set()
+        )  # methods whose decisions on a first batch obeyed the rules, or failed
         for model in (dense, *methods.values()):
             model.to(self.device).eval()
 
@@ -72,8 +77,9 @@ class Pass:
         return self.evaluation
 
     def _evaluate(self, batch: Batch) -> np.ndarray:
-        methods = {name: _isolated(model) for name, model in self.methods.items()}
+        methods = {name: _isolated(model, name not in self._checked) for name, model in self.methods.items()}
         self._portions.run(lambda part: self._run(methods, part), batch)
+        self._checked |= methods.keys()
         indices = batch.indices.numpy()
         self.evaluation.remark(batch.unreadable, batch.kinds)
         self.evaluation.done[indices] = True
@@ -154,12 +160,23 @@ def dense_model(backbone: Any, methods: Iterable[ReducedViT]) -> ReducedViT:
     return ReducedViT(backbone, record=record)
 
 
-def _isolated(model: ReducedViT) -> ReducedViT:
-    """The same model with reducers of its own on the same parameters: one may keep something on itself for a while."""
+def _isolated(model: ReducedViT, check: bool = False) -> ReducedViT:
+    """The same model with reducers of its own on the same parameters, since one may keep something on itself.
+
+    With `check` a decision that breaks a rule is a `TokredError`.
+    """
     own = copy.copy(model)
     shared = {id(parameter): parameter for parameter in model.stages.parameters()}
     own._modules = {**model._modules, "stages": copy.deepcopy(model.stages, shared)}
+    for stage in own.stage_list() if check else ():
+        stage.reducer.register_forward_hook(_check)
     return own
+
+
+def _check(reducer: Any, inputs: tuple[View], decision: object) -> None:
+    rule = broken_rule(decision, len(inputs[0].x), reducer.n, reducer.keep)
+    if rule:
+        raise TokredError(rule)
 
 
 def _branches(dense: ReducedViT, methods: Mapping[str, ReducedViT]) -> dict[Point, list[str]]:

@@ -1,0 +1,58 @@
+"""The rules that a decision of a reducer obeys. Checking reads values, so a model does not do it by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tokred.core.reduction import Keep, Mask, Merge, Mix, Reduction
+
+
+def broken_rule(decision: object, batch: int, n: int, keep: int) -> str:
+    """The first rule that a decision breaks, as a sentence; "" if it breaks none.
+
+    >>> broken_rule(Keep(torch.tensor([[0, 0]]), n=3), batch=1, n=3, keep=2)
+    'Keep must not repeat an index.'
+
+    Args:
+        decision: what the reducer's `forward` returned.
+        batch: number of images, B.
+        n: number of patch tokens before the stage, N.
+        keep: number of tokens that the stage keeps, M.
+    """
+    if not isinstance(decision, Reduction) or isinstance(decision, Mask):
+        return f"forward must return Keep, Merge or Mix, not {type(decision).__name__}."
+    return next(_broken(decision, (batch, n), keep), "")
+
+
+def _broken(decision: Reduction, inputs: tuple[int, int], keep: int) -> Iterator[str]:
+    batch, n = inputs
+    if isinstance(decision, Keep):
+        yield from _indices("Keep's index", decision.index, (batch, keep), 0, n)
+        if (decision.index.sort(dim=1).values.diff(dim=1) == 0).any():
+            yield "Keep must not repeat an index."
+        if decision.label is not None:
+            yield from _indices("Keep's label", decision.label, inputs, -1, keep)
+    elif isinstance(decision, Merge):
+        if decision.m != keep:
+            yield f"Merge must have m = {keep} groups here, not {decision.m}."
+        yield from _indices("Merge's label", decision.label, inputs, 0, keep)
+        used = torch.zeros(batch, keep, device=decision.label.device).scatter(1, decision.label, 1.0)
+        if not used.all():
+            yield "Every group of a Merge needs a member."
+    elif isinstance(decision, Mix):
+        shape = (batch, keep, n)
+        if decision.weight.shape != shape:
+            yield f"Mix's weight must have the shape {list(shape)} here, not {list(decision.weight.shape)}."
+
+
+def _indices(what: str, values: Tensor, shape: tuple[int, int], low: int, high: int) -> Iterator[str]:
+    """Rules of integers in [low, high)."""
+    if values.dtype != torch.int64 or values.shape != shape:
+        dtype = str(values.dtype).removeprefix("torch.")
+        yield f"{what} must be int64 of shape {list(shape)} here, not {dtype} of shape {list(values.shape)}."
+    elif values.numel() and not (low <= int(values.min()) and int(values.max()) < high):
+        found = f"{int(values.min())} to {int(values.max())}"
+        yield f"{what} must lie between {low} and {high - 1} here, not go from {found}."
