@@ -3,7 +3,7 @@
 import pytest
 from helpers.command import run
 
-from tokred.core.flops import CostTable
+from tokred.core.costs import CostTable
 from tokred.errors import UnknownName
 from tokred.models import catalog, zoo
 
