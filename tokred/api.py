@@ -72,7 +72,7 @@ def reduce(
         command = adapters.fit_command(
             plan, "MODEL", stages=layers, protocol=None if protocol == "native" else protocol, weights="FILE"
         )
-        raise adapters.unfitted(plan, weights_hash, command)
+        raise adapters.unfitted(plan, weights_hash, command, setting="adapter")
     return reduced
 
 

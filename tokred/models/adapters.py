@@ -159,12 +159,19 @@ def choose(given: Iterable[Adapter], plan: Plan, weights_hash: str) -> Adapter |
     return None
 
 
-def unfitted(plan: Plan, weights_hash: str, command: str) -> Unfitted:
-    """The error for a learned method without an adapter, with why the shipped one does not serve."""
+def unfitted(plan: Plan, weights_hash: str, command: str, setting: str = "--adapters") -> Unfitted:
+    """The error for a learned method without an adapter, with why the shipped one does not serve.
+
+    Args:
+        plan: The plan to fit.
+        weights_hash: Hash of the dense model's weights.
+        command: The command that fits the plan.
+        setting: The option or argument that takes the adapter.
+    """
     known = [adapter for adapter in shipped() if adapter.card["method"] == plan.reducer.name]
     near = next((adapter for adapter in known if adapter.card["weights_hash"] == weights_hash), None)
     why = "" if near is None else f" ({near.path.name} does not serve: {near.difference(plan, weights_hash)})"
-    return Unfitted(f"not fitted: run `{command}`, then give its folder with --adapters{why}")
+    return Unfitted(f"not fitted: run `{command}`, then give its folder with {setting}{why}")
 
 
 def fit_command(plan: Plan, model: str, **settings: str | None) -> str:
