@@ -114,6 +114,7 @@ class Progress:
         if self.live:
             self.live.stop()
         elif self.done > self.before:
+            self.rows = self.figures() if self.figures else ()
             self._print_line()
 
     def advance(self, count: int, state: str = "") -> None:
