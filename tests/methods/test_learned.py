@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tokred.core import registry
-from tokred.core.attention import masked
+from tokred.core.attention import call_attention
 from tokred.core.plan import Plan
 from tokred.core.reduction import Keep, Mask
 from tokred.core.vit import ReducedViT
@@ -227,7 +227,7 @@ def test_a_dropped_token_stays_dropped_and_the_ratio_loss_is_its_formula():
 def test_masked_attention_with_all_alive_is_the_ordinary_one():
     attn = tiny_vit().blocks[0].attn
     x = torch.randn(2, 11, DIM, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(masked(attn, torch.ones(2, 11))(x), attn(x), atol=1e-5)
+    assert torch.allclose(call_attention(attn, x, alive=torch.ones(2, 11))[0], attn(x), atol=1e-5)
 
 
 def test_masked_softmax_is_the_published_formula():
@@ -242,7 +242,7 @@ def test_masked_softmax_is_the_published_formula():
     w = np.exp(z - z.max(-1, keepdims=True)) * (mask + (1 - mask) * np.eye(11))
     a = (w + 1e-6 / 11) / (w.sum(-1, keepdims=True) + 1e-6)
     expected = torch.as_tensor((a @ v).transpose(0, 2, 1, 3).reshape(2, 11, DIM)).float()
-    assert torch.allclose(masked(attn, alive)(x), attn.proj(expected), atol=1e-4)
+    assert torch.allclose(call_attention(attn, x, alive=alive)[0], attn.proj(expected), atol=1e-4)
 
 
 def test_a_masked_network_is_the_shortened_one_to_cls():
