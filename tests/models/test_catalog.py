@@ -22,13 +22,10 @@ def _cache(tmp_path, monkeypatch):
         "vit_small_patch14_reg4_dinov2",  # registers
         "vit_medium_patch16_gap_240",  # no CLS token, average pooling
         "vit_small_patch32_224",
-        "vit_tiny_r_s16_p8_224",
     ],
 )
 def test_flops_are_those_of_the_trace(name):
     entry = catalog.examine(name)
-    if entry.reason:
-        pytest.skip(entry.reason)
     costs = CostTable(zoo.build(name))
     assert entry.patches == costs.n
     assert entry.gflops == pytest.approx(costs.dense / 1e9, abs=1e-3)
