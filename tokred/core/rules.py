@@ -1,4 +1,4 @@
-"""The rules that a decision of a reducer obeys. Checking reads values, so a model does not do it by itself."""
+"""The rules that a decision of a reducer obeys. Checking reads values, so models do not do it themselves."""
 
 from __future__ import annotations
 
