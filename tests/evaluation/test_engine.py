@@ -307,10 +307,13 @@ def test_threads_are_given_back_after_an_error():
     assert torch.get_num_threads() == before
 
 
-def test_devices_and_precisions():
+def test_devices_and_precisions(monkeypatch):
     assert resolve_device("cpu").type == "cpu"
     assert resolve_precision("bf16", torch.device("cpu")) == torch.bfloat16
-    assert resolve_precision("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        for feature in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, feature, lambda native=native: native, raising=False)
+        assert resolve_precision("auto", torch.device("cpu")) == dtype
     with pytest.raises(TokredError, match="cannot be used here"):
         resolve_device("tpu:7")
     with pytest.raises(TokredError, match="Unknown precision 'fp8'"):

@@ -363,7 +363,7 @@ def test_augmentation_is_a_function_of_the_position(pictures):
         images=8, flip=0.5, crop_scale=0.2, color_jitter=0.4, erase=0.5, auto_augment="rand-m9-mstd0.5-inc1"
     )
     images = open_images(pictures, 0, 2)
-    data = Shuffled(images, training_transform(tiny_vit(), recipe, embedded=False), seed=3)
+    data = Shuffled(images, training_transform(tiny_vit(), recipe, as_drawn=False), seed=3)
     state = torch.get_rng_state()
     assert torch.equal(data[5].image, data[5].image)
     assert torch.equal(state, torch.get_rng_state())

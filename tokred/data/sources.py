@@ -54,7 +54,7 @@ def open_source(
                 f"PhotoDigits has the splits {' and '.join(photodigits.SPLIT_IMAGES)} to evaluate on, not "
                 f"{chosen!r}."
             )
-        return _open_embedded(chosen)
+        return _open_photodigits(chosen)
     if timm_datasets.is_name(data):
         _refuse({"--devkit": devkit}, data)
         source = timm_datasets.open_named(data, split, data_dir, labels)
@@ -75,7 +75,7 @@ def _refuse(options: dict[str, object], what: str) -> None:
         )
 
 
-def _open_embedded(split: str) -> Source:
+def _open_photodigits(split: str) -> Source:
     images = photodigits.PhotoDigits(split)  # type: ignore[arg-type]
     digest, note = photodigits.SPLIT_HASHES[split], ""
     probe = photodigits.PhotoDigits(split, length=photodigits.PROBE_IMAGES)  # type: ignore[arg-type]

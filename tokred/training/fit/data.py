@@ -203,14 +203,14 @@ def drawn_from(*key: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def training_transform(model: Any, recipe: FitRecipe, embedded: bool) -> Any:
+def training_transform(model: Any, recipe: FitRecipe, as_drawn: bool) -> Any:
     """timm's training transform with the recipe's settings; PhotoDigits, which varies by itself, has none."""
     plain = (
         not (recipe.flip or recipe.color_jitter or recipe.auto_augment or recipe.erase)
         and recipe.crop_scale == 1
     )
-    if embedded or plain:
-        return preprocessing.prepare(model, 1.0 if embedded else None).transform
+    if as_drawn or plain:
+        return preprocessing.prepare(model, 1.0 if as_drawn else None).transform
     config = preprocessing.data_config(model)
     return create_transform(
         config["input_size"],
