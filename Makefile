@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: compare test lint clean
+.PHONY: compare test quick lint clean
 
 compare: $(VENV)/.installed
 	$(BIN)/tokred compare --budget 0.3 --model deit_s
 
+# A file's tests stay together, because they share models and runs; files with slow tests begin.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST) --durations 10
+
+quick: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""How much a comparison depends on its batch size: predictions that change, and accuracy, against batches of 16.
+"""How much a comparison depends on its batch size: predictions that change against batches of 16, accuracy.
 
     python benchmarks/batch_size.py [--model deit_t] [--images 300] [--sizes 1,7,64]
 
@@ -26,9 +26,8 @@ def main() -> None:
         job = Job(Config(model=options.model, limit=options.images, batch_size=size, precision="fp32"))
         job.run()
         found[size] = {"baseline": job.evaluation.dense, **job.evaluation.methods}
-    print(
-        f"| predictions of {options.images} that change | {' | '.join(f'batches of {size}' for size in list(found)[1:])} |"
-    )
+    sizes = " | ".join(f"batches of {size}" for size in list(found)[1:])
+    print(f"| predictions of {options.images} that change | {sizes} |")
     print("| --- |" + " ---: |" * (len(found) - 1))
     for name, sixteen in found[16].items():
         changed = [

@@ -1,10 +1,11 @@
-"""What one pass over the data saves: M methods together against M comparisons of one method each, and a sweep over budgets.
+"""What one pass over the data saves: M methods together against M comparisons of one each, and a sweep.
 
     python benchmarks/comparisons.py [--model deit_t] [--images 96] [--rounds 3]
 
-Times are those of evaluation alone, on the same images, in turns, in one process; the figure is the median of the rounds' ratios. Beside it
-stands what FLOPs predict: a pass costs the dense model once and, of each method, what comes after the site at which it begins. Memory is
-the largest resident set of a process that does nothing else.
+Times are those of evaluation alone, on the same images, in turns, in one process; the figure is the median
+of the rounds' ratios. Beside it stands what FLOPs predict: a pass costs the dense model once and, of each
+method, what comes after the site at which it begins. Memory is the largest resident set of a process that
+does nothing else.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def main() -> None:
         return
     assert set(CORE) <= set(registry.names())
     print(
-        "| compared | time of one pass / of separate ones | predicted by FLOPs | images decoded |\n| --- | ---: | ---: | ---: |"
+        "| compared | time of one pass / of separate ones | predicted by FLOPs | images decoded |\n"
+        "| --- | ---: | ---: | ---: |"
     )
     single = {name: job(options, (name,)) for name in CORE}
     for count in (1, 4, 10):

@@ -2,8 +2,8 @@
 
 python benchmarks/scaling.py [--rounds 7] [--out benchmarks/scaling]    # writes scaling.csv and scaling.svg
 
-Batches hold as many images as make 16,384 tokens, so that small images do not measure the start of operators; figures are for one image.
-The exponent is the slope of log(time) over log(tokens), by least squares.
+Batches hold as many images as make 16,384 tokens, so that small images do not measure the start of operators;
+figures are for one image. The exponent is the slope of log(time) over log(tokens), by least squares.
 """
 
 from __future__ import annotations

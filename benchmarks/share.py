@@ -2,7 +2,8 @@
 
 python benchmarks/share.py [--model deit_s] [--budget 0.3] [--batch-size 16] [--rounds 4]
 
-Other processes do not count, but still take their share of caches and memory bandwidth. `tokred bench` is the measurement of record.
+Other processes do not count, but still take their share of caches and memory bandwidth. `tokred bench` is the
+measurement of record.
 """
 
 from __future__ import annotations

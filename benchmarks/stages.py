@@ -29,5 +29,5 @@ def state(batch: int, n: int, dim: int = 384, heads: int = 6, device: torch.devi
 
 
 def kept(method: str, n: int) -> int:
-    """Tokens after one stage of a 30 % cut of 196 tokens, in proportion: a ToMe stage removes 5 %, the others keep 70 %."""
+    """Tokens after one stage of a 30 % cut of 196 tokens: a ToMe stage removes 5 %, the others keep 70 %."""
     return round(n * (0.95 if method == "tome" else 0.7))

@@ -16,17 +16,22 @@ settings.register_profile(
 settings.load_profile("tokred")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no worker is left with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _offline(request, monkeypatch):
-    """A test that reaches for the network fails; one with the marker `loopback` may talk to programs on this machine."""
+    """A test that reaches for the network fails; marked `loopback`, it may talk to local programs."""
 
     connect = socket.socket.connect
     loopback = ("127.0.0.1", "::1", "localhost") if request.node.get_closest_marker("loopback") else ()
 
     def local_only(self, address):
-        if (
-            self.family != socket.AF_UNIX and address[0] not in loopback
-        ):  # worker processes hand tensors over through the former
+        # Worker processes hand tensors over through Unix sockets.
+        if self.family != socket.AF_UNIX and address[0] not in loopback:
             raise OSError("tests run without a network")
         return connect(self, address)
 

@@ -1,4 +1,4 @@
-"""The architecture: imports go down one list of packages, nothing imports itself in a circle, and methods stay small."""
+"""The architecture: imports go down one list of packages, without circles, and methods import little."""
 
 import ast
 from graphlib import TopologicalSorter

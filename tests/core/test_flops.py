@@ -1,4 +1,4 @@
-"""FLOP counts against closed forms written out here, against unfused attention, and against published figures."""
+"""FLOP counts against closed forms written out here, unfused attention, and published figures."""
 
 import pytest
 import timm
@@ -17,7 +17,7 @@ from tokred.testing import tiny_vit
 
 
 def closed_form(dim, lengths_attention, lengths_mlp, patches, patch_values, classes, prefix=1):
-    """Multiply-accumulates of a ViT: 4 N d^2 + 2 N^2 d for attention, 8 N d^2 for the MLP, LayerNorm five per element."""
+    """Multiply-accumulates of a ViT: attention 4 N d^2 + 2 N^2 d, MLP 8 N d^2, LayerNorm five per element."""
     total = patches * patch_values * dim
     for attention, mlp in zip(lengths_attention, lengths_mlp, strict=True):
         a, m = attention + prefix, mlp + prefix

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import Command
 
 import tokred as package_of_tokred
 from tokred import cli
@@ -45,6 +46,7 @@ def package(tmp_path):
 
 
 def tokred(*arguments, path):
+    """The command line as it is installed, in an interpreter of its own."""
     environment = {**os.environ, "PYTHONPATH": str(path), "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, "-m", "tokred", *arguments],
@@ -55,6 +57,11 @@ def tokred(*arguments, path):
     )
 
 
+def forked(*arguments, path):
+    """A command in a process of its own, with a folder to import from."""
+    return Command(path / "printed", *arguments, path=path).wait()
+
+
 def test_a_method_is_one_file_in_a_package(package):
     listed = tokred("methods", path=package)
     assert "centre" in listed.stdout
@@ -63,7 +70,7 @@ def test_a_method_is_one_file_in_a_package(package):
     matched = tokred("match", "--model", "deit_t", "--methods", "centre,lotm", path=package)
     assert matched.returncode == 0, matched.stderr
     assert "3 6" in matched.stdout
-    checked = tokred("check", "centre", path=package)
+    checked = forked("check", "centre", path=package)
     assert checked.returncode == 0, checked.stderr
     assert "checks passed" in checked.stdout
 
@@ -91,7 +98,8 @@ def test_layers_of_a_base_class_and_a_name_that_is_no_literal_are_listed(package
         METHOD.replace("(Reducer):", "(Base):", 1)
         .replace(
             '@register("centre", paper="nobody, never")',
-            'class Base(Reducer):\n    stages = (3, 6)\n\n@register("cen" + "tre", paper="nobody, " + "never")',
+            "class Base(Reducer):\n    stages = (3, 6)\n\n"
+            '@register("cen" + "tre", paper="nobody, " + "never")',
         )
         .replace("    stages = (3, 6)\n\n    def", "    def")
     )
@@ -101,7 +109,10 @@ def test_layers_of_a_base_class_and_a_name_that_is_no_literal_are_listed(package
 
 def listed(package):
     """What a fresh interpreter that has imported no method says of the paper and the layers of centre."""
-    code = "from tokred.core import registry; e = registry.catalog()['centre']; print(e.paper, e.facts['stages'], sep='|')"
+    code = (
+        "from tokred.core import registry; e = registry.catalog()['centre']; "
+        "print(e.paper, e.facts['stages'], sep='|')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -124,16 +135,16 @@ def test_listing_shipped_methods_imports_none_of_them():
 
 def test_check_on_a_class_that_is_not_registered(tmp_path):
     (tmp_path / "mine.py").write_text(METHOD.replace('@register("centre", paper="nobody, never")', ""))
-    checked = tokred("check", "mine:Centre", path=tmp_path)
+    checked = forked("check", "mine:Centre", path=tmp_path)
     assert checked.returncode == 0, checked.stderr
-    missing = tokred("check", "mine:Center", path=tmp_path)
+    missing = forked("check", "mine:Center", path=tmp_path)
     assert missing.returncode == 2
     assert "expected an importable module:Class" in missing.stderr
 
 
 def test_check_reports_a_broken_method(tmp_path):
     (tmp_path / "mine.py").write_text(METHOD.replace(": self.keep]", ":]").replace("stages", "layers"))
-    checked = tokred("check", "mine:Centre", path=tmp_path)
+    checked = forked("check", "mine:Centre", path=tmp_path)
     assert checked.returncode == 1
     assert "output_count" in checked.stderr
 
@@ -141,7 +152,7 @@ def test_check_reports_a_broken_method(tmp_path):
 def test_a_plugin_that_fails_to_import_is_listed_and_explained(package):
     (package / "centremethod.py").write_text("import nothing_of_the_kind\n" + METHOD)
     assert tokred("methods", path=package).returncode == 0
-    matched = tokred("match", "--methods", "centre", path=package)
+    matched = forked("match", "--methods", "centre", path=package)
     assert matched.returncode == 2
     assert "nothing_of_the_kind" in matched.stderr
     assert "Traceback" not in matched.stderr

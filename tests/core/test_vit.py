@@ -193,7 +193,7 @@ def test_unknown_models_are_refused_by_name(name, word):
 
 
 def test_the_backbone_is_read_when_it_is_called(images):
-    """Parts that are replaced or wrapped after `reduce`, as by LoRA, run and learn in all layers, looked at or not."""
+    """Parts that are replaced or wrapped after `reduce`, as by LoRA, run and learn in all layers."""
 
     class LowRank(torch.nn.Module):
         def __init__(self, linear):

@@ -1,4 +1,4 @@
-"""Folders are listed as timm lists them, but symbolic links are followed once, and what was left out is said."""
+"""Folders are listed as timm lists them, but symbolic links are followed once; what was left out is said."""
 
 import os
 

@@ -173,7 +173,7 @@ def test_a_devkit_that_is_none_and_one_that_disagrees(flat, tmp_path, put):
     shutil.move(sorted_folders / right[0] / val(1), sorted_folders / right[1] / val(1))
     with pytest.raises(
         TokredError,
-        match=r"1 of the 6 images in .* lie in another class's folder than .*: ILSVRC2012_val_00000001.JPEG is in",
+        match=r"1 of the 6 images in .* lie in another class's folder than .*: ILSVRC2012_val_00000001\.",
     ):
         sources.open_source(str(sorted_folders), devkit=str(tmp_path / "kit"))
 
@@ -217,8 +217,8 @@ def test_a_thousand_class_folders(thousand):
     assert source.labels.tolist() == list(range(1000))
     assert source.hash == source.images_hash  # folders tell everything
     assert (
-        "50 images of each class, here there are 1,000 images for 1,000: n01440764 (1), n01443537 (1), n01484850 (1) and 997 more."
-        in source.note
+        "50 images of each class, here there are 1,000 images for 1,000: "
+        "n01440764 (1), n01443537 (1), n01484850 (1) and 997 more." in source.note
     )
 
 
@@ -350,8 +350,8 @@ def test_a_class_map_in_another_order_than_imagenets_is_marked(tmp_path, put):
     source = opened(tmp_path / "data", class_map=str(tmp_path / "map.txt"))
     assert source.labels.tolist() == [1, 0, 2]
     assert (
-        f"map.txt has 2 of ImageNet's classes at other indices than the weights of ImageNet-1K have: {WNIDS[0]}, {WNIDS[1]}."
-        in source.note
+        "map.txt has 2 of ImageNet's classes at other indices than the weights of ImageNet-1K have: "
+        f"{WNIDS[0]}, {WNIDS[1]}." in source.note
     )
 
 
@@ -437,7 +437,7 @@ def test_the_preflight_by_itself(tmp_path, put, weights, thousand):
     code, text = run("data", thousand, "--model", "deit_t")
     assert code == 0, text
     assert "1,000 of 1,000, images of each: 1" in text
-    assert "not ImageNet's" in text or "50 images of each class" in text
+    assert "50 images of each class, here there are 1,000 images for 1,000" in text
     put(*(tmp_path / "data" / name / "a.png" for name in ("x", "y")))
     code, text = run("data", tmp_path / "data", "--model", "deit_t", "--weights", weights)
     assert code == 2

@@ -6,14 +6,14 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from helpers.processes import Command
 from PIL import Image
 
 from tokred.errors import TokredError
@@ -23,11 +23,15 @@ from tokred.evaluation.config import Config
 from tokred.evaluation.predictions import Evaluation
 from tokred.models import zoo
 from tokred.report import outputs
-from tokred.tables import results_table
+from tokred.tables import render, results_table
+from tokred.tables.row import to_csv
+from tokred.testing import tiny_vit
 
 PLAIN = ("leaderboard.csv", "table.md", "table.tex")  # no times in them
 OPTIONS = {
-    "model": "deit_t",
+    "model": "tiny",
+    "budgets": (0.2,),
+    "stages": (2, 3),
     "limit": 10,
     "batch_size": 2,
     "methods": ("lotm", "random"),
@@ -35,10 +39,29 @@ OPTIONS = {
 }
 
 
+def files(job, comparison):
+    """All files of a run; the page and the figures, which take seconds to draw, are stand-ins."""
+    rows, table = comparison.rows, results_table.results_table(comparison.rows, comparison.title)
+    return {
+        "predictions.npz": job.predictions().pack(),
+        "table.md": render.markdown(table),
+        "table.tex": render.latex(table),
+        **dict.fromkeys(("pareto.svg", "pareto.png", "report.html"), comparison.title),
+        "leaderboard.csv": to_csv(rows),
+    }
+
+
+def tiny_job(**changes):
+    """A comparison of a tiny model on PhotoDigits with its plans made."""
+    loaded = zoo.Loaded(tiny_vit(), "tiny", "random ones", "0" * 64)
+    with mock.patch.object(zoo, "load_for", return_value=loaded):
+        return Job(Config(**{**OPTIONS, **changes}), outputs=files)
+
+
 @pytest.fixture(scope="module")
 def checked():
     """A job with its plans made; `fresh` gives copies that know nothing yet."""
-    return Job(Config(**OPTIONS), outputs=outputs.files)
+    return tiny_job()
 
 
 def fresh(job):
@@ -96,7 +119,7 @@ class Killed(BaseException):
 def test_killed_before_or_in_the_middle_of_any_write(tmp_path, monkeypatch):
     """A kill at every write or move of a run, one after the other."""
     monkeypatch.setattr("tokred.evaluation.recording._INTERVAL", 0.0)
-    checked = Job(Config(**{**OPTIONS, "limit": 4}), outputs=outputs.files)
+    checked = tiny_job(limit=4)
     whole = finished(checked, tmp_path / "whole")
     write, replace = Path.write_bytes, os.replace
     countdown = 0
@@ -180,66 +203,50 @@ def test_control_c_leaves_a_marked_table_and_goes_on(checked, tmp_path):
     same(finished(checked, tmp_path / "out"), whole)
 
 
-DRIVER = (
-    "import tokred.evaluation.recording; tokred.evaluation.recording._INTERVAL = 0; "
-    "from tokred.cli import main; main()"
-)
+LIKE = {"batch_size": 2, "precision": "fp32"}
 
 
-def command(out, *more):
-    arguments = [
-        "compare",
-        "--model",
-        "deit_t",
-        "--limit",
-        "24",
-        "--batch-size",
-        "2",
-        "--methods",
-        "lotm,random",
-        "--precision",
-        "fp32",
-    ]
-    return [sys.executable, "-c", DRIVER, *arguments, "--workers", "1", "--out", str(out), *more]
+def command(folder, out, *more):
+    """A comparison in a process of its own that saves every batch."""
+    arguments = ("compare", "--model", "deit_t", "--limit", 24, "--batch-size", 2, "--methods", "lotm,random")
+    return Command(
+        folder,
+        *(*arguments, "--precision", "fp32", "--workers", 1, "--out", out, *more),
+        settings={"tokred.evaluation.recording._INTERVAL": 0},
+    )
 
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments(tmp_path):
     out, rng, killed = tmp_path / "out", random.Random(), 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(3):
-        process = subprocess.Popen(
-            command(out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-        )
+    for attempt in range(3):
+        process = command(tmp_path / f"printed{attempt}", out)
         outcomes = out / "outcomes"
         before = len(list(outcomes.glob("*.npz")))
-        while process.poll() is None and len(list(outcomes.glob("*.npz"))) <= before:
+        while process.running() and len(list(outcomes.glob("*.npz"))) <= before:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        process.stdout.close()
+        killed += process.wait().returncode == -signal.SIGKILL
     assert killed
-    job = Job(Config(**{**OPTIONS, "limit": 24}), outputs=outputs.files)
+    job = Job(Config("deit_t", (0.3,), ("lotm", "random"), limit=24, **LIKE), outputs=outputs.files)
     same(finished(job, out), finished(job, tmp_path / "whole"))
     assert not (out / "previous").exists()  # this was the same run
 
 
 @pytest.mark.slow
 def test_sigint_says_how_to_go_on(tmp_path):
-    process = subprocess.Popen(
-        command(tmp_path, "--seed", "3"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not list(tmp_path.glob("outcomes/*.npz")):
+    process = command(tmp_path / "printed", tmp_path / "out", "--seed", "3")
+    while process.running() and not list((tmp_path / "out").glob("outcomes/*.npz")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)  # by an impatient hand
-    printed, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "INTERRUPTED after" in " ".join(printed.split())
-    assert "Resume with: tokred compare --model deit_t" in printed
-    assert "Traceback" not in printed + errors
+    done = process.wait()
+    assert done.returncode == 130
+    assert "INTERRUPTED after" in " ".join(done.stdout.split())
+    assert "Resume with: tokred compare --model deit_t" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def out_of_memory(fits):
@@ -257,7 +264,7 @@ def out_of_memory(fits):
 
 
 def test_without_memory_batches_are_halved_and_the_rows_say_so(checked, tmp_path, monkeypatch):
-    job = Job(Config(**{**OPTIONS, "batch_size": 8}), outputs=outputs.files)
+    job = tiny_job(batch_size=8)
     with monkeypatch.context() as patch:
         patch.setattr(engine.ReducedViT, "embed", out_of_memory(3))
         small = fresh(job)
@@ -309,12 +316,9 @@ def test_the_path_of_the_data_is_no_part_of_a_run_but_its_files_are(tmp_path, mo
         Image.new("RGB", (32, 32), (label, 0, 0)).save(
             tmp_path / "data" / str(label) / "a.png", compress_level=0
         )
-    weights = str(zoo.SHIPPED / "deit_t.safetensors")
 
     def opened(data):
-        job = Job(
-            Config(model="deit_t", methods=("lotm",), data=data, weights=weights), outputs=outputs.files
-        )
+        job = tiny_job(methods=("lotm",), limit=None, data=data, weights="tiny.safetensors")
         notice = job.open(tmp_path / "out")
         job.run(workers=0)
         return notice

@@ -2,14 +2,15 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers.processes import CONTEXT
 
 from tokred.errors import TokredError
 from tokred.evaluation.predictions import Evaluation, Failure
@@ -153,15 +154,21 @@ def test_threads_may_enter_while_rows_are_packed():
             evaluation.remark({}, {index: "CMYK"})
             index += 1
             time.sleep(1e-4)
+        return index - 20_000
 
-    thread = threading.Thread(target=enter)
-    thread.start()
-    try:
-        for _ in range(20):
-            evaluation.take(np.arange(20_000)).pack()
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        entered = pool.submit(enter)
+        try:
+            packed = [evaluation.take(np.arange(20_000)).pack() for _ in range(20)]
+        finally:
+            stop.set()
+    entries = entered.result()  # an error in the thread is raised here
+    assert entries > 0
+    assert list(evaluation.kinds.values()).count("CMYK") == entries
+    back = Evaluation.empty(20_000, ["lotm", "topk"])
+    back.absorb(packed[-1])
+    np.testing.assert_array_equal(back.labels, evaluation.labels)
+    assert [back.kinds[i] for i in range(20_000)] == ["greyscale"] * 20_000
 
 
 def test_a_damaged_end_falls_back_on_the_parts(tmp_path):
@@ -196,9 +203,8 @@ def _hold(path, held):
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    held = context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, held))
+    held = CONTEXT.Event()
+    other = CONTEXT.Process(target=_hold, args=(tmp_path, held))
     other.start()
     try:
         assert held.wait(60)

@@ -1,4 +1,4 @@
-"""Weights as the field has them: names and tags of timm, many layouts of files, the cache of the hub, folders, and no network."""
+"""Weights as the field has them: timm's names and tags, many layouts of files, the hub's cache, offline."""
 
 import argparse
 import hashlib
@@ -66,7 +66,10 @@ def test_timm_weights_come_from_the_cache(home):
 def test_hf_home_is_where_the_cache_is(tmp_path):
     """As a user has it: the variables of the environment, another process, the command line's own loading."""
     in_cache(tmp_path, "org/small", small(), config())
-    program = "from tokred.models import zoo; loaded = zoo.load_for('hf-hub:org/small', None); print(loaded.weights_hash)"
+    program = (
+        "from tokred.models import zoo; "
+        "loaded = zoo.load_for('hf-hub:org/small', None); print(loaded.weights_hash)"
+    )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_HUB_CACHE", None)
     done = subprocess.run(
@@ -123,8 +126,8 @@ def test_without_a_network_the_message_says_what_to_fetch(home):
         zoo.load_for("deit_s", None)
     text = str(caught.value)
     assert (
-        f"download model.safetensors from {url} and give it with --model deit_small_patch16_224.fb_in1k --weights FILE"
-        in text
+        f"download model.safetensors from {url} and give it with "
+        "--model deit_small_patch16_224.fb_in1k --weights FILE" in text
     )
     assert "HF_HOME" in text
     assert str(home) in text
@@ -148,7 +151,7 @@ def endpoint(monkeypatch, port):
 
 @pytest.mark.loopback
 def test_a_hub_that_does_not_answer(home, monkeypatch):
-    """It takes a connection, and then nothing comes: what is in the cache loads, what is not is one sentence, and both soon."""
+    """It takes a connection and never answers: what is cached loads, else there is a sentence, both soon."""
     in_cache(home, "org/small", small(3), config())
     monkeypatch.setattr(pretrained, "_PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:

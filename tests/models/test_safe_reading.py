@@ -1,4 +1,4 @@
-"""Files are data: nothing in the package runs code that it reads, and a guard over the sources keeps it so."""
+"""Files are data: nothing in the package runs code that it reads, and a guard over the sources sees to it."""
 
 import ast
 import os
@@ -18,8 +18,9 @@ from tokred.training import checkpoint
 PACKAGE = Path(tokred.__file__).parent
 
 FORBIDDEN = {
-    "eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec", "os.system", "os.popen", "torch.hub.load",
-    "pandas.read_pickle", "pandas.eval", "runpy.run_path", "runpy.run_module", "torch.jit.load", "torch.export.load",
+    "eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec", "os.system", "os.popen",
+    "torch.hub.load", "pandas.read_pickle", "pandas.eval", "runpy.run_path", "runpy.run_module",
+    "torch.jit.load", "torch.export.load",
     "importlib.machinery.SourceFileLoader", "shutil.unpack_archive", "numpy.lib.format.read_array",
 }  # fmt: skip
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}

@@ -1,4 +1,4 @@
-"""Published checkpoints: files of the benchmark's layout against forward passes that are written out here, from the names of their keys."""
+"""Published checkpoints: files of the benchmark's layout against forward passes that are written out here."""
 
 import argparse
 import os
@@ -36,13 +36,16 @@ def reducer(method, stage):
         "patchmerger": {"queries": (k, c), "norm.weight": (c,), "norm.bias": (c,)},
         "sinkhorn": {"v": (k, c)},
         "sit": {
-            "scale": (1, 1, 1), "weight.0.weight": (c,), "weight.0.bias": (c,), "weight.1.weight": (c // 2, c),
+            "scale": (1, 1, 1), "weight.0.weight": (c,), "weight.0.bias": (c,),
+            "weight.1.weight": (c // 2, c),
             "weight.1.bias": (c // 2,), "weight.3.weight": (k, c // 2), "weight.3.bias": (k,),
         },
         "dpcknn": {"score.weight": (1, c), "score.bias": (1,)},
         "dynamicvit": {
-            "in_conv.0.weight": (c,), "in_conv.0.bias": (c,), "in_conv.1.weight": (c, c), "in_conv.1.bias": (c,),
-            "out_conv.0.weight": (c // 2, c), "out_conv.0.bias": (c // 2,), "out_conv.2.weight": (c // 4, c // 2),
+            "in_conv.0.weight": (c,), "in_conv.0.bias": (c,),
+            "in_conv.1.weight": (c, c), "in_conv.1.bias": (c,),
+            "out_conv.0.weight": (c // 2, c), "out_conv.0.bias": (c // 2,),
+            "out_conv.2.weight": (c // 4, c // 2),
             "out_conv.2.bias": (c // 4,), "out_conv.4.weight": (2, c // 4), "out_conv.4.bias": (2,),
         },
     }.get(method, {})  # fmt: skip
@@ -98,7 +101,7 @@ def written(path, method, ema_best=False, args=None, **changes):
     return path
 
 
-# ------------------------------------------------------------------------------- the forward pass, written out from the keys alone
+# The forward pass, written out from the keys alone.
 
 
 def linear(model, name, x):

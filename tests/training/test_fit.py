@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from helpers.processes import CONTEXT
 from PIL import Image
-from torch import multiprocessing
 from torch.nn import functional as F
 
 from tokred.core.plan import Plan
@@ -274,10 +274,9 @@ def _in_world(rank, world, folder, data, queue):
 
 
 def test_two_processes_do_what_one_does(tmp_path, pictures):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
+    queue = CONTEXT.Queue()
     workers = [
-        context.Process(target=_in_world, args=(rank, 2, tmp_path / "two", pictures, queue))
+        CONTEXT.Process(target=_in_world, args=(rank, 2, tmp_path / "two", pictures, queue))
         for rank in range(2)
     ]
     for worker in workers:

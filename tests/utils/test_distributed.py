@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.command import run
+from helpers.processes import together
 from PIL import Image
 
 from tokred.errors import TokredError
-from tokred.evaluation.comparison import Job
-from tokred.evaluation.config import Config
 from tokred.models import zoo
 from tokred.utils.distributed import Processes
 
@@ -59,33 +59,42 @@ def test_processes_must_be_alike(monkeypatch):
         processes.alike("comparison", {"data_hash": "second", "seed": 0})
 
 
-@pytest.mark.slow
 def undated(file):
     """What a file says on any day: the tests of one may end on the next."""
     return re.sub(rb"\d{4}-\d\d-\d\d", b"DATE", file.read_bytes())
 
 
-@pytest.mark.parametrize(("world", "images"), [(2, 7), (3, 9), (3, 2)])
-def test_several_processes_give_the_table_of_one(world, images, tmp_path):
-    done = torchrun(world, "compare", *SMALL, "--limit", images, "--out", tmp_path / "many")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Data: the embedded benchmark") == 1  # one of them speaks
-    assert f"in {world} processes" in done.stdout
-    job = Job(
-        Config(model="deit_t", batch_size=2, methods=("lotm", "random"), precision="fp32", limit=images)
-    )
-    job.open(tmp_path / "one")
-    job.run(workers=0)
+def several(out, images):
+    return ("compare", *SMALL, "--limit", images, "--out", out)
+
+
+def check_the_table_of_one(folder, world, images, done):
+    """What processes printed and left in `folder` / "many" is what one process leaves."""
+    assert all(one.returncode == 0 for one in done), done[0].stderr[-3000:]
+    printed = "".join(one.stdout for one in done)
+    assert printed.count("Data: the embedded benchmark") == 1  # one of them speaks
+    assert f"in {world} processes" in printed
+    code, text = run(*several(folder / "one", images))
+    assert code == 0, text
     for name in ("leaderboard.csv", "table.md"):
-        assert undated(tmp_path / "many" / name) == undated(tmp_path / "one" / name)
-    many, one = (np.load(tmp_path / name / "predictions.npz") for name in ("many", "one"))
+        assert undated(folder / "many" / name) == undated(folder / "one" / name)
+    many, one = (np.load(folder / name / "predictions.npz") for name in ("many", "one"))
     for name in set(one) - {"about"}:
         np.testing.assert_array_equal(many[name], one[name])
-    again = Job(
-        Config(model="deit_t", batch_size=2, methods=("lotm", "random"), precision="fp32", limit=images)
-    )
-    assert "was finished on" in again.open(tmp_path / "many")  # and one process finds its own run there
-    again.folder.release()
+    code, text = run(*several(folder / "many", images))  # and one process finds its own run there
+    assert "was finished on" in text
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_table_of_one_process(tmp_path):
+    check_the_table_of_one(tmp_path, 2, 7, [torchrun(2, *several(tmp_path / "many", 7))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [9, 2])
+def test_several_processes_give_the_table_of_one(images, tmp_path):
+    done = together(tmp_path / "printed", 3, *several(tmp_path / "many", images))
+    check_the_table_of_one(tmp_path, 3, images, done)
 
 
 @pytest.mark.slow
@@ -123,10 +132,10 @@ def test_the_papers_tables_in_several_processes_are_those_of_one(target, file, t
         "--no-controls",
     )
     small += ("--models", "deit_t,deit_s") if target == "table1" else ("--bench", "0")
-    one, many = (
-        torchrun(1, *small, "--out", tmp_path / "one"),
-        torchrun(2, *small, "--out", tmp_path / "many"),
-    )
-    assert (one.returncode, many.returncode) == (0, 0), many.stderr[-3000:]
-    assert many.stdout.count("3 images") == one.stdout.count("3 images")  # one of them speaks
+    code, text = run(*small, "--out", tmp_path / "one")
+    assert code == 0, text
+    many = together(tmp_path / "printed", 2, *small, "--out", tmp_path / "many")
+    assert [done.returncode for done in many] == [0, 0], many[0].stderr[-3000:]
+    printed = "".join(done.stdout for done in many)
+    assert printed.count("3 images") == text.count("3 images")  # one of them speaks
     assert (tmp_path / "many" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()

@@ -45,6 +45,11 @@ class CostTable:
         """FLOPs of what comes before layer 1."""
         return _count(self.model, lambda image: self.model.embed(image).x, blank_image(self.backbone))
 
+    @cached_property
+    def _layers(self) -> list[str]:
+        """The layers as they print: those that print alike cost alike."""
+        return [str(block) for block in self.backbone.blocks]
+
     @torch.no_grad()
     def stage(self, plan: Plan, layer: int, n: int, keep: int) -> int:
         """FLOPs of the reducer of a plan at one layer, from n to keep tokens."""
@@ -108,8 +113,7 @@ class CostTable:
 
     def part(self, part: str, layer: int, n: int) -> int:
         """FLOPs of "attend" or "mlp" of a layer, or of the "head", on n patch tokens."""
-        # Layers that print alike cost alike.
-        key = f"{part} {self.backbone.blocks[layer - 1]}"
+        key = f"{part} {self._layers[layer - 1]}"
         if key not in self._differences:
             self._differences[key] = self._fit(part, layer)
         return sum(comb(n - 1, power) * difference for power, difference in enumerate(self._differences[key]))
