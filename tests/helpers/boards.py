@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from tokred.leaderboard.ranking_groups import load, settings
 from tokred.tables import row as results
 from tokred.tables.row import BASELINE, Row
 
@@ -72,3 +73,22 @@ def folder(path, outcomes, groups=None, rows=None, **cells):
     (path / "leaderboard.csv").write_text(results.to_csv(lines), encoding="utf-8")
     (path / "run.json").write_text(json.dumps({"configuration": {"model": "deit_s"}, "data": None}))
     return path
+
+
+GOOD = {"lotm": outcome(185), "tome": outcome(184, first=3), "topk": outcome(150), "random": outcome(120)}
+CONTROL = {"random": {"control": True}}
+
+
+def made(tmp_path, outcomes=GOOD, name="run", rows=CONTROL, **cells):
+    return folder(tmp_path / name, outcomes, rows=rows, **cells)
+
+
+def standings(board):
+    """(setting, group, standing) of everything on a board."""
+    for setting in settings(load(board)):
+        for group in setting.groups:
+            yield from ((setting, group, standing) for standing in (*group.ranked, *group.apart))
+
+
+def by_method(board):
+    return {standing.row.method: standing for _, _, standing in standings(board)}

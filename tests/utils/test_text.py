@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from tokred.report.page import Material, page
+from tokred.report.page import page
 from tokred.tables.results_table import results_table
 from tokred.tables.row import Row
 from tokred.utils.text import for_latex, for_markdown, visible
@@ -70,7 +70,7 @@ def test_a_markdown_cell_shows_the_text_and_formats_nothing(text):
 @cache
 def plain_report():
     row = Row("lotm", model="x", dataset="x", options="x", status="failed", error="x", weights="x")
-    shown = Page(page(Material([row], {"configuration": {}, "x": ["x"]})))
+    shown = Page(page([row], {"configuration": {}, "x": ["x"]}))
     return shown.tags, shown.attributes
 
 
@@ -78,7 +78,7 @@ def plain_report():
 @hostile
 def test_a_report_holds_the_text_and_no_tag_of_it(text):
     row = Row("lotm", model=text, dataset=text, options=text, status="failed", error=text, weights=text)
-    shown = Page(page(Material([row], {"configuration": {}, text: [text]})))
+    shown = Page(page([row], {"configuration": {}, text: [text]}))
     if visible(text).strip():  # without a word there is no line for it
         assert (shown.tags, shown.attributes) == plain_report()
     assert "".join(shown.data).count(visible(text)) >= 5

@@ -1,0 +1,442 @@
+"""`tokred compare` and `tokred sweep`: whole comparisons, what they leave behind, and bad input."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.command import run
+from PIL import Image
+
+from tokred.core import registry
+from tokred.models import zoo
+
+SMALL = ("--model", "deit_t", "--limit", "6", "--batch-size", "3", "--workers", "0", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    code, text = run("compare", *SMALL, "--out", out)
+    assert code == 0, text
+    return out, text
+
+
+FEW = (*SMALL, "--methods", "lotm,topk", "--no-controls")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A comparison of two methods without controls."""
+    out = tmp_path_factory.mktemp("few") / "out"
+    code, text = run("compare", *FEW, "--out", out)
+    assert code == 0, text
+    return out, text
+
+
+def test_compare_prints_where_the_data_and_weights_come_from_first(comparison):
+    first = comparison[1].splitlines()[0]
+    assert first.startswith("Data: the embedded benchmark PhotoDigits, test split, the first 6 images. ")
+    assert " Weights: tokred's deit_t" in first
+
+
+def test_leaderboard_has_the_baseline_and_every_method(comparison):
+    table = pd.read_csv(comparison[0] / "leaderboard.csv")
+    assert table.method[0] == "baseline"
+    assert set(table.method[1:]) == {*registry.names(), "lowres"}
+    assert (table.status == "ok").all()
+    methods = table[1:]
+    within = (methods.reduction >= 0.3) & (methods.reduction <= 0.301)
+    assert list(methods.method[~within]) == ["lowres"]  # whole rows of patches are coarse steps
+    assert (methods.top1.diff().dropna() <= 0).all()  # best first
+    learned = methods.method.isin(["patchmerger", "sinkhorn", "sit", "dynamicvit"])
+    assert (methods.training[learned] == "reducer").all()
+    assert (methods.images_seen[learned] > 0).all()
+    assert (methods.training[~learned] == "none").all()
+    run_json = json.loads((comparison[0] / "run.json").read_text())
+    assert {name: card["images_seen"] for name, card in run_json["adapters"].items()} == methods[
+        learned
+    ].set_index("method").images_seen.to_dict()
+    assert table.limited.all()
+    assert (table.n_images == 6).all()
+
+
+def test_everything_else_it_leaves(comparison):
+    out = comparison[0]
+    visible = {p.name for p in out.iterdir() if not p.name.startswith(".")}
+    tables = {"leaderboard.csv", "table.md", "table.tex", "run.json", "config.yaml", "predictions.npz"}
+    assert visible == tables | {"report.html", "pareto.svg", "pareto.png", "maps.npz"}
+    run_json = json.loads((out / "run.json").read_text())
+    assert run_json["configuration"]["model"] == "deit_t"
+    arrays = np.load(out / "predictions.npz")
+    table = pd.read_csv(out / "leaderboard.csv").set_index("method")
+    for method in ("baseline", *registry.names()):
+        top1 = 100 * (arrays[f"{method}/prediction"] == arrays["labels"]).mean()
+        assert table.top1[method] == pytest.approx(top1)
+
+
+def test_a_row_is_the_same_again_and_whatever_else_is_compared(comparison, few):
+    whole = pd.read_csv(comparison[0] / "leaderboard.csv").set_index("method")
+    part = pd.read_csv(few[0] / "leaderboard.csv").set_index("method")
+    relative = ["best", "unbeaten"]  # to the other rows
+    pd.testing.assert_frame_equal(
+        whole.loc[part.index].drop(columns=relative), part.drop(columns=relative), check_dtype=False
+    )
+
+
+def test_a_finished_run_is_shown_again_without_evaluating_anything(few, monkeypatch):
+    before = (few[0] / "leaderboard.csv").read_bytes()
+    monkeypatch.setattr("tokred.evaluation.engine.Pass.run", None)
+    code, text = run("compare", *FEW, "--out", few[0])
+    assert code == 0, text
+    assert "was finished on" in text
+    assert few[1][few[1].index("deit_t on") : few[1].index("Report, ")] in text
+    assert (few[0] / "leaderboard.csv").read_bytes() == before
+
+
+def test_a_changed_comparison_starts_anew_beside_the_old_one(comparison, tmp_path):
+    shutil.copytree(comparison[0], tmp_path / "out")
+    before = (comparison[0] / "leaderboard.csv").read_bytes()
+    code, text = run("compare", *SMALL, "--methods", "lotm", "--out", tmp_path / "out", "--seed", "7")
+    assert code == 0, text
+    assert "holds a run with another adapters, methods, options, seed: it is in" in " ".join(text.split())
+    (old,) = (tmp_path / "out" / "previous").iterdir()
+    assert (old / "leaderboard.csv").read_bytes() == before
+    assert set(pd.read_csv(tmp_path / "out" / "leaderboard.csv").method) == {
+        "baseline",
+        "lotm",
+        "random",
+        "lowres",
+    }
+
+
+def test_a_sweep_is_one_pass_and_marks_what_cannot_be_reached(few, tmp_path):
+    code, text = run("sweep", *FEW, "--budgets", "0.3,0.55", "--out", tmp_path / "sweep")
+    assert code == 0, text
+    table = pd.read_csv(tmp_path / "sweep" / "leaderboard.csv")
+    assert sorted(zip(table.method[1:], table.budget[1:], table.status[1:], strict=True)) == [
+        ("lotm", 0.3, "ok"), ("lotm", 0.55, "unreachable"), ("topk", 0.3, "ok"), ("topk", 0.55, "ok")
+    ]  # fmt: skip
+    assert "can save at most" in table.error[table.status == "unreachable"].item()
+    one = pd.read_csv(few[0] / "leaderboard.csv").set_index("method")
+    swept = table[(table.budget == 0.3) | (table.method == "baseline")].set_index("method").loc[one.index]
+    pd.testing.assert_frame_equal(swept, one, check_dtype=False)
+    line = next(line for line in text.splitlines() if "lotm" in line)
+    assert [cell.strip() for cell in line.split("│")[2:4]] == [f"{one.top1['lotm']:.2f}", "-"]
+
+
+@pytest.mark.parametrize("budgets", ["0.1:0.6", "0.6:0.1:0.1", "0.1:0.6:0", "a", "", "0.1:0.55:0.1"])
+def test_budgets_that_are_none(budgets, tmp_path):
+    code, text = run("sweep", "--model", "deit_t", "--budgets", budgets, "--out", tmp_path / "out")
+    assert code == 2
+    assert "FIRST:LAST:STEP" in text or "no budget" in text
+
+
+def test_unreadable_images_skipped_or_counted(tmp_path, odd_images):
+    arguments = (
+        "--model",
+        "deit_t",
+        "--data",
+        odd_images,
+        "--weights",
+        zoo.SHIPPED / "deit_t.safetensors",
+        "--methods",
+        "lotm",
+    )
+    tables = {}
+    for mode in ("skip", "count-wrong"):
+        code, text = run(
+            "compare", *arguments, "--on-error", mode, "--batch-size", "4", "--out", tmp_path / mode
+        )
+        assert code == 0, text
+        tables[mode] = pd.read_csv(tmp_path / mode / "leaderboard.csv")
+        found = json.loads((tmp_path / mode / "run.json").read_text())
+        assert {name for text in found["unreadable"].values() for name in BROKEN if name in text} == set(
+            BROKEN
+        )
+        assert len(found["unreadable"]) == len(BROKEN)
+        assert found["kinds"] == {"16-bit": 1, "CMYK": 1, "EXIF rotation ignored": 1, "greyscale": 1}
+        assert f"{len(BROKEN)} images unreadable" in (tmp_path / mode / "table.md").read_text()
+    skip, wrong = tables["skip"], tables["count-wrong"]
+    assert (skip.n_images == 10).all()
+    assert (wrong.n_images == 10 + len(BROKEN)).all()
+    assert (wrong.n_failed == len(BROKEN)).all()
+    assert (skip.n_failed == len(BROKEN)).all()
+    np.testing.assert_allclose(wrong.top1 * wrong.n_images, skip.top1 * skip.n_images)  # as many right
+    assert wrong.agreement[1] == skip.agreement[1]
+    for workers in ("0", "1"):
+        code, text = run("compare", *arguments, "--out", tmp_path / "fail", "--workers", workers)
+        assert code == 2
+        assert "cannot be read" in text
+    code, text = run("compare", *arguments, "--on-error", "ignore", "--out", tmp_path / "fail")
+    assert code == 2
+    assert "Unknown --on-error 'ignore'" in text
+
+
+BROKEN = ("zero.png", "cut.jpg", "text.png", "cut.png")
+
+
+@pytest.fixture
+def odd_images(tmp_path):
+    """Ten classes with a good image each, some of an odd kind, and four files that are no images."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data" / "val"
+    for label in range(10):
+        (root / str(label)).mkdir(parents=True)
+        pixels = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        image, options = Image.fromarray(pixels), {}
+        if label == 1:
+            image = image.convert("L")
+        if label == 2:
+            image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+        if label == 3:
+            options["exif"] = Image.Exif()
+            options["exif"][0x0112] = 6
+        if label == 4:
+            image = image.convert("CMYK")
+        image.save(root / str(label) / ("a.jpg" if label == 4 else "a.png"), **options)
+    (root / "5" / "zero.png").write_bytes(b"")
+    (root / "6" / "text.png").write_text("no image")
+    (root / "9" / "cut.png").write_bytes((root / "0" / "a.png").read_bytes()[:-300])
+    (root / "7" / "cut.jpg").write_bytes((root / "4" / "a.jpg").read_bytes()[:-300])
+    return tmp_path / "data"
+
+
+def test_an_unreachable_method_is_a_row_and_the_others_go_on(tmp_path):
+    code, text = run("compare", *SMALL, "--budget", "0.55", "--methods", "lotm,random", "--out", tmp_path)
+    assert code == 1
+    table = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method")
+    assert table.status.to_dict() == {"baseline": "ok", "random": "ok", "lowres": "ok", "lotm": "unreachable"}
+    assert "can save at most" in table.error["lotm"]
+    assert np.isnan(table.top1["lotm"])
+    assert "can save at most" in text
+
+
+def test_options_are_in_the_row(tmp_path):
+    code, _ = run(
+        "compare",
+        *SMALL,
+        "--methods",
+        "lotm",
+        "--set",
+        "lotm.order=append",
+        "--stages",
+        "4 7 10",
+        "--out",
+        tmp_path,
+    )
+    assert code == 0
+    row = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method").loc["lotm"]
+    assert (row.options, row.stages, row.protocol) == (
+        "order=append weighted=False proportional=False metric=x",
+        "4 7 10",
+        "custom",
+    )
+
+
+ELSEWHERE = ("--methods", "lotm,sit", "--stages", "3 6 9")
+
+
+def test_an_unfitted_method_has_no_accuracy_but_the_command_that_fits_it(tmp_path):
+    code, text = run("compare", *SMALL, *ELSEWHERE, "--out", tmp_path)
+    assert code == 0
+    row = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method").loc["sit"]
+    assert (row.status, np.isnan(row.top1), np.isnan(row.agreement)) == ("unfitted", True, True)
+    assert row.error.startswith("not fitted: run `tokred fit sit --model deit_t --stages '3 6 9'`")
+    assert "it was fitted at layers 4 7 10, not at 3 6 9" in row.error
+    assert "not fitted: run \\`tokred fit sit" in (tmp_path / "table.md").read_text()  # shown, not formatted
+    code, text = run("compare", *SMALL, "--methods", "sit", "--stages", "3 6 9", "--out", tmp_path / "alone")
+    assert code == 2
+    assert "not fitted: run `tokred fit sit" in text
+
+
+def test_allow_unfitted_marks_the_row(tmp_path):
+    code, _ = run("compare", *SMALL, *ELSEWHERE, "--allow-unfitted", "--out", tmp_path)
+    assert code == 0
+    row = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method").loc["sit"]
+    assert (row.status, bool(row.unfitted), row.training) == ("ok", True, "none")
+    assert "unfitted: random parameters, no result" in (tmp_path / "table.md").read_text()
+
+
+def test_a_folder_of_ones_own_images(tmp_path):
+    for label in range(10):
+        (tmp_path / "data" / "val" / str(label)).mkdir(parents=True)
+        Image.new("RGB", (64, 80), (label * 20, 0, 0)).save(tmp_path / "data" / "val" / str(label) / "a.png")
+    weights = zoo.SHIPPED / "deit_t.safetensors"
+    arguments = (
+        "--model",
+        "deit_t",
+        "--workers",
+        "0",
+        "--methods",
+        "lotm",
+        "--out",
+        tmp_path / "out",
+        "--weights",
+        weights,
+    )
+    code, text = run("compare", "--data", tmp_path / "data", *arguments)
+    assert code == 0, text
+    row = pd.read_csv(tmp_path / "out" / "leaderboard.csv").loc[0]
+    assert (row.dataset, row.split, row.n_images, row.crop_pct) == ("data", "validation", 10, 0.9)
+    assert not row.limited
+
+
+BAD = {
+    "unknown model": (["--model", "deit_ss"], "Unknown model 'deit_ss'. Did you mean"),
+    "unsupported model": (
+        ["--model", "swin_tiny_patch4_window7_224"],
+        "SwinTransformer is not a standard timm VisionTransformer",
+    ),
+    "unknown method": (["--methods", "lotm,tomee"], "Unknown method 'tomee'. Did you mean: tome"),
+    "unknown option": (["--set", "lotm.ordr=append"], "Did you mean: order"),
+    "malformed option": (["--set", "lotm"], "METHOD.OPTION=VALUE"),
+    "option of an unknown method": (["--set", "lotmm.order=append"], "Did you mean: lotm"),
+    "no data": (["--data", "/no/such/folder"], "No data at"),
+    "unknown device": (["--device", "tpu"], "cannot be used here"),
+    "unknown precision": (["--precision", "fp7"], "Unknown precision"),
+    "budget of one": (["--budget", "1"], "between 0 and 1"),
+    "budget in per cent": (["--budget", "30"], "between 0 and 1"),
+    "budget out of reach": (["--budget", "0.9", "--methods", "lotm"], "can save at most"),
+    "no images": (["--limit", "0"], "--limit"),
+    "stages in words": (["--stages", "four"], "--stages takes layer numbers"),
+    "stages too deep": (["--stages", "4 13"], "layers from 1 to 12"),
+    "unknown protocol": (["--protocol", "nativ"], "Did you mean: native"),
+    "no stages": (["--stages", ""], "at least one layer"),
+    "no attention before the first layer": (
+        ["--methods", "kmedoids", "--stages", "1 4"],
+        "no attention to look at before layer 1",
+    ),
+    "negative seed": (["--seed", "-1"], "--seed must lie between 0"),
+    "an option out of range": (["--methods", "dpcknn", "--set", "dpcknn.neighbors=0"], "at least 1"),
+    "a device that computes nothing": (["--device", "meta"], "computes nothing"),
+    "a device of another package": (["--device", "hpu"], "cannot be used here"),
+    "a budget that is no number": (["--budget", "nan"], "between 0 and 1"),
+    "empty batches": (["--batch-size", "0"], "at least 1"),
+    "no weights shipped": (["--model", "deit_b"], "No PhotoDigits weights are shipped for deit_b"),
+    "missing weights": (["--weights", "/no/such.safetensors"], "No weight file"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words, tmp_path):
+    base = [] if "--model" in arguments else ["--model", "deit_t"]
+    code, text = run("compare", *base, *arguments, "--out", tmp_path / "out")
+    assert code == 2
+    assert words in text
+    assert text.startswith("Error: ")
+    assert text.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    for split in ("train", "test"):
+        for label in range(10):
+            (tmp_path / split / str(label)).mkdir(parents=True)
+            Image.new("RGB", (64, 64)).save(tmp_path / split / str(label) / "a.png")
+    weights = zoo.SHIPPED / "deit_t.safetensors"
+    arguments = (
+        "--model",
+        "deit_t",
+        "--workers",
+        "0",
+        "--methods",
+        "lotm",
+        "--data",
+        tmp_path,
+        "--weights",
+        weights,
+    )
+    for extra in ([], ["--split", "tset"]):
+        code, text = run("compare", *arguments, *extra, "--out", tmp_path / "out")
+        assert code == 2
+        assert "(there are: test, train)" in text
+    code, text = run("compare", *arguments, "--split", "test", "--out", tmp_path / "out")
+    assert code == 0
+    assert "test split, 10 images" in text
+
+
+def test_files_of_somebody_else_are_kept(tmp_path):
+    (tmp_path / "table.md").write_text("mine")
+    code, text = run("compare", *SMALL, "--out", tmp_path)
+    assert code == 2
+    assert "holds table.md but no run of tokred" in text
+    assert (tmp_path / "table.md").read_text() == "mine"
+    for content in ('{"configuration": null}', '{"configuration": "x"}', "[]"):
+        (tmp_path / "run.json").write_text(content)
+        code, text = run("compare", *SMALL, "--out", tmp_path)
+        assert code == 2
+        assert "is not a run of tokred" in text
+
+
+def test_a_card_that_is_no_card_is_ignored(tmp_path):
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes((zoo.SHIPPED / "deit_t.safetensors").read_bytes())
+    weights.with_suffix(".json").write_text("{broken")
+    assert zoo.load_file("deit_t", weights).card == {}
+
+
+def test_a_method_that_cannot_be_matched_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
+    def explode(self, view):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(registry.get("topk"), "forward", explode)
+    code, text = run("compare", *SMALL, "--methods", "topk,lotm", "--out", tmp_path / "out")
+    assert code == 1
+    assert "topk cannot be matched: RuntimeError: boom" in text
+    table = pd.read_csv(tmp_path / "out" / "leaderboard.csv", index_col="method")
+    assert list(table.status[["lotm", "topk"]]) == ["ok", "failed"]
+
+
+def test_corrupt_weights_and_an_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"\0" * 40)
+    code, text = run("compare", *SMALL, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out")
+    assert code == 2
+    assert "cannot be read" in text
+    code, text = run("compare", *SMALL, "--out", tmp_path / "w.safetensors" / "out")
+    assert code == 2
+    assert "cannot be written" in text
+
+
+def test_weights_for_other_classes(tmp_path):
+    (tmp_path / "data" / "val" / "cat").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "data" / "val" / "cat" / "a.png")
+    weights = zoo.SHIPPED / "deit_t.safetensors"
+    code, text = run(
+        "compare",
+        "--model",
+        "deit_t",
+        "--data",
+        tmp_path / "data",
+        "--weights",
+        weights,
+        "--out",
+        tmp_path / "out",
+    )
+    assert code == 2
+    assert "has 1 classes" in text
+
+
+def test_an_unreadable_image_ends_the_run_by_name(tmp_path):
+    for label in range(10):
+        (tmp_path / "data" / "val" / str(label)).mkdir(parents=True)
+        (tmp_path / "data" / "val" / str(label) / "a.png").write_bytes(b"no image")
+    weights = zoo.SHIPPED / "deit_t.safetensors"
+    for workers in ("0", "1"):
+        code, text = run(
+            "compare",
+            "-m",
+            "deit_t",
+            "--data",
+            tmp_path / "data",
+            "--weights",
+            weights,
+            "--out",
+            tmp_path / "o",
+            "--workers",
+            workers,
+        )
+        assert code == 2
+        assert "a.png cannot be read" in text
+        assert "Traceback" not in text
