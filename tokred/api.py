@@ -50,6 +50,10 @@ def reduce(
         TokredError: unknown names, an unsupported model, a budget that the method cannot reach, a learned method without an adapter, or
             an adapter that is for something else.
     """
+    if any(parameter.is_meta for parameter in getattr(model, "parameters", tuple)()):
+        raise TokredError(
+            "This model lies on the meta device, without weights; move it with to_empty and load its weights first."
+        )
     given, costs = [] if adapter is None else foreign.find([adapter]), CostTable(model)
     near = foreign_plans.nearest(given, costs, budget, {method: options}, stages)
     if method in near.refused:

@@ -5,18 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
+import timm.data
 import torch
 from torch.nn import functional as F
 
+import tokred
 from tokred.core import registry
+from tokred.core.flops import count
 from tokred.core.plan import Plan
 from tokred.core.reducer import Reducer
-from tokred.core.reduction import History, Keep, Merge
+from tokred.core.reduction import History, Keep, Merge, Mix
 from tokred.core.stage import State
 from tokred.core.vit import ReducedViT, check_supported
 from tokred.errors import TokredError, UnsupportedModel
 from tokred.methods.tome import ToMe
-from tokred.testing import tiny_vit
+from tokred.testing import check_reducer, tiny_vit
 
 VARIANTS = {
     "plain": {},
@@ -276,3 +279,142 @@ def test_one_graph_for_torch_compile_and_export(method, images):
         ).module()
         twice = torch.cat([images, images])
         assert torch.equal(exported(twice), reduced(twice))
+
+
+def test_a_model_in_training_mode_reduces_until_training_is_asked_for(images):
+    model = copy.deepcopy(tiny_vit()).train()
+    reduced = ReducedViT(model, Plan("dynamicvit", (2, 3), (28, 20)))
+    assert model.training
+    assert reduced.run(images).x.shape[1] == 21
+    reduced.train()
+    assert reduced.run(images).x.shape[1] == 37
+    reduced.eval()
+    assert reduced.run(images).x.shape[1] == 21
+
+
+def test_timm_prepares_images_for_the_wrapper_as_for_the_model():
+    model = timm.create_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k", depth=4, embed_dim=48, num_heads=3)
+    reduced = ReducedViT(model, Plan("topk", (2,), (100,)))
+    want = timm.data.resolve_model_data_config(model)
+    assert timm.data.resolve_model_data_config(reduced) == want
+    assert want["mean"] == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("method", ["tome", "dynamicvit", "patchmerger"])
+def test_gradient_checkpointing_saves_activations_and_changes_nothing(method, images):
+    model = copy.deepcopy(tiny_vit())
+    reduced = ReducedViT(model, Plan(method, (2, 3), (28, 20)))
+
+    def gradients():
+        saved = []
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+            loss = reduced(images).square().sum()
+        loss.backward()
+        return sum(saved), {
+            name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+        }
+
+    plain, want = gradients()
+    reduced.set_grad_checkpointing()
+    less, got = gradients()
+    assert less < plain / 2
+    assert got.keys() == want.keys()
+    assert all(torch.allclose(got[name], want[name], atol=1e-5) for name in want)
+
+
+def test_images_of_one_channel():
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=48, patch_size=8, embed_dim=48, depth=4, num_heads=3, in_chans=1
+    ).eval()
+    reduced = tokred.reduce(model, "lotm", 0.2, stages=(2, 3))
+    assert reduced(torch.randn(2, 1, 48, 48)).shape == (2, 1000)
+    assert count(reduced).total <= 0.8 * count(ReducedViT(model)).total
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("method", registry.names())
+def test_a_reduced_model_may_be_cast(method, dtype, images):
+    reduced = ReducedViT(copy.deepcopy(tiny_vit()), Plan(method, (2, 3), (28, 20)))
+    with torch.no_grad():
+        want = reduced(images)
+        got = reduced.to(dtype)(images.to(dtype))
+    assert got.dtype == dtype
+    if method in ("random", "sit", "sinkhorn"):  # the others decide by what half precision rounds
+        assert torch.allclose(got.float(), want, atol=0.1)
+    assert all(p.dtype == torch.float32 for p in reduced.stages.parameters())
+
+
+def test_patches_that_are_dropped_in_training_are_named(images):
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=48,
+        patch_size=8,
+        embed_dim=48,
+        depth=4,
+        num_heads=3,
+        patch_drop_rate=0.5,
+    )
+    reduced = ReducedViT(model, Plan("topk", (2,), (20,)))
+    with pytest.raises(TokredError, match="patch_drop_rate=0"):
+        reduced(images)
+    assert reduced.eval()(images).isfinite().all()
+
+
+def test_a_hybrid_is_refused_by_name():
+    with pytest.raises(UnsupportedModel, match="makes its tokens by HybridEmbed"):
+        check_supported(timm.create_model("vit_tiny_r_s16_p8_224", depth=2))
+
+
+class Decides(Reducer):
+    """Return whatever the test says."""
+
+    decision = None
+
+    def forward(self, view):
+        return type(self).decision(len(view.x), self.n, self.keep)
+
+
+def _rows(values, batch):
+    return torch.tensor(values).expand(batch, -1)
+
+
+@pytest.mark.parametrize(
+    ("decision", "rule"),
+    [
+        (lambda b, n, m: Keep(_rows([*range(m - 1), m - 2], b), n), "repeats no index"),
+        (lambda b, n, m: Keep(_rows([*range(m - 1), -1], b), n), "between 0 and 35"),
+        (lambda b, n, m: Keep(_rows([*range(m - 1), n], b), n), "between 0 and 35"),
+        (lambda b, n, m: Keep(_rows([*range(m)], b), n + 1), "needs int64 indices and n=36"),
+        (lambda b, n, m: Keep(_rows([*range(m)], b), n, _rows([m] * n, b)), "labels of a Keep"),
+        (lambda b, n, m: Merge(_rows([0] * n, b), m), "every group of a Merge has a member"),
+        (lambda b, n, m: Merge(_rows([m] * n, b), m), "between 0 and 19"),
+        (lambda b, n, m: Merge(_rows([0] * (n - 1), b), m), "are 36 int64 numbers"),
+        (lambda b, n, m: Mix(torch.full((b, m, n), torch.nan)), "finite weights"),
+        (lambda b, n, m: torch.zeros(b, m, 48), "must return Keep, Merge or Mix, not Tensor"),
+        (lambda b, n, m: Keep(_rows([*range(m + 1)], b), n), "leaves 21 tokens, not 20"),
+    ],
+)
+def test_a_decision_that_breaks_a_rule_is_one_sentence(decision, rule, images):
+    Decides.decision = staticmethod(decision)
+    reduced = ReducedViT(tiny_vit(), Plan(Decides, (2,), (20,)))
+    with pytest.raises(TokredError, match=f"Decides at layer 2 breaks a rule: .*{rule}"):
+        reduced.advance(reduced.embed(images), check=True)
+    assert "decision" in check_reducer(Decides)
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_all_methods_keep_the_rules(method, images):
+    reduced = ReducedViT(tiny_vit(), Plan(method, (2, 3), (28, 20)))
+    assert reduced.advance(reduced.embed(images), check=True).x.shape[1] == 21
+
+
+@pytest.mark.parametrize("budget", ["0.3", None, True, [0.3]])
+def test_a_budget_that_is_no_number_is_one_sentence(budget):
+    with pytest.raises(TokredError, match="A budget is the fraction of FLOPs"):
+        tokred.reduce(tiny_vit(), "lotm", budget, stages=(2, 3))
+
+
+def test_a_model_without_weights_is_one_sentence():
+    with pytest.raises(TokredError, match="meta device"):
+        tokred.reduce(copy.deepcopy(tiny_vit()).to("meta"), "lotm", 0.2, stages=(2, 3))

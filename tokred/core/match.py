@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
+from numbers import Real
 from typing import Any
 
 from tokred.core import registry
@@ -87,9 +88,9 @@ def match(
         UnsupportedModel: the method needs a CLS token and the model has none.
         Unreachable: the method cannot save that much at these stages; the message tells how much it can.
     """
-    if not 0 < budget < 1:
+    if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget < 1:
         raise TokredError(
-            f"A budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3 for 30 %; got {budget:g}."
+            f"A budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3 for 30 %; got {budget!r}."
         )
     cls = registry.get(method)
     layers = resolve_stages(cls, costs.model.depth, protocol, stages)

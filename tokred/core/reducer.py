@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -70,6 +71,15 @@ class Reducer(nn.Module):
     def learned(self) -> bool:
         """Whether the method owns parameters, so that it means nothing before it is fitted."""
         return any(True for _ in self.parameters())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Reducer:
+        """Move parameters between devices, and leave them in float32: decisions are made in it, whatever the model computes in."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     def forward(self, view: View) -> Reduction:
         """Decide where the tokens of `view.x` [B, n, dim] go, leaving `keep`."""

@@ -8,14 +8,16 @@ that what has been replaced, wrapped, cast or moved since is what runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.layers import Attention as TimmAttention
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tokred.core.attention import call_attention
 from tokred.core.plan import Plan
@@ -35,11 +37,15 @@ class ReducedViT(nn.Module):
             `ReducedViT` may hold the same one.
         plan: which tokens go where; by default none.
         record: further layers whose attention `advance` leaves in the state.
-        seed: of `View.rng`.
+        seed: the seed of `View.rng`, and of parameters that are drawn.
+
+    Reducers start in evaluation mode, whatever the mode of the backbone, so that the model reduces: `train()` asks for what a method
+    does in training, where DynamicViT masks tokens instead of removing them. As in any module that holds a shared one, `train()` and
+    `eval()` set the mode of the backbone too.
 
     Raises:
-        UnsupportedModel: blocks, attention or pooling that are not timm's standard ones, or a method that needs a CLS token which
-            the model lacks.
+        UnsupportedModel: blocks, attention or pooling that are not timm's standard ones, or a method that needs a CLS token
+            which the model lacks.
     """
 
     def __init__(
@@ -54,8 +60,8 @@ class ReducedViT(nn.Module):
         self._build_stages(seed)
         self.training = (
             backbone.training
-        )  # `train` would set it in every part of the backbone, frozen ones too
-        self.stages.train(backbone.training)
+        )  # `train` would set it in all parts of the backbone, frozen ones too
+        self.stages.eval()
         self.proportional = any(stage.reducer.proportional for stage in self.stage_list())
         self.recorded = frozenset(self._looked_at() | set(record))
 
@@ -75,6 +81,20 @@ class ReducedViT(nn.Module):
         """Layers whose attention a stage looks at: its own at "mid", the one before at "pre"."""
         layers = {stage.layer - (stage.reducer.site == "pre") for stage in self.stage_list()}
         return layers - {0}
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """How the backbone's images are prepared, as timm keeps it: `timm.data.resolve_model_data_config` asks for it."""
+        return self.backbone.pretrained_cfg
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """`pretrained_cfg` under its older name."""
+        return self.backbone.pretrained_cfg
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute layers again in the backward pass, which saves memory; a setting of the shared backbone."""
+        self.backbone.set_grad_checkpointing(enable)
 
     @property
     def learned(self) -> bool:
@@ -113,7 +133,7 @@ class ReducedViT(nn.Module):
         return None
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Logits, [B, classes], of images [B, 3, H, W]."""
+        """Logits, [B, classes], of images [B, channels, H, W]."""
         return self.head(self.run(x, attn_mask))
 
     def run(self, x: Tensor, attn_mask: Tensor | None = None) -> State:
@@ -125,27 +145,47 @@ class ReducedViT(nn.Module):
         return self.advance(self.embed(x))
 
     def embed(self, x: Tensor, images: Tensor | None = None) -> State:
-        """Images [B, 3, H, W] to the state before layer 1. `images` are keys for random numbers, [B] int64."""
+        """Images [B, channels, H, W] to the state before layer 1. `images` are keys for random numbers, [B] int64.
+
+        Raises:
+            TokredError: the backbone drops patches in training, so that no plan holds.
+        """
         backbone = self.backbone
+        if len(self.stages) and backbone.training and not isinstance(backbone.patch_drop, nn.Identity):
+            raise TokredError(
+                "This model drops random patches in training, so a plan of its tokens does not hold; build it with "
+                "patch_drop_rate=0, or call eval()."
+            )
         tokens = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(x))))
         return State(tokens, images=images)
 
-    def advance(self, state: State, stop: Point | None = None) -> State:
-        """Run layers and stages from a state up to a point, whose own stage is not yet applied; by default to the end."""
+    def advance(self, state: State, stop: Point | None = None, check: bool = False) -> State:
+        """Run layers and stages from a state up to a point, whose own stage is not yet applied; by default to the end.
+
+        `check` looks at the values of every decision, which a comparison does on its first batch; see `Stage.forward`.
+        """
         end = state
-        for _, end in self.walk(state, stop):  # noqa: B007
+        for _, end in self.walk(state, stop, check):  # noqa: B007
             pass
         return end
 
-    def walk(self, state: State, stop: Point | None = None) -> Iterator[tuple[str, State]]:
+    def walk(
+        self, state: State, stop: Point | None = None, check: bool = False
+    ) -> Iterator[tuple[str, State]]:
         """As `advance`, part by part: the name of each part and the state after it."""
         while state.layer <= self.depth and (state.layer, state.site) != stop:
             layer, site = state.layer, state.site
             if _key(layer, site) in self.stages:
-                state = self.stages[_key(layer, site)](state)
+                state = self.stages[_key(layer, site)](state, check)
                 yield f"the reduction at layer {layer}", state
-            state = self.attend(state) if site == "pre" else self.mlp(state)
+            state = self._call(self.attend if site == "pre" else self.mlp, state)
             yield f"the {'attention' if site == 'pre' else 'MLP'} of layer {layer}", state
+
+    def _call(self, part: Callable[[State], State], state: State) -> State:
+        """A part of a layer, computed again in the backward pass where the backbone asks for that."""
+        if self.backbone.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, state, use_reentrant=False)
+        return part(state)
 
     def head(self, state: State) -> Tensor:
         """Logits of a state after the last layer."""
@@ -197,6 +237,7 @@ def build_stage(
     cls, has_cls = plan.reducer, backbone.cls_token is not None
     with seeded(seed + layer):
         reducer = cls(n, keep, backbone.embed_dim, num_heads(backbone), **plan.options)
+    reducer.to(backbone.patch_embed.proj.weight.device)
     if reducer.needs_cls and not has_cls:
         raise UnsupportedModel(
             f"{cls.name} needs a CLS token, which this model does not have; choose a method that works without."
@@ -217,6 +258,10 @@ def check_supported(model: nn.Module) -> None:
     ):
         raise UnsupportedModel(
             f"{name} is not a standard timm VisionTransformer; tokred reduces ViT and DeiT models, such as deit_s."
+        )
+    if type(model.patch_embed) is not PatchEmbed:
+        raise UnsupportedModel(
+            f"{name} makes its tokens by {type(model.patch_embed).__name__}, but tokred knows only timm's PatchEmbed."
         )
     for block in model.blocks:
         if type(block) is not Block:
