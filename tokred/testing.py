@@ -22,8 +22,9 @@ from torch import Tensor
 from tokred.core.options import default_options
 from tokred.core.plan import Plan, uniform_counts
 from tokred.core.reducer import Attention, Reducer, View
-from tokred.core.reduction import Mix, Reduction, compose, unmerge
+from tokred.core.reduction import Mix, compose, unmerge
 from tokred.core.rng import Rng
+from tokred.core.rules import broken_rule
 from tokred.core.vit import ReducedViT, num_heads, num_patches
 from tokred.errors import TokredError
 from tokred.models.residual import scale_residual
@@ -220,12 +221,8 @@ def check_decision(cls: type[Reducer]) -> None:
     """The result is a Keep, Merge or Mix whose indices and labels are in range and whose matrix does what pool does."""
     for view, reducer in _runs(cls):
         n, keep, result = reducer.n, reducer.keep, reducer(view)
-        expect(
-            isinstance(result, Reduction),
-            f"forward must return Keep, Merge or Mix, not {type(result).__name__}.",
-        )
-        problem = result.problem(n)
-        expect(not problem, f"A rule is broken: {problem}.")
+        rule = broken_rule(result, 3, n, keep)
+        expect(not rule, rule)
         labels = result.labels()
         expect(
             labels.dtype == torch.int64 and labels.shape == (3, n), "labels() must be int64 of shape [B, N]."

@@ -41,10 +41,6 @@ class Reduction(ABC):
         """Tokens [B, P + N, C] to [B, P + M, C]: the `prefix` first rows pass unchanged, the others are pooled."""
         return torch.cat([x[:, :prefix], self.pool(x[:, prefix:])], dim=1)
 
-    def problem(self, n: int) -> str:
-        """The rule for decisions about n tokens that this one breaks, as a clause; empty if none."""
-        return ""
-
     def sizes(self, size: Tensor) -> Tensor:
         """Patches that each output stands for, [B, M], from those of the inputs, [B, N]."""
         return self.carry(size.unsqueeze(-1)).squeeze(-1)
@@ -76,20 +72,6 @@ class Keep(Reduction):
 
     def pool(self, x: Tensor) -> Tensor:
         return take_rows(x, self.index)
-
-    def problem(self, n: int) -> str:
-        if self.index.dtype != torch.int64 or self.n != n:
-            return f"a Keep of {n} tokens needs int64 indices and n={n}"
-        if ((self.index < 0) | (self.index >= n)).any():
-            return f"indices of a Keep lie between 0 and {n - 1}"
-        if (self.index.sort(1).values.diff(dim=1) == 0).any():
-            return "a Keep repeats no index"
-        label, m = self.label, self.index.shape[1]
-        if label is None:
-            return ""
-        if label.dtype != torch.int64 or label.shape[1] != n or ((label < -1) | (label >= m)).any():
-            return f"labels of a Keep are {n} int64 numbers between -1 and {m - 1}"
-        return ""
 
     def apply(self, x: Tensor, prefix: int) -> Tensor:
         # Rows of the prefix are rows as well: that saves a copy of all others.
@@ -144,16 +126,6 @@ class Merge(Reduction):
             total = total / count_groups(self.label, self.m).to(wide.dtype).unsqueeze(-1)
         return total.to(x.dtype)
 
-    def problem(self, n: int) -> str:
-        label, m = self.label, self.m
-        if label.dtype != torch.int64 or label.shape[1] != n or ((label < 0) | (label >= m)).any():
-            return f"labels of a Merge are {n} int64 numbers between 0 and {m - 1}"
-        if (count_groups(label, m) == 0).any():
-            return "every group of a Merge has a member"
-        if self.weight is not None and not self.weight.isfinite().all():
-            return "weights of a Merge are finite"
-        return ""
-
     def apply(self, x: Tensor, prefix: int) -> Tensor:
         # Tokens of the prefix are groups of their own: that saves a copy of all others, 3 % of a DeiT-S with a stage in every layer.
         weight = self.weight
@@ -198,11 +170,6 @@ class Mix(Reduction):
     def pool(self, x: Tensor) -> Tensor:
         value = x if self.value is None else self.value
         return torch.matmul(self.weight.to(value.dtype), value).to(x.dtype)
-
-    def problem(self, n: int) -> str:
-        if self.weight.shape[2] != n or not self.weight.isfinite().all():
-            return f"a Mix has {n} finite weights for each output"
-        return ""
 
     def carry(self, mass: Tensor) -> Tensor:
         return torch.matmul(self.shares().to(mass.dtype), mass)

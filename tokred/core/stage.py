@@ -108,29 +108,26 @@ class Stage(nn.Module):
             history=state.history,
         )
 
-    def forward(self, state: State, check: bool = False) -> State:
+    def forward(self, state: State) -> State:
         """Apply the reducer's decision.
 
-        Args:
-            state: before the stage.
-            check: whether to look at the values of the decision too, which waits for the device; by default at its type and shape.
-
         Raises:
-            TokredError: the decision breaks a rule, or the stage was planned for another number of tokens.
+            TokredError: the decision is none, or leaves another number of tokens than planned; or the stage was planned for
+                another number of tokens.
         """
         if self.reducer.keep == self.reducer.n:
             return state  # nothing to remove: the reducer is bypassed
         view = self.view(state)
         with torch.autocast(view.x.device.type, enabled=False):  # similarities in bfloat16 are full of ties
             reduction = self.reducer(view)
-            problem = reduction.problem(view.x.shape[1]) if check and isinstance(reduction, Reduction) else ""
-            if problem or not isinstance(reduction, Reduction):
-                what = problem or f"forward must return Keep, Merge or Mix, not {type(reduction).__name__}"
-                raise TokredError(f"{self._name} at layer {self.layer} breaks a rule: {what}.")
+            if not isinstance(reduction, Reduction):
+                raise TokredError(
+                    f"{self._name} must return Keep, Merge or Mix from forward, not {type(reduction).__name__}."
+                )
             x = reduction.apply(state.x, self.num_prefix)
         m = x.shape[1] - self.num_prefix
         if m != self.reducer.keep and not isinstance(reduction, Mask):
             raise TokredError(
-                f"{self._name} at layer {self.layer} breaks a rule: it leaves {m} tokens, not {self.reducer.keep}."
+                f"{self._name} was to leave {self.reducer.keep} tokens at layer {self.layer}, but leaves {m}."
             )
         return state.reduced(x, reduction)

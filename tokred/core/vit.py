@@ -159,24 +159,19 @@ class ReducedViT(nn.Module):
         tokens = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(x))))
         return State(tokens, images=images)
 
-    def advance(self, state: State, stop: Point | None = None, check: bool = False) -> State:
-        """Run layers and stages from a state up to a point, whose own stage is not yet applied; by default to the end.
-
-        `check` looks at the values of every decision, which a comparison does on its first batch; see `Stage.forward`.
-        """
+    def advance(self, state: State, stop: Point | None = None) -> State:
+        """Run layers and stages from a state up to a point, whose own stage is not yet applied; by default to the end."""
         end = state
-        for _, end in self.walk(state, stop, check):  # noqa: B007
+        for _, end in self.walk(state, stop):  # noqa: B007
             pass
         return end
 
-    def walk(
-        self, state: State, stop: Point | None = None, check: bool = False
-    ) -> Iterator[tuple[str, State]]:
+    def walk(self, state: State, stop: Point | None = None) -> Iterator[tuple[str, State]]:
         """As `advance`, part by part: the name of each part and the state after it."""
         while state.layer <= self.depth and (state.layer, state.site) != stop:
             layer, site = state.layer, state.site
             if _key(layer, site) in self.stages:
-                state = self.stages[_key(layer, site)](state, check)
+                state = self.stages[_key(layer, site)](state)
                 yield f"the reduction at layer {layer}", state
             state = self._call(self.attend if site == "pre" else self.mlp, state)
             yield f"the {'attention' if site == 'pre' else 'MLP'} of layer {layer}", state
