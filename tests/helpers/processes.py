@@ -62,8 +62,18 @@ class Command:
         return Done(self.process.exitcode, *texts)
 
 
-def together(folder, world, *arguments):
-    """Run a command in several processes that share it, as torchrun starts them; what each of them left."""
+def together(folder, world, *arguments, settings=None):
+    """Run a command in several processes that share it, as torchrun starts them.
+
+    Args:
+        folder: a folder for what they print.
+        world: the number of processes.
+        arguments: the command and its options.
+        settings: module attributes to set before it runs, as for `Command`.
+
+    Returns:
+        What each of them left.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -73,6 +83,7 @@ def together(folder, world, *arguments):
             Path(folder) / str(rank),
             *arguments,
             environment={**where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            settings=settings,
         )
         for rank in range(world)
     ]

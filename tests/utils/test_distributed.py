@@ -13,6 +13,7 @@ from helpers.processes import together
 from PIL import Image
 
 from tokred.errors import TokredError
+from tokred.evaluation.config import Config
 from tokred.models import zoo
 from tokred.utils.distributed import Processes
 
@@ -114,28 +115,33 @@ def test_one_process_that_fails_ends_the_run_with_its_error(tmp_path):
     assert not (tmp_path / "out" / "leaderboard.csv").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("target", "file"), [("table1", "table1.csv"), ("fig3", "fig3-flops.svg")])
-def test_the_papers_tables_in_several_processes_are_those_of_one(target, file, tmp_path):
-    """Table 1 is a comparison for each of two models here, one after the other."""
-    small = (
-        "reproduce",
-        target,
-        "--limit",
-        "3",
-        "--batch-size",
-        "2",
-        "--precision",
-        "fp32",
-        "--workers",
-        "0",
-        "--no-controls",
-    )
-    small += ("--models", "deit_t,deit_s") if target == "table1" else ("--bench", "0")
-    code, text = run(*small, "--out", tmp_path / "one")
+PAPER = ("--limit", "3", "--batch-size", "2", "--precision", "fp32", "--workers", "0", "--no-controls")
+
+
+def check_reproduced_by_two(folder, file, command, settings=None):
+    """Two processes leave the file that one leaves, and one of them speaks."""
+    code, text = run(*command, "--out", folder / "one")
     assert code == 0, text
-    many = together(tmp_path / "printed", 2, *small, "--out", tmp_path / "many")
+    many = together(folder / "printed", 2, *command, "--out", folder / "many", settings=settings)
     assert [done.returncode for done in many] == [0, 0], many[0].stderr[-3000:]
     printed = "".join(done.stdout for done in many)
-    assert printed.count("3 images") == text.count("3 images")  # one of them speaks
-    assert (tmp_path / "many" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+    assert printed.count("3 images") == text.count("3 images")
+    assert (folder / "many" / file).read_bytes() == (folder / "one" / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_table_1_in_two_processes_is_that_of_one(tmp_path):
+    """It is a comparison for each of two models here, one after the other."""
+    command = ("reproduce", "table1", *PAPER, "--models", "deit_t,deit_s")
+    check_reproduced_by_two(tmp_path, "table1.csv", command)
+
+
+@pytest.mark.slow
+def test_figure_3_in_two_processes_is_that_of_one(tmp_path, monkeypatch):
+    name = "tokred.studies.lotm_paper.study.read_config"
+    config = Config("deit_t", (0.2, 0.3), ("lotm", "tome", "topk"))
+    settings = {name: {"fig3": config}.__getitem__}  # in place of the paper's methods and budgets
+    monkeypatch.setattr(name, settings[name])
+    check_reproduced_by_two(
+        tmp_path, "fig3-flops.svg", ("reproduce", "fig3", *PAPER, "--bench", "0"), settings
+    )
