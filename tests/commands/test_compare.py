@@ -35,12 +35,14 @@ def few(tmp_path_factory):
     return out, text
 
 
+@pytest.mark.slow
 def test_compare_prints_where_the_data_and_weights_come_from_first(comparison):
     first = comparison[1].splitlines()[0]
     assert first.startswith("Data: the embedded benchmark PhotoDigits, test split, the first 6 images. ")
     assert " Weights: tokred's deit_t" in first
 
 
+@pytest.mark.slow
 def test_leaderboard_has_the_baseline_and_every_method(comparison):
     table = pd.read_csv(comparison[0] / "leaderboard.csv")
     assert table.method[0] == "baseline"
@@ -62,6 +64,7 @@ def test_leaderboard_has_the_baseline_and_every_method(comparison):
     assert (table.n_images == 6).all()
 
 
+@pytest.mark.slow
 def test_everything_else_it_leaves(comparison):
     out = comparison[0]
     visible = {p.name for p in out.iterdir() if not p.name.startswith(".")}
@@ -76,6 +79,7 @@ def test_everything_else_it_leaves(comparison):
         assert table.top1[method] == pytest.approx(top1)
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_again_and_whatever_else_is_compared(comparison, few):
     whole = pd.read_csv(comparison[0] / "leaderboard.csv").set_index("method")
     part = pd.read_csv(few[0] / "leaderboard.csv").set_index("method")
@@ -85,6 +89,7 @@ def test_a_row_is_the_same_again_and_whatever_else_is_compared(comparison, few):
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_shown_again_without_evaluating_anything(few, monkeypatch):
     before = (few[0] / "leaderboard.csv").read_bytes()
     monkeypatch.setattr("tokred.evaluation.engine.Pass.run", None)
@@ -95,6 +100,7 @@ def test_a_finished_run_is_shown_again_without_evaluating_anything(few, monkeypa
     assert (few[0] / "leaderboard.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_changed_comparison_starts_anew_beside_the_old_one(comparison, tmp_path):
     shutil.copytree(comparison[0], tmp_path / "out")
     before = (comparison[0] / "leaderboard.csv").read_bytes()
@@ -111,6 +117,7 @@ def test_a_changed_comparison_starts_anew_beside_the_old_one(comparison, tmp_pat
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_pass_and_marks_what_cannot_be_reached(few, tmp_path):
     code, text = run("sweep", *FEW, "--budgets", "0.3,0.55", "--out", tmp_path / "sweep")
     assert code == 0, text
@@ -133,6 +140,7 @@ def test_budgets_that_are_none(budgets, tmp_path):
     assert "FIRST:LAST:STEP" in text or "no budget" in text
 
 
+@pytest.mark.slow
 def test_unreadable_images_skipped_or_counted(tmp_path, odd_images):
     arguments = (
         "--model",
@@ -203,6 +211,7 @@ def odd_images(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_an_unreachable_method_is_a_row_and_the_others_go_on(tmp_path):
     code, text = run("compare", *SMALL, "--budget", "0.55", "--methods", "lotm,random", "--out", tmp_path)
     assert code == 1
@@ -213,6 +222,7 @@ def test_an_unreachable_method_is_a_row_and_the_others_go_on(tmp_path):
     assert "can save at most" in text
 
 
+@pytest.mark.slow
 def test_options_are_in_the_row(tmp_path):
     code, _ = run(
         "compare",
@@ -238,6 +248,7 @@ def test_options_are_in_the_row(tmp_path):
 ELSEWHERE = ("--methods", "lotm,sit", "--stages", "3 6 9")
 
 
+@pytest.mark.slow
 def test_an_unfitted_method_has_no_accuracy_but_the_command_that_fits_it(tmp_path):
     code, text = run("compare", *SMALL, *ELSEWHERE, "--out", tmp_path)
     assert code == 0
@@ -251,6 +262,7 @@ def test_an_unfitted_method_has_no_accuracy_but_the_command_that_fits_it(tmp_pat
     assert "not fitted: run `tokred fit sit" in text
 
 
+@pytest.mark.slow
 def test_allow_unfitted_marks_the_row(tmp_path):
     code, _ = run("compare", *SMALL, *ELSEWHERE, "--allow-unfitted", "--out", tmp_path)
     assert code == 0
@@ -259,6 +271,7 @@ def test_allow_unfitted_marks_the_row(tmp_path):
     assert "unfitted: random parameters, no result" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_images(tmp_path):
     for label in range(10):
         (tmp_path / "data" / "val" / str(label)).mkdir(parents=True)
@@ -330,6 +343,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_split_that_is_not_there(tmp_path):
     for split in ("train", "test"):
         for label in range(10):
@@ -377,6 +391,7 @@ def test_a_card_that_is_no_card_is_ignored(tmp_path):
     assert zoo.load_file("deit_t", weights).card == {}
 
 
+@pytest.mark.slow
 def test_a_method_that_cannot_be_matched_is_a_row_and_the_others_go_on(tmp_path, monkeypatch):
     def explode(self, view):
         raise RuntimeError("boom")
@@ -418,6 +433,7 @@ def test_weights_for_other_classes(tmp_path):
     assert "has 1 classes" in text
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_ends_the_run_by_name(tmp_path):
     for label in range(10):
         (tmp_path / "data" / "val" / str(label)).mkdir(parents=True)

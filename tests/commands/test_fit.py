@@ -21,6 +21,7 @@ def few_validation_images(monkeypatch):
 FIT = ("--model", "deit_t", "--images", "32", "--workers", "0", "--precision", "fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_validation_images")
 def test_what_fit_leaves_compare_takes(tmp_path):
     code, text = run("fit", "sit", *FIT, "--stages", "3 6 9", "--out", tmp_path / "fit")
@@ -39,6 +40,7 @@ def test_what_fit_leaves_compare_takes(tmp_path):
     assert "Resuming at image 32 of 32" in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_validation_images")
 def test_a_full_fit_is_a_row_of_its_own_kind(tmp_path):
     code, text = run("fit", "lotm", *FIT, "--full", "--budget", "0.3", "--out", tmp_path / "fit")

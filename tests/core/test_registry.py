@@ -62,6 +62,7 @@ def forked(*arguments, path):
     return Command(path / "printed", *arguments, path=path).wait()
 
 
+@pytest.mark.slow
 def test_a_method_is_one_file_in_a_package(package):
     listed = tokred("methods", path=package)
     assert "centre" in listed.stdout
@@ -142,6 +143,7 @@ def test_check_on_a_class_that_is_not_registered(tmp_path):
     assert "expected an importable module:Class" in missing.stderr
 
 
+@pytest.mark.slow
 def test_check_reports_a_broken_method(tmp_path):
     (tmp_path / "mine.py").write_text(METHOD.replace(": self.keep]", ":]").replace("stages", "layers"))
     checked = forked("check", "mine:Centre", path=tmp_path)

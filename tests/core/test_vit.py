@@ -268,6 +268,7 @@ def test_threads_share_a_model(method, images):
         assert list(pool.map(run, [0, 1, 0, 1])) == [True] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", registry.names())
 def test_one_graph_for_torch_compile_and_export(method, images):
     reduced = ReducedViT(tiny_vit(), Plan(method, (2, 3), (30, 24)))

@@ -122,6 +122,7 @@ def test_a_model_that_fails_does_not_take_the_others_along(monkeypatch):
         measure(models, model, 1, rounds=1)
 
 
+@pytest.mark.slow
 def test_compiled_models_are_timed_too(monkeypatch):
     real = torch.compile
     monkeypatch.setattr(
@@ -135,6 +136,7 @@ def test_compiled_models_are_timed_too(monkeypatch):
     assert set(measure(models, model, 1, rounds=1, compiled=True)) == {"baseline", *models}
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_row_for_each_method_and_batch_size(tmp_path):
     out = tmp_path / "new" / "speed.csv"
     arguments = [
@@ -190,6 +192,7 @@ def test_bad_input_is_one_sentence(arguments, words):
     assert words in str(result.exception)
 
 
+@pytest.mark.slow
 def test_an_unreachable_method_has_a_row_with_the_reason(tmp_path):
     out = tmp_path / "speed.csv"
     arguments = ["bench", "--model", "deit_t", "--methods", "lotm,topk", "--budget", "0.5", "--rounds", "1"]

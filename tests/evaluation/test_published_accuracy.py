@@ -126,6 +126,7 @@ def test_the_note_tells_by_how_much():
     assert row_notes(row) == ["published: 79.856, off by -0.356: check images and preparation"]
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_marked(tmp_path, monkeypatch):
     """A folder with ImageNet's classes, one image each, and cached weights under a published name."""
     import io

@@ -100,6 +100,7 @@ def leftovers(folder):
     return [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_eight_writers_lose_nothing_and_a_reader_always_sees_a_whole_board(tmp_path, writers):
     board = tmp_path / "leaderboard.csv"
     processes = writers(board, count=8, adds=12, rows=10)

@@ -183,6 +183,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_no_row_with_another_ones_evidence(tmp_path):
     board = tmp_path / "b.csv"
     runs = [made(tmp_path, {"lotm": outcome(150 + i), "tome": outcome(120 + i)}, f"r{i}") for i in range(4)]
@@ -209,6 +210,7 @@ def test_a_killed_writer_leaves_no_row_with_another_ones_evidence(tmp_path):
     assert len(list(Store(board).folder.iterdir())) == 3  # of what was killed nothing stays
 
 
+@pytest.mark.slow
 def test_two_writers_and_a_reader(tmp_path):
     board = tmp_path / "b.csv"
     runs = [made(tmp_path, {"lotm": outcome(150 + i)}, f"r{i}") for i in range(3)]

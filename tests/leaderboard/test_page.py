@@ -142,6 +142,7 @@ def test_rows_that_differ_in_little_are_told_apart(tmp_path):
     assert row("lotm").seed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.loopback  # to chromedriver
 @pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")),

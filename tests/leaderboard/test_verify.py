@@ -21,6 +21,8 @@ from tokred.leaderboard.verify import rerun, verify
 from tokred.leaderboard.verify.rerun import Again, Places, batches, job_of
 from tokred.tables.row import to_csv
 
+pytestmark = pytest.mark.slow  # whole runs of the command line
+
 CSV = "leaderboard.csv"
 
 

@@ -63,6 +63,7 @@ def test_timm_weights_come_from_the_cache(home):
         assert loaded.weights_hash == tensor_files.hash_weights(model)
 
 
+@pytest.mark.slow
 def test_hf_home_is_where_the_cache_is(tmp_path):
     """As a user has it: the variables of the environment, another process, the command line's own loading."""
     in_cache(tmp_path, "org/small", small(), config())

@@ -294,6 +294,7 @@ def test_a_sweep_says_where_a_checkpoint_really_runs():
     assert list(table.rows[1][1:]) == ["70.00 (at 36.0 %)", "70.00"]
 
 
+@pytest.mark.slow
 def test_a_comparison_has_trained_rows(tmp_path):
     """A whole run on a real model: the rows say what they are."""
     model = zoo.load_shipped("deit_t").model.state_dict()

@@ -14,6 +14,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.loopback,  # to chromedriver
     pytest.mark.skipif(
         not (CHROMIUM and DRIVER),

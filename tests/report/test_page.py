@@ -4,6 +4,7 @@ import base64
 import re
 
 import numpy as np
+import pytest
 from helpers.command import run as command
 from helpers.hostile import HOSTILE, Page
 from helpers.pages import check_self_contained, html, material
@@ -201,6 +202,7 @@ ANYTHING = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, phases=[Phase.explicit, Phase.generate])  # to shrink a page takes minutes
 @given(st.lists(ANYTHING, max_size=5))
 def test_whatever_a_leaderboard_holds_there_is_a_page(rows):

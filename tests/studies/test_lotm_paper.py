@@ -190,6 +190,7 @@ def on_photodigits(tmp_path_factory):
     return out, command, run(*command)
 
 
+@pytest.mark.slow
 def test_on_photodigits_the_title_cannot_be_mistaken(on_photodigits):
     out, _, (code, text) = on_photodigits
     assert code == 0, text
@@ -212,6 +213,7 @@ def test_on_photodigits_the_title_cannot_be_mistaken(on_photodigits):
         )
 
 
+@pytest.mark.slow
 def test_a_finished_table_is_shown_again(on_photodigits):
     out, command, _ = on_photodigits
     before = (out / "table4.csv").read_bytes()
@@ -221,6 +223,7 @@ def test_a_finished_table_is_shown_again(on_photodigits):
     assert (out / "table4.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_models_without_weights_keep_their_flops(tmp_path):
     code, text = run("reproduce", "table3", "--out", tmp_path / "out", "--limit", "2")
     assert code == 1
@@ -275,6 +278,7 @@ def made_up_imagenet(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_on_imagenet_differences_are_shown(made_up_imagenet, tmp_path):
     data, weights = made_up_imagenet / "val", made_up_imagenet / "weights"
     code, text = run(
@@ -291,6 +295,7 @@ def test_on_imagenet_differences_are_shown(made_up_imagenet, tmp_path):
     assert list(table.top1_printed[:2]) == [72.20, 72.16]
 
 
+@pytest.mark.slow
 def test_fig3_sweeps_the_papers_methods(tmp_path, monkeypatch):
     methods = read_config("fig3").methods
     short = Config(model="deit_t", methods=methods, budgets=(0.2, 0.3))
@@ -309,6 +314,7 @@ def test_fig3_sweeps_the_papers_methods(tmp_path, monkeypatch):
     assert (board.images_per_s > 0).all()
 
 
+@pytest.mark.slow
 def test_fig1_is_similarity_on_deit_s_at_layer_1(tmp_path):
     code, text = run(
         "reproduce", "fig1", "--limit", "2", "--batch-size", "2", "--workers", "0", "--out", tmp_path / "out"

@@ -58,6 +58,7 @@ def finished(out, data, stop=None, **changes):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["patchmerger", "sit", "sinkhorn", "dynamicvit"])
 def test_200_steps_beat_the_unfitted_method_by_far(tmp_path, pictures, method):
     recipe = FitRecipe(images=1600, batch_size=8, lr=1e-2, calibrate=False, patience=8)
@@ -82,6 +83,7 @@ def test_a_killed_fit_goes_on_to_the_same_adapter(tmp_path, pictures):
     assert resumed.finish("again").read_bytes() == whole.finish("once").read_bytes()
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_too(tmp_path, pictures):
     recipe = FitRecipe(images=800, batch_size=8, lr=1e-2, patience=8)
     run = finished(tmp_path, pictures, recipe=recipe, precision="bf16")
@@ -179,6 +181,7 @@ def test_the_backbone_stays_as_it_is_and_only_reducers_learn(tmp_path, pictures)
     assert run.student.model.backbone is model.model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lotm", "tome", "kmedoids", "dpcknn", "topk", "evit", "dynamicvit"])
 def test_a_full_fit_trains_a_copy_of_the_backbone(tmp_path, pictures, method):
     model = loaded()
@@ -255,6 +258,7 @@ def _in_world(rank, world, folder, data, queue):
     run.processes.close()
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path, pictures):
     queue = CONTEXT.Queue()
     workers = [
@@ -272,6 +276,7 @@ def test_two_processes_do_what_one_does(tmp_path, pictures):
         assert np.allclose(value, alone.learner.parameters[name].detach().numpy(), atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_the_published_recipe_runs_with_everything_it_has(tmp_path, pictures):
     published = load_recipe("published")
     assert (published.steps(1_281_167), published.lr_at(10**9, 10**9)) == (75068, published.min_lr)
