@@ -66,7 +66,8 @@ class Student:
         if not (recipe.full or self.model.learned):
             name = plan.reducer.name
             raise TokredError(
-                f"{name} has no parameters of its own to fit with these options; fit the whole model: --full."
+                f"{name} has no parameters of its own to fit with these options; "
+                "fit the whole model with --full."
             )
         shared = () if recipe.full else self.model.recorded_before_first
         self.teacher = ReducedViT(backbone, record=shared)
