@@ -41,14 +41,14 @@ def reduce(
         protocol: "native" for the method's published layers, "common" for 4, 7, 10.
         stages: layers, one-based, that take the place of the protocol's.
         seed: of the methods that draw random numbers.
-        adapter: fitted parameters, a file or a folder of them; by default those that tokred ships for these very weights. With an
-            adapter of a full fit the result holds that fit's own backbone.
+        adapter: fitted parameters, a file or a folder of them; by default those that tokred ships for these
+            very weights. With an adapter of a full fit the result holds that fit's own backbone.
         allow_unfitted: give a learned method that has no adapter random parameters, to train them yourself.
         options: of the method.
 
     Raises:
-        TokredError: unknown names, an unsupported model, a budget that the method cannot reach, a learned method without an adapter, or
-            an adapter that is for something else.
+        TokredError: unknown names, an unsupported model, a budget that the method cannot reach, a learned
+            method without an adapter, or an adapter that is for something else.
     """
     if any(parameter.is_meta for parameter in getattr(model, "parameters", tuple)()):
         raise TokredError(

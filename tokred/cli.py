@@ -46,7 +46,15 @@ _MAIN = (
     bench.bench,
     show.show,
 )
-_MORE = (configs.configs, models.models, data.data, report.report, train.train, reproduce.reproduce, similarity.similarity)
+_MORE = (
+    configs.configs,
+    models.models,
+    data.data,
+    report.report,
+    train.train,
+    reproduce.reproduce,
+    similarity.similarity,
+)
 for command in _MAIN:
     app.command()(command)
 for command in _MORE:

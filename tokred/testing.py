@@ -1,4 +1,5 @@
-"""The battery that every registered method must pass. It ships with tokred, so a third party can prove a method of its own.
+"""The battery that every registered method must pass. It ships with tokred, so a third party can prove a
+method of its own.
 
     tokred check mypackage.mymethod:MyReducer
 
@@ -36,7 +37,9 @@ DIM, HEADS = 48, 3
 
 
 def check_reducer(cls: type[Reducer], progress: Callable[[str], None] = lambda name: None) -> dict[str, str]:
-    """Run all checks on a class and return what is wrong, by name of the check; an empty mapping is a pass."""
+    """Run all checks on a class and return what is wrong, by name of the check; an empty mapping is a
+    pass.
+    """
     problems = {}
     for name, check in CHECKS.items():
         progress(name)
@@ -97,7 +100,9 @@ def map_view(view: View, change: Callable[[Tensor], Tensor]) -> View:
 
 @lru_cache(maxsize=8)
 def tiny_vit(**options: Any) -> Any:
-    """A timm ViT of depth 4 and width 48 on 6 x 6 patches, with random weights that are the same every time."""
+    """A timm ViT of depth 4 and width 48 on 6 x 6 patches, with random weights that are the same every
+    time.
+    """
     defaults = {
         "img_size": 48,
         "patch_size": 8,
@@ -218,7 +223,9 @@ def check_out_of_range(cls: type[Reducer]) -> None:
 
 @check
 def check_decision(cls: type[Reducer]) -> None:
-    """The result is a Keep, Merge or Mix whose indices and labels are in range and whose matrix does what pool does."""
+    """The result is a Keep, Merge or Mix whose indices and labels are in range and whose matrix does what
+    pool does.
+    """
     for view, reducer in _runs(cls):
         n, keep, result = reducer.n, reducer.keep, reducer(view)
         rule = broken_rule(result, 3, n, keep)
@@ -363,7 +370,9 @@ def check_bfloat16(cls: type[Reducer]) -> None:
 
 @check
 def check_meta(cls: type[Reducer]) -> None:
-    """Shapes depend on shapes only: the reducer runs on the meta device, so it never waits for the processor."""
+    """Shapes depend on shapes only: the reducer runs on the meta device, so it never waits for the
+    processor.
+    """
     meta = map_view(make_view(), lambda tensor: tensor.to("meta"))
     reducer = build(cls, 16, _keeps(cls, 16)[0]).to("meta")
     expect(
@@ -436,7 +445,9 @@ def check_empty_plan(cls: type[Reducer]) -> None:
 
 @check
 def check_models(cls: type[Reducer]) -> None:
-    """The method runs in models with 1, 2 and 5 prefix tokens and an odd grid; without CLS token it runs, or is refused if it needs one."""
+    """The method runs in models with 1, 2 and 5 prefix tokens and an odd grid; without CLS token it runs, or
+    is refused if it needs one.
+    """
     for options in (
         {},
         {"reg_tokens": 1},
@@ -494,8 +505,8 @@ def check_model_batch(cls: type[Reducer]) -> None:
 def residual_invariant(cls: type[Reducer], factors: tuple[float, ...] = (1 / 8, 8.0)) -> bool:
     """Whether multiplying the residual stream of a model leaves the reduced model's logits as they are.
 
-    A model computes the same at any scale of its residual stream, so what a method makes of it is a property of the
-    weights only if the method does not look at that scale. No method has to be invariant.
+    A model computes the same at any scale of its residual stream, so what a method makes of it is a property
+    of the weights only if the method does not look at that scale. No method has to be invariant.
 
     Args:
         cls: The method.

@@ -1,6 +1,8 @@
-"""timm's attention with something to look at or to mask: a stand-in for a module that lives for one call, on the module's own parts.
+"""timm's attention with something to look at or to mask: a stand-in for a module that lives for one call, on
+the module's own parts.
 
-A hook that is registered inside `forward` would do the same, but not survive `torch.compile` and `torch.export`, nor two threads.
+A hook that is registered inside `forward` would do the same, but not survive `torch.compile` and
+`torch.export`, nor two threads.
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ def _mask(stand_in: Any, alive: Tensor) -> None:
 
 
 def _stand_in(attn: nn.Module) -> Any:
-    """A second object for a module, for one call: it shares all parts, and what is set on it the module does not see."""
+    """A second object for a module, for one call: it shares all parts, and what is set on it the module does
+    not see.
+    """
     attn = getattr(attn, "_orig_mod", attn)  # what `torch.compile` has wrapped
     stand_in: Any = object.__new__(type(attn))  # `copy.copy` cannot be traced
     stand_in.__dict__.update(attn.__dict__, _compiled_call_impl=None)
@@ -92,10 +96,11 @@ def _other(attn: nn.Module) -> str:
 
 
 def _masked_softmax(attention: Tensor, alive: Tensor) -> Tensor:
-    """DynamicViT's masked softmax (Rao et al., 2021, their code), computed from the ordinary one, [B, H, P + N, P + N].
+    """DynamicViT's masked softmax (Rao et al., 2021, their code), computed from the ordinary one, [B, H, P +
+    N, P + N].
 
-    With w = exp(z - max z) * mask, it is (w + 1e-6 / N) / (sum w + 1e-6). The ordinary softmax is a = exp(z - max z) / s, whose
-    largest entry is 1 / s, so everything is divided by s.
+    With w = exp(z - max z) * mask, it is (w + 1e-6 / N) / (sum w + 1e-6). The ordinary softmax is a = exp(z -
+    max z) / s, whose largest entry is 1 / s, so everything is divided by s.
     """
     n = attention.shape[-1]
     a = attention.float()

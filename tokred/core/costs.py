@@ -23,8 +23,9 @@ from tokred.core.vit import ReducedViT, blank_image, build_stage, num_heads, num
 class CostTable:
     """Costs of plans on one backbone without assembling them: exact, and cheap enough to search.
 
-    Every part of a backbone is at most quadratic in its tokens. The polynomials are found from fvcore's counts of the real modules
-    at three small lengths; a reducer is counted at the very pair of token counts that a plan asks for.
+    Every part of a backbone is at most quadratic in its tokens. The polynomials are found from fvcore's
+    counts of the real modules at three small lengths; a reducer is counted at the very pair of token counts
+    that a plan asks for.
     """
 
     def __init__(self, backbone: Any) -> None:
@@ -70,8 +71,8 @@ class CostTable:
     def reducer_estimate(self, plan: Plan, n: int, keep: int) -> float:
         """What a stage from n to keep tokens costs by a polynomial fitted to small counts.
 
-        Exact for a reducer whose cost is quadratic in its two token counts, for even and odd n apart, which all of tokred's are; a
-        guide to the search, never a result.
+        Exact for a reducer whose cost is quadratic in its two token counts, for even and odd n apart, which
+        all of tokred's are; a guide to the search, never a result.
         """
         if keep == n:
             return 0.0
@@ -100,7 +101,9 @@ class CostTable:
         return float(np.dot(_monomials(n, keep), self._quadratics[key]))
 
     def segments(self, plan: Plan) -> list[list[tuple[str, int]]]:
-        """The parts of the backbone between the stages of a plan, as (part, layer): those that run at one token count."""
+        """The parts of the backbone between the stages of a plan, as (part, layer): those that run at one
+        token count.
+        """
         site = plan.reducer.site if plan.stages else "mid"
         split_before = {("attend" if site == "pre" else "mlp", layer) for layer in plan.stages}
         segments: list[list[tuple[str, int]]] = [[]]
@@ -137,7 +140,9 @@ class CostTable:
         return self.embedding + sum(self.part(*part) for part in parts) + self.reducers(plan)
 
     def _fit(self, part: str, layer: int) -> list[int]:
-        """Newton's forward differences of the counts at 1, 2, 3 tokens: they determine the quadratic in exact integers."""
+        """Newton's forward differences of the counts at 1, 2, 3 tokens: they determine the quadratic in exact
+        integers.
+        """
         run = {
             "attend": lambda x: self.model.attend(State(x, layer)).x,
             "mlp": lambda x: self.model.mlp(State(x, layer)).x,

@@ -1,8 +1,9 @@
 """FLOPs as the paper counts them: fvcore's, where one multiply-accumulate is one FLOP.
 
-fvcore does not see fused attention, `cdist` or cosine similarity; they get handles here. Element-wise, reduction, sorting and
-indexing operators are on a written list that counts zero, as is fvcore's convention. Any other operator is an error: a number that
-silently leaves work out is worse than none. LayerNorm counts five per element, as fvcore has it.
+fvcore does not see fused attention, `cdist` or cosine similarity; they get handles here. Element-wise,
+reduction, sorting and indexing operators are on a written list that counts zero, as is fvcore's convention.
+Any other operator is an error: a number that silently leaves work out is worse than none. LayerNorm counts
+five per element, as fvcore has it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ ZERO_OPS = frozenset(
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Scores and weighted values: B H N M d for each of the two products. Inputs q [B, H, N, d], k [B, H, M, d], v [B, H, M, e]."""
+    """Scores and weighted values: B H N M d for each of the two products. Inputs q [B, H, N, d], k [B, H, M,
+    d], v [B, H, M, e].
+    """
     q, k, v = (get_shape(value) for value in inputs[:3])
     return Counter({"attention": prod(q[:-1]) * k[-2] * (q[-1] + v[-1])})
 
@@ -69,7 +72,9 @@ def _vecdot_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 
 
 def _bag_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """One multiply-accumulate for each row and channel of weighted sums; plain sums count zero, as everywhere."""
+    """One multiply-accumulate for each row and channel of weighted sums; plain sums count zero, as
+    everywhere.
+    """
     table, rows, weights = get_shape(inputs[0]), get_shape(inputs[1]), get_shape(inputs[6])
     return Counter({"embedding_bag": rows[0] * table[1] if weights is not None else 0})
 

@@ -11,7 +11,8 @@ T = TypeVar("T")
 class once(Generic[T]):  # noqa: N801, a decorator
     """Make a method a property whose value is computed when first asked for, then kept in the object.
 
-    `functools.cached_property` takes a lock, which `torch.compile` cannot trace and, before Python 3.12, all objects share.
+    `functools.cached_property` takes a lock, which `torch.compile` cannot trace and, before Python 3.12, all
+    objects share.
 
     >>> class Circle:
     ...     @once

@@ -1,8 +1,8 @@
 """`match`: the plan of a method that meets a FLOP budget.
 
-The uniform knob comes first: the largest saving that a single value of the published knob gives without saving less than asked. Then
-the token counts of the stages change jointly, by as few tokens as possible, until the cost lies within `TOLERANCE` under the target.
-A plan never costs more than the target.
+The uniform knob comes first: the largest saving that a single value of the published knob gives without
+saving less than asked. Then the token counts of the stages change jointly, by as few tokens as possible,
+until the cost lies within `TOLERANCE` under the target. A plan never costs more than the target.
 """
 
 from __future__ import annotations
@@ -52,12 +52,16 @@ class Match:
 
     @property
     def gap(self) -> float:
-        """How much more than the budget is saved, a fraction; within `TOLERANCE` unless no counts come closer."""
+        """How much more than the budget is saved, a fraction; within `TOLERANCE` unless no counts come
+        closer.
+        """
         return 0.0 if self.budget is None else self.reduction - self.budget
 
     @property
     def knob(self) -> str:
-        """The method's knob as tables print it: the tokens really removed at each stage, or the keep rate that the plan started from."""
+        """The method's knob as tables print it: the tokens really removed at each stage, or the keep rate
+        that the plan started from.
+        """
         if self.plan.reducer.knob == "rate":
             return f"{self.plan.knob:.4g}"
         removed = [before - after for before, after in pairwise((self.patches, *self.plan.tokens))]
@@ -109,7 +113,8 @@ def at_knob(
     stages: tuple[int, ...] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Match:
-    """The plan of `method` at a value of its published knob: tokens removed at each stage, or keep rate. Other arguments as for `match`.
+    """The plan of `method` at a value of its published knob: tokens removed at each stage, or keep rate.
+    Other arguments as for `match`.
 
     Raises:
         TokredError: as `match`, or a knob out of range.
@@ -143,7 +148,8 @@ def match_each(
     Args: as for `match`, but `options` by method.
 
     Raises:
-        TokredError: unknown names, options or protocol; what is wrong with one method alone is no reason to stop.
+        TokredError: unknown names, options or protocol; what is wrong with one method alone is no reason to
+            stop.
     """
     options = options or {}
     for name, chosen in options.items():
@@ -211,7 +217,9 @@ class _Search:
 
     @property
     def _steps(self) -> int:
-        """The knob's last step. Savings grow with steps: tokens removed at all stages together, or steps down from a keep rate of 1."""
+        """The knob's last step. Savings grow with steps: tokens removed at all stages together, or steps down
+        from a keep rate of 1.
+        """
         return self.costs.n * len(self.empty.stages) if self.cls.knob == "removed" else _RATE_STEPS
 
     def _with_knob(self, step: int) -> Plan:
@@ -234,7 +242,9 @@ class _Search:
         return self._segment_costs[index, n]
 
     def adjusted(self, start: Plan) -> Plan:
-        """The plan nearest to `start` that lies within the tolerance; else the one that comes closest to the target."""
+        """The plan nearest to `start` that lies within the tolerance; else the one that comes closest to the
+        target.
+        """
         width = TOLERANCE * self.costs.dense
         candidates: list[tuple[bool, float, int, tuple[int, ...]]] = []
         for tokens in self._neighbours(start.tokens):
@@ -243,7 +253,8 @@ class _Search:
                 candidates.append((slack > width, slack if slack > width else 0, len(candidates), tokens))
                 if slack <= width:
                     break
-        # The order is: within the tolerance, then nearest to the target; a count decides what the estimate proposes.
+        # The order is: within the tolerance, then nearest to the target; a count decides what the estimate
+        # proposes.
         for *_, tokens in sorted(candidates):
             plan = replace(start, tokens=tokens)
             if self.costs.plan(plan) <= self.target:
@@ -251,7 +262,9 @@ class _Search:
         return self._affordable(start)
 
     def _affordable(self, start: Plan) -> Plan:
-        """The first uniform plan from `start` on that a count finds within the target, for costs that the estimate does not know."""
+        """The first uniform plan from `start` on that a count finds within the target, for costs that the
+        estimate does not know.
+        """
         for step in range(self._steps + 1):
             plan = self._with_knob(step)
             if sum(plan.tokens) <= sum(start.tokens) and self.costs.plan(plan) <= self.target:

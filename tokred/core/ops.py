@@ -1,7 +1,9 @@
-"""Kernels: rows, groups, distances and attention, each written for speed. The tests hold them equal to plain loops.
+"""Kernels: rows, groups, distances and attention, each written for speed. The tests hold them equal to plain
+loops.
 
-Matrices over pairs of tokens are worked on a slice of rows at a time, so that little else of their size is ever made. Up to 256 tokens
-there is one slice. Slices depend on shapes alone, so an image's result does not depend on its batch.
+Matrices over pairs of tokens are worked on a slice of rows at a time, so that little else of their size is
+ever made. Up to 256 tokens there is one slice. Slices depend on shapes alone, so an image's result does not
+depend on its batch.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
 def sum_groups(x: Tensor, label: Tensor, m: int, weight: Tensor | None = None) -> Tensor:
     """Sums of the rows of x [B, N, C] that carry each label, [B, m, C]; rows count `weight` [B, N] times.
 
-    A group is added in the order of its rows, on every device, and rows are read once, in one pass: `scatter_add` takes 5 to 15 times
-    as long on a CPU and adds in no fixed order on a GPU.
+    A group is added in the order of its rows, on every device, and rows are read once, in one pass:
+    `scatter_add` takes 5 to 15 times as long on a CPU and adds in no fixed order on a GPU.
     """
     if x.shape[-1] == 1:  # one number a row
         weighted = x if weight is None else x * weight.unsqueeze(-1)
@@ -46,7 +48,9 @@ def count_groups(label: Tensor, m: int) -> Tensor:
 
 
 def behind_prefix(index: Tensor, prefix: int) -> Tensor:
-    """Indices or labels of tokens, [B, M], where `prefix` rows with indices of their own come first, [B, P + M]."""
+    """Indices or labels of tokens, [B, M], where `prefix` rows with indices of their own come first, [B, P +
+    M].
+    """
     first = torch.arange(prefix, device=index.device).expand(len(index), -1)
     return torch.cat([first, index + prefix], dim=1) if prefix else index
 
@@ -57,7 +61,9 @@ def flat_index(index: Tensor, n: int) -> Tensor:
 
 
 def head_mean(x: Tensor) -> Tensor:
-    """The mean over heads, x.float().mean(1), of x [B, H, N, d]: a sum of slices takes half the time of `mean` on a CPU."""
+    """The mean over heads, x.float().mean(1), of x [B, H, N, d]: a sum of slices takes half the time of
+    `mean` on a CPU.
+    """
     heads = x.float().unbind(1)
     return sum(heads[1:], heads[0]) / len(heads)
 
@@ -65,8 +71,10 @@ def head_mean(x: Tensor) -> Tensor:
 def pairwise_distance(x: Tensor) -> Tensor:
     """Euclidean distances between the rows of x [B, N, C], as [B, N, N]: what `torch.cdist(x, x)` computes.
 
-    Symmetric, and exactly 0 between equal rows, so that ties are ties. For that reason squared norms are the diagonal of the inner
-    products: `torch.cdist` computes them apart, and its rounding puts equal rows up to 0.05 away from each other.
+    Symmetric, and exactly 0 between equal rows, so that ties are ties. For that reason squared norms are the
+    diagonal of the inner
+    products: `torch.cdist` computes them apart, and its rounding puts equal rows up to 0.05 away from each
+        other.
     """
     if x.shape[1] <= DIRECT_DISTANCES:
         return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
@@ -80,7 +88,8 @@ def pairwise_distance(x: Tensor) -> Tensor:
 
 
 def row_attention(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Attention that one query of each head pays to all keys, mean over heads: softmax(q k^T + bias).mean(1), as [B, N].
+    """Attention that one query of each head pays to all keys, mean over heads: softmax(q k^T + bias).mean(1),
+    as [B, N].
 
     Args:
         q: [B, H, 1, d], scaled.
@@ -96,9 +105,11 @@ def row_attention(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def received_attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """Attention that every key receives, summed over heads and queries: softmax(scale q k^T + bias).sum((1, 2)), as [B, N] float32.
+    """Attention that every key receives, summed over heads and queries: softmax(scale q k^T + bias).sum((1,
+    2)), as [B, N] float32.
 
-    A head and a slice of queries at a time, so that the map never exists as a whole and what does stays in the caches.
+    A head and a slice of queries at a time, so that the map never exists as a whole and what does stays in
+    the caches.
 
     Args:
         q: [B, H, N, d].
@@ -116,10 +127,12 @@ def received_attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None =
 
 
 def nearest_center(distance: Tensor, center: Tensor) -> Tensor:
-    """The nearest of the tokens `center` [B, K] to every token, as slots in [0, K), [B, n]; the first one wins a tie.
+    """The nearest of the tokens `center` [B, K] to every token, as slots in [0, K), [B, n]; the first one
+    wins a tie.
 
     Args:
-        distance: [B, n, n], symmetric: the rows of the centres are fetched, which is cheaper than their columns.
+        distance: [B, n, n], symmetric: the rows of the centres are fetched, which is cheaper than their
+            columns.
         center: [B, K] int64.
     """
     start, least, slot = 0, None, None
@@ -149,7 +162,9 @@ def nearest_before(distance: Tensor, rank: Tensor) -> Tensor:
 
 
 def best_match(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest inner product of each vector of a [B, N, d] with one of b [B, M, d], and with which, [B, N]; the first wins a tie."""
+    """The largest inner product of each vector of a [B, N, d] with one of b [B, M, d], and with which, [B,
+    N]; the first wins a tie.
+    """
     parts = [torch.matmul(rows, b.mT).max(-1) for rows in a.split(ROWS, dim=1)]
     values, indices = zip(*parts, strict=True)
     return torch.cat(values, dim=1), torch.cat(indices, dim=1)
@@ -163,8 +178,9 @@ def smallest(x: Tensor, n: int, k: int) -> Tensor:
 def _smallest(x: Tensor, n: int, k: int) -> Tensor:
     """`smallest` of a slice.
 
-    The k smallest values lie within k groups of numbers, those with the smallest minima: the search is among minima first, then within
-    these groups. That is half the time of `topk` over whole rows at n = 196 and k = 5, and less for longer rows.
+    The k smallest values lie within k groups of numbers, those with the smallest minima: the search is among
+    minima first, then within these groups. That is half the time of `topk` over whole rows at n = 196 and k =
+    5, and less for longer rows.
     """
     size = round((n / k) ** 0.5)  # of a group: then both searches are over as many numbers
     groups = n // size if size else 0

@@ -1,7 +1,7 @@
 """Options of methods: validated and typed once, with the defaults filled in; from then on they are values.
 
-A method's options are the keyword-only arguments of its class. Each is a bool, an int, a float, a str or a `Literal`, or one of
-these or None.
+A method's options are the keyword-only arguments of its class. Each is a bool, an int, a float, a str or a
+`Literal`, or one of these or None.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def default_options(cls: type[Reducer]) -> dict[str, Any]:
 
 
 def complete_options(cls: type[Reducer], options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a method: those that are given, converted to their annotated types, and the defaults of the others.
+    """All options of a method: those that are given, converted to their annotated types, and the defaults of
+    the others.
 
     Equal options are equal values, however they were written; completing them again changes nothing.
 
@@ -64,8 +65,8 @@ def complete_options(cls: type[Reducer], options: Mapping[str, Any]) -> dict[str
 def typed_options(cls: type[Reducer], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are given, as values, in the order of the signature.
 
-    A configuration holds these, because what is asked for may contradict a checkpoint where a default would not; what decides
-    the numbers of a run are the complete options.
+    A configuration holds these, because what is asked for may contradict a checkpoint where a default would
+    not; what decides the numbers of a run are the complete options.
 
     >>> from tokred.core import registry
     >>> typed_options(registry.get("tome"), {"proportional": "1"})

@@ -25,8 +25,10 @@ class Plan:
         method: a registered name, or a class; "" for the empty plan, which is the dense model.
         stages: layers, one-based, ascending.
         tokens: patch tokens kept after each stage.
-        options: the method's keyword arguments. The plan holds all of them, typed, with the defaults filled in.
-        knob: the published knob of the uniform plan that this one is, or started from; None where there is none.
+        options: the method's keyword arguments. The plan holds all of them, typed, with the defaults filled
+            in.
+        knob: the published knob of the uniform plan that this one is, or started from; None where there is
+            none.
     """
 
     method: str | type[Reducer] = ""
@@ -53,7 +55,8 @@ def resolve_stages(
 ) -> tuple[int, ...]:
     """The layers at which a method reduces: `stages` where given, else by protocol.
 
-    "native" takes the method's own published layers, "common" takes 4, 7, 10 for all. Layers beyond the model's depth are an error.
+    "native" takes the method's own published layers, "common" takes 4, 7, 10 for all. Layers beyond the
+    model's depth are an error.
     """
     if protocol not in get_args(Protocol):
         raise UnknownName(did_you_mean("protocol", protocol, list(get_args(Protocol))))
@@ -70,10 +73,12 @@ def resolve_stages(
 
 
 def uniform_counts(cls: type[Reducer], n: int, stages: int, knob: float) -> tuple[int, ...]:
-    """Tokens kept after each stage for one value of the method's published knob, clipped to what the method can reach.
+    """Tokens kept after each stage for one value of the method's published knob, clipped to what the method
+    can reach.
 
-    A "rate" counts from the start, int(n * rate^s), as the TokenReduction benchmark does. "removed" counts from stage to stage; a
-    fraction, which no published schedule has, removes one more token at some stages than at others, evenly spread.
+    A "rate" counts from the start, int(n * rate^s), as the TokenReduction benchmark does. "removed" counts
+    from stage to stage; a fraction, which no published schedule has, removes one more token at some stages
+    than at others, evenly spread.
     """
     counts, current = [], n
     for stage in range(1, stages + 1):

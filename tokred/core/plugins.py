@@ -1,4 +1,6 @@
-"""Importing a Python file or module that somebody else wrote, because the user named it. Nothing else in tokred runs foreign code."""
+"""Importing a Python file or module that somebody else wrote, because the user named it. Nothing else in
+tokred runs foreign code.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from tokred.utils.text import visible
 
 
 def module_name(target: str) -> str:
-    """The name under which a plugin is in `sys.modules`: its own for a module, one that no other file has for a path."""
+    """The name under which a plugin is in `sys.modules`: its own for a module, one that no other file has for
+    a path.
+    """
     if not _is_path(target):
         return target
     path = Path(target).resolve()
@@ -27,8 +31,8 @@ def module_name(target: str) -> str:
 def load(target: str) -> ModuleType:
     """Import a plugin, once: the path of a .py file, or a module's dotted name.
 
-    While it is imported its own folder (of a path) or the current one (of a name) comes last on `sys.path`: helpers beside it are found,
-    installed modules are not shadowed, and nothing of that remains.
+    While it is imported its own folder (of a path) or the current one (of a name) comes last on `sys.path`:
+    helpers beside it are found, installed modules are not shadowed, and nothing of that remains.
 
     Raises:
         TokredError: it does not exist, or fails; the sentence names the file, the exception and the line.

@@ -1,4 +1,6 @@
-"""The one interface: `Reducer` decides where the patch tokens of one block go; `View` is all that it may look at."""
+"""The one interface: `Reducer` decides where the patch tokens of one block go; `View` is all that it may look
+at.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ Knob = Literal["removed", "rate"]
 class Reducer(nn.Module):
     """Base class of all methods. One instance serves one stage of a plan.
 
-    A reducer decides and never edits: `forward` returns a `Keep`, `Merge` or `Mix`, and the framework applies it to features,
-    sizes and sources. Prefix tokens (CLS, distillation, registers) are set aside before and come back first, unchanged.
+    A reducer decides and never edits: `forward` returns a `Keep`, `Merge` or `Mix`, and the framework applies
+    it to features, sizes and sources. Prefix tokens (CLS, distillation, registers) are set aside before and
+    come back first, unchanged.
 
     Args:
         n: patch tokens in.
@@ -38,11 +41,15 @@ class Reducer(nn.Module):
     paper: ClassVar[str] = ""
 
     site: Site = "mid"
-    """"mid": between attention and MLP of the stage's layer. "pre": before the layer, seeing the previous layer's attention."""
+    """"mid": between attention and MLP of the stage's layer. "pre": before the layer, seeing the previous
+    layer's attention.
+    """
     stages: ClassVar[tuple[int, ...] | Literal["all"]] = (4, 7, 10)
     """Default layers, one-based; "all" for every layer."""
     knob: ClassVar[Knob] = "rate"
-    """The published knob: "removed" tokens per stage, or keep "rate" with cumulative counts int(n0 * rate^s)."""
+    """The published knob: "removed" tokens per stage, or keep "rate" with cumulative counts int(n0 *
+    rate^s).
+    """
     extra: ClassVar[int] = 0
     """Tokens that the method adds to what its knob counts (EViT's fused token)."""
     proportional: bool = False
@@ -52,7 +59,9 @@ class Reducer(nn.Module):
     control: ClassVar[bool] = False
     """A control shows what a method must beat; tables mark it."""
     nested: ClassVar[tuple[str, ...]] = ()
-    """Parameters with one row for each token out. `forward` uses the first `keep` rows, so that one fit can serve every budget."""
+    """Parameters with one row for each token out. `forward` uses the first `keep` rows, so that one fit can
+    serve every budget.
+    """
 
     def __init__(self, n: int, keep: int, dim: int, heads: int) -> None:
         super().__init__()
@@ -73,7 +82,9 @@ class Reducer(nn.Module):
         return any(True for _ in self.parameters())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Reducer:
-        """Move parameters between devices, and leave them in float32: decisions are made in it, whatever the model computes in."""
+        """Move parameters between devices, and leave them in float32: decisions are made in it, whatever the
+        model computes in.
+        """
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -86,10 +97,14 @@ class Reducer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement forward(view).")
 
     def calibrate(self, view: View) -> None:
-        """Set parameters by the tokens of a few images, before fitting starts. By default they stay as they were drawn."""
+        """Set parameters by the tokens of a few images, before fitting starts. By default they stay as they
+        were drawn.
+        """
 
     def penalty(self, reduction: Reduction) -> Tensor:
-        """What fitting adds to its loss for a decision of this reducer: a scalar, the mean over images. By default nothing."""
+        """What fitting adds to its loss for a decision of this reducer: a scalar, the mean over images. By
+        default nothing.
+        """
         return torch.zeros(())
 
 
@@ -106,10 +121,12 @@ class Attention:
 
 @dataclass
 class View:
-    """What a reducer may look at: the patch tokens of one block, and lazily what its attention computed anyway.
+    """What a reducer may look at: the patch tokens of one block, and lazily what its attention computed
+    anyway.
 
     Attributes:
-        x: [B, N, C] patch tokens, after the attention residual at site "mid", entering the layer at site "pre".
+        x: [B, N, C] patch tokens, after the attention residual at site "mid", entering the layer at site
+            "pre".
         prefix: [B, P, C] prefix tokens, for reading.
         layer: the stage's layer, one-based.
         depth: number of layers of the model.
@@ -135,7 +152,9 @@ class View:
 
     @once
     def alive(self) -> Tensor | None:
-        """[B, N] in training by masks: 1 for the tokens that are still there, 0 for dropped ones. None otherwise."""
+        """[B, N] in training by masks: 1 for the tokens that are still there, 0 for dropped ones. None
+        otherwise.
+        """
         last = self.history.reductions[-1] if self.history else None
         return last.alive if isinstance(last, Mask) else None
 
@@ -156,15 +175,17 @@ class View:
 
     @once
     def distance(self) -> Tensor:
-        """Euclidean distances between the patch tokens, [B, N, N], float32, without gradient; exactly 0 between equal tokens."""
+        """Euclidean distances between the patch tokens, [B, N, N], float32, without gradient; exactly 0
+        between equal tokens.
+        """
         return ops.pairwise_distance(self.x.detach().float())
 
     @once
     def cls_attention(self) -> Tensor:
         """Attention that the CLS token pays to every patch token, mean over heads, [B, N], float32.
 
-        The softmax runs over all keys, prefix included; prefix columns are dropped after it and nothing is renormalised. It is one
-        query row against all keys, so the layer's own attention stays fused.
+        The softmax runs over all keys, prefix included; prefix columns are dropped after it and nothing is
+        renormalised. It is one query row against all keys, so the layer's own attention stays fused.
 
         Raises:
             TokredError: the model has no CLS token.
@@ -178,7 +199,8 @@ class View:
 
     @once
     def received_attention(self) -> Tensor:
-        """Attention that every patch token receives, summed over heads and all queries, prefix included, [B, N], float32.
+        """Attention that every patch token receives, summed over heads and all queries, prefix included, [B,
+        N], float32.
 
         This needs the full map, whose cost counts.
         """

@@ -1,7 +1,8 @@
 """What a reducer returns: where every token goes. `Keep`, `Merge` and `Mix`; and `Mask`, in training.
 
-A decision maps N tokens to M. Features follow `pool`. Extensive quantities (token sizes, source maps) follow `carry`, which never
-uses the weights of a decision: a token that stands for three patches brings its three patches wherever it goes.
+A decision maps N tokens to M. Features follow `pool`. Extensive quantities (token sizes, source maps) follow
+`carry`, which never uses the weights of a decision: a token that stands for three patches brings its three
+patches wherever it goes.
 """
 
 from __future__ import annotations
@@ -27,18 +28,24 @@ class Reduction(ABC):
 
     @abstractmethod
     def carry(self, mass: Tensor) -> Tensor:
-        """Move an extensive quantity, [B, N, K], to the outputs, [B, M, K]: sums over what each output absorbs."""
+        """Move an extensive quantity, [B, N, K], to the outputs, [B, M, K]: sums over what each output
+        absorbs.
+        """
 
     @abstractmethod
     def labels(self) -> Tensor:
-        """The output that holds every input token, [B, N] int64; -1 where it is dropped. For `Mix`, the largest share."""
+        """The output that holds every input token, [B, N] int64; -1 where it is dropped. For `Mix`, the
+        largest share.
+        """
 
     @abstractmethod
     def matrix(self) -> Tensor:
         """The weights that `pool` applies, [B, M, N]."""
 
     def apply(self, x: Tensor, prefix: int) -> Tensor:
-        """Tokens [B, P + N, C] to [B, P + M, C]: the `prefix` first rows pass unchanged, the others are pooled."""
+        """Tokens [B, P + N, C] to [B, P + M, C]: the `prefix` first rows pass unchanged, the others are
+        pooled.
+        """
         return torch.cat([x[:, :prefix], self.pool(x[:, prefix:])], dim=1)
 
     def sizes(self, size: Tensor) -> Tensor:
@@ -46,7 +53,9 @@ class Reduction(ABC):
         return self.carry(size.unsqueeze(-1)).squeeze(-1)
 
     def unmerge(self, y: Tensor) -> Tensor:
-        """Give every input token its output's features back, [B, M, C] to [B, N, C]; zeros where it was dropped."""
+        """Give every input token its output's features back, [B, M, C] to [B, N, C]; zeros where it was
+        dropped.
+        """
         labels = self.labels()
         full = take_rows(y, labels.clamp(min=0))
         return full * (labels >= 0).unsqueeze(-1)
@@ -63,7 +72,8 @@ class Keep(Reduction):
     Args:
         index: [B, M] int64, the input that becomes each output, without repetition.
         n: number of inputs, N.
-        label: [B, N] int64, the output that absorbs each input's size and sources; -1 for none. By default dropped tokens are lost.
+        label: [B, N] int64, the output that absorbs each input's size and sources; -1 for none. By default
+            dropped tokens are lost.
     """
 
     index: Tensor
@@ -107,7 +117,8 @@ class Merge(Reduction):
     Args:
         label: [B, N] int64 in [0, m), the group of each token. Every group has a member.
         m: number of groups, M.
-        weight: [B, N], weight of each token within its group; by default all equal. ToMe passes the token sizes.
+        weight: [B, N], weight of each token within its group; by default all equal. ToMe passes the token
+            sizes.
         mean: divide by the group's weight. EViT's fused token is a plain weighted sum.
     """
 
@@ -127,14 +138,17 @@ class Merge(Reduction):
         return total.to(x.dtype)
 
     def apply(self, x: Tensor, prefix: int) -> Tensor:
-        # Tokens of the prefix are groups of their own: that saves a copy of all others, 3 % of a DeiT-S with a stage in every layer.
+        # Tokens of the prefix are groups of their own: that saves a copy of all others, 3 % of a DeiT-S with
+        # a stage in every layer.
         weight = self.weight
         if weight is not None:
             weight = torch.cat([weight.new_ones(len(weight), prefix), weight], dim=1)
         return Merge(behind_prefix(self.label, prefix), self.m + prefix, weight, self.mean).pool(x)
 
     def _share(self, dtype: torch.dtype) -> Tensor:
-        """The weight of each token, [B, N]; for a mean those of a group sum to one, so that features need no division."""
+        """The weight of each token, [B, N]; for a mean those of a group sum to one, so that features need no
+        division.
+        """
         assert self.weight is not None
         weight = self.weight.to(dtype)
         return weight / self.sizes(weight).gather(1, self.label) if self.mean else weight
@@ -175,11 +189,14 @@ class Mix(Reduction):
         return torch.matmul(self.shares().to(mass.dtype), mass)
 
     def sizes(self, size: Tensor) -> Tensor:
-        # Bookkeeping of one number a token, element by element: the FLOPs of a plan are the same whether anybody asks for it or not.
+        # Bookkeeping of one number a token, element by element: the FLOPs of a plan are the same whether
+        # anybody asks for it or not.
         return (self.shares() * size.unsqueeze(1)).sum(-1)
 
     def shares(self) -> Tensor:
-        """How each input token is shared out over the outputs, [B, M, N]: columns sum to one. A token with no weight goes to all alike."""
+        """How each input token is shared out over the outputs, [B, M, N]: columns sum to one. A token with no
+        weight goes to all alike.
+        """
         weight = self.weight.float()
         total = weight.sum(1, keepdim=True)
         tiny = torch.finfo(weight.dtype).tiny
@@ -197,10 +214,11 @@ class Mix(Reduction):
 
 @dataclass(frozen=True, eq=False)
 class Mask(Reduction):
-    """The fourth decision, for training alone: all tokens stay, and some are masked out of all later attention.
+    """The fourth decision, for training alone: all tokens stay, and some are masked out of all later
+    attention.
 
-    So are methods trained that drop tokens: gradients reach the decision through the mask. It saves nothing, and a reducer in
-    evaluation mode must not return it.
+    So are methods trained that drop tokens: gradients reach the decision through the mask. It saves nothing,
+    and a reducer in evaluation mode must not return it.
 
     Args:
         alive: [B, N] float32, 1 where the token takes part, 0 where it is dropped.
@@ -223,7 +241,8 @@ class Mask(Reduction):
 
 
 class History:
-    """The reductions that the tokens of a batch have gone through, and how many patches each token stands for after them.
+    """The reductions that the tokens of a batch have gone through, and how many patches each token stands for
+    after them.
 
     Args:
         reduction: the last one.
@@ -244,7 +263,8 @@ class History:
 
 
 def compose(reductions: Sequence[Reduction]) -> Tensor:
-    """The source map of several stages in a row, [B, M, N0]: how much of each original token every final token holds.
+    """The source map of several stages in a row, [B, M, N0]: how much of each original token every final
+    token holds.
 
     >>> compose([Merge(torch.tensor([[0, 1, 0]]), m=2), Keep(torch.tensor([[0]]), n=2)]).tolist()
     [[[1.0, 0.0, 1.0]]]
@@ -277,7 +297,8 @@ def compose_labels(reductions: Sequence[Reduction]) -> Tensor:
 
 
 def unmerge(reductions: Sequence[Reduction], y: Tensor) -> Tensor:
-    """Undo several stages: [B, M, C] features of the final tokens, back to [B, N0, C]; zeros where a token was dropped.
+    """Undo several stages: [B, M, C] features of the final tokens, back to [B, N0, C]; zeros where a token
+    was dropped.
 
     >>> unmerge([Merge(torch.tensor([[0, 1, 0]]), m=2)], torch.tensor([[[7.0], [8.0]]])).flatten().tolist()
     [7.0, 8.0, 7.0]

@@ -1,7 +1,8 @@
-"""The registry of reducers: `@register`, discovery of `methods/` and of installed plugins, explicit plugins, "did you mean".
+"""The registry of reducers: `@register`, discovery of `methods/` and of installed plugins, explicit plugins,
+"did you mean".
 
-This module imports neither torch nor any method. What `names()` and `catalog()` tell about a method is read from its source, so
-listing is instant; a method's module is imported when `get` is asked for it.
+This module imports neither torch nor any method. What `names()` and `catalog()` tell about a method is read
+from its source, so listing is instant; a method's module is imported when `get` is asked for it.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def names() -> list[str]:
 def get(name: str) -> type[Reducer]:
     """The reducer class of a name, or of "module:Class" for one that is not registered.
 
-    A method of an installed package that cannot be imported is a class that raises the reason when it is used:
-    one broken package must not stop a comparison of all methods.
+    A method of an installed package that cannot be imported is a class that raises the reason when it is
+    used: one broken package must not stop a comparison of all methods.
 
     Raises:
         UnknownName: no such method; the message suggests near ones.
@@ -112,7 +113,9 @@ def get(name: str) -> type[Reducer]:
 
 
 def catalog() -> dict[str, Entry]:
-    """Every discoverable method by name: the files of `methods/`, the entry points, and what is registered already."""
+    """Every discoverable method by name: the files of `methods/`, the entry points, and what is registered
+    already.
+    """
     found: dict[str, Entry] = {}
     for entry in (*_folder_entries(), *map(_plugin_entry, entry_points(group=ENTRY_POINTS))):
         if entry.name in found:
@@ -127,12 +130,15 @@ def catalog() -> dict[str, Entry]:
 
 
 def load_plugin(target: str) -> list[str]:
-    """Import a plugin, the path of a .py file or a module's dotted name, and return the names of the methods in it, sorted.
+    """Import a plugin, the path of a .py file or a module's dotted name, and return the names of the methods
+    in it, sorted.
 
-    This and installed entry points are the only ways in for foreign code; `plugins.load` says what the plugin may import.
+    This and installed entry points are the only ways in for foreign code; `plugins.load` says what the plugin
+    may import.
 
     Raises:
-        TokredError: it cannot be imported, registers no method, or takes a name that is taken; nothing of it is registered then.
+        TokredError: it cannot be imported, registers no method, or takes a name that is taken; nothing of it
+            is registered then.
     """
     before, name = dict(_classes), plugins.module_name(target)
     was_there = name in sys.modules
@@ -177,7 +183,9 @@ def _plugin_entry(point: EntryPoint) -> Entry:
 
 
 def _read_source(path: Path, module: str) -> Iterator[Entry]:
-    """The classes of a file that carry `@register(...)`, read without importing it as far as the source tells."""
+    """The classes of a file that carry `@register(...)`, read without importing it as far as the source
+    tells.
+    """
     for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
         if isinstance(node, ast.ClassDef) and any(map(_is_register, node.decorator_list)):
             try:
@@ -190,7 +198,8 @@ def _described(node: ast.ClassDef, module: str, origin: str) -> Entry:
     """What the source of a class tells.
 
     Raises:
-        ValueError: an argument of `register` or a fact that is no literal, or a base class that may hold facts of its own.
+        ValueError: an argument of `register` or a fact that is no literal, or a base class that may hold
+            facts of its own.
     """
     (decorator,), (base,) = node.decorator_list, node.bases
     assert isinstance(decorator, ast.Call)
@@ -256,7 +265,9 @@ def _class_entry(cls: type[Reducer]) -> Entry:
 
 
 def _brought(cls: type, module: str, new: bool) -> bool:
-    """Whether a class came with a plugin: from its module or below, or from others that it imports, but not tokred's own."""
+    """Whether a class came with a plugin: from its module or below, or from others that it imports, but not
+    tokred's own.
+    """
     within = f"{cls.__module__}."
     return within.startswith(f"{module}.") or (new and not within.startswith("tokred."))
 

@@ -1,4 +1,6 @@
-"""One step of a reduced model: `State`, what a forward pass depends on, and `Stage`, a reducer at its place in the model."""
+"""One step of a reduced model: `State`, what a forward pass depends on, and `Stage`, a reducer at its place
+in the model.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class State:
 
     Attributes:
         x: [B, P + N, C] tokens, prefix first.
-        layer: the layer that comes next, one-based, or that has run its attention (site "mid"). One past the last when done.
+        layer: the layer that comes next, one-based, or that has run its attention (site "mid"). One past the
+            last when done.
         site: where in that layer.
         attention: of the last layer that ran, where it was recorded.
         images: [B] keys of the images for `View.rng`.
@@ -54,7 +57,9 @@ class State:
         return replace(self, x=x, history=History(reduction, self.history))
 
     def copy(self) -> State:
-        """A state with tensors of its own, so that what one method writes into its view no other method sees."""
+        """A state with tensors of its own, so that what one method writes into its view no other method
+        sees.
+        """
         a = self.attention
         if a is not None:
             a = replace(a, q=a.q.clone(), k=a.k.clone(), v=a.v.clone())
@@ -112,8 +117,8 @@ class Stage(nn.Module):
         """Apply the reducer's decision.
 
         Raises:
-            TokredError: the decision is none, or leaves another number of tokens than planned; or the stage was planned for
-                another number of tokens.
+            TokredError: the decision is none, or leaves another number of tokens than planned; or the stage
+                was planned for another number of tokens.
         """
         if self.reducer.keep == self.reducer.n:
             return state  # nothing to remove: the reducer is bypassed

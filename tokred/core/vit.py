@@ -1,9 +1,10 @@
 """`ReducedViT`: a timm ViT with reducers between its layers. The backbone is called, never changed.
 
-This is the only file that knows a timm class by name. A forward pass is a `State` that moves through sites: before each layer ("pre")
-and between its attention and its MLP ("mid"). It can start from any state, which lets many plans share one dense prefix. All that
-belongs to one call is in its states, so threads may share a model; and all parts of the backbone are read when they are called, so
-that what has been replaced, wrapped, cast or moved since is what runs.
+This is the only file that knows a timm class by name. A forward pass is a `State` that moves through sites:
+before each layer ("pre") and between its attention and its MLP ("mid"). It can start from any state, which
+lets many plans share one dense prefix. All that belongs to one call is in its states, so threads may share a
+model; and all parts of the backbone are read when they are called, so that what has been replaced, wrapped,
+cast or moved since is what runs.
 """
 
 from __future__ import annotations
@@ -30,22 +31,23 @@ Point = tuple[int, Site]
 
 
 class ReducedViT(nn.Module):
-    """A timm `VisionTransformer` that runs a plan. With the empty plan its logits are the backbone's, bit for bit.
+    """A timm `VisionTransformer` that runs a plan. With the empty plan its logits are the backbone's, bit for
+    bit.
 
     Args:
-        backbone: built from timm's standard `Block`, with token or average pooling. It is shared, not copied: any number of
-            `ReducedViT` may hold the same one.
+        backbone: built from timm's standard `Block`, with token or average pooling. It is shared, not copied:
+            any number of `ReducedViT` may hold the same one.
         plan: which tokens go where; by default none.
         record: further layers whose attention `advance` leaves in the state.
         seed: the seed of `View.rng`, and of parameters that are drawn.
 
-    Reducers start in evaluation mode, whatever the mode of the backbone, so that the model reduces: `train()` asks for what a method
-    does in training, where DynamicViT masks tokens instead of removing them. As in any module that holds a shared one, `train()` and
-    `eval()` set the mode of the backbone too.
+    Reducers start in evaluation mode, whatever the mode of the backbone, so that the model reduces: `train()`
+    asks for what a method does in training, where DynamicViT masks tokens instead of removing them. As in any
+    module that holds a shared one, `train()` and `eval()` set the mode of the backbone too.
 
     Raises:
-        UnsupportedModel: blocks, attention or pooling that are not timm's standard ones, or a method that needs a CLS token
-            which the model lacks.
+        UnsupportedModel: blocks, attention or pooling that are not timm's standard ones, or a method that
+            needs a CLS token which the model lacks.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class ReducedViT(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """How the backbone's images are prepared, as timm keeps it: `timm.data.resolve_model_data_config` asks for it."""
+        """How the backbone's images are prepared, as timm keeps it: `timm.data.resolve_model_data_config`
+        asks for it.
+        """
         return self.backbone.pretrained_cfg
 
     @property
@@ -102,10 +106,12 @@ class ReducedViT(nn.Module):
         return any(stage.reducer.learned for stage in self.stage_list())
 
     def retarget(self, tokens: tuple[int, ...]) -> None:
-        """Let the stages keep other counts, as far as they were built for: fitting for any budget draws them anew at every step.
+        """Let the stages keep other counts, as far as they were built for: fitting for any budget draws them
+        anew at every step.
 
         Args:
-            tokens: patch tokens kept after each stage of the plan. One that was left out of the model for keeping all must do so still.
+            tokens: patch tokens kept after each stage of the plan. One that was left out of the model for
+                keeping all must do so still.
         """
         n = num_patches(self.backbone)
         for layer, keep in zip(self.plan.stages, tokens, strict=True):
@@ -145,7 +151,8 @@ class ReducedViT(nn.Module):
         return self.advance(self.embed(x))
 
     def embed(self, x: Tensor, images: Tensor | None = None) -> State:
-        """Images [B, channels, H, W] to the state before layer 1. `images` are keys for random numbers, [B] int64.
+        """Images [B, channels, H, W] to the state before layer 1. `images` are keys for random numbers, [B]
+        int64.
 
         Raises:
             TokredError: the backbone drops patches in training, so that no plan holds.
@@ -160,7 +167,9 @@ class ReducedViT(nn.Module):
         return State(tokens, images=images)
 
     def advance(self, state: State, stop: Point | None = None) -> State:
-        """Run layers and stages from a state up to a point, whose own stage is not yet applied; by default to the end."""
+        """Run layers and stages from a state up to a point, whose own stage is not yet applied; by default to
+        the end.
+        """
         end = state
         for _, end in self.walk(state, stop):  # noqa: B007
             pass
@@ -186,7 +195,8 @@ class ReducedViT(nn.Module):
         """Logits of a state after the last layer."""
         x = self.backbone.norm(state.x)
         if self.backbone.global_pool == "avg" and state.size is not None:
-            # The head averages patch tokens; one token that is their mean by size gives it what it would have averaged.
+            # The head averages patch tokens; one token that is their mean by size gives it what it would have
+            # averaged.
             size = state.size.to(x.dtype).unsqueeze(-1)
             mean = (x[:, self.num_prefix :] * size).sum(1, keepdim=True) / size.sum(1, keepdim=True)
             x = torch.cat([x[:, : self.num_prefix], mean], dim=1)
@@ -288,7 +298,9 @@ def num_heads(model: VisionTransformer) -> int:
 
 
 def blank_image(model: VisionTransformer) -> Tensor:
-    """A black image of the model's own size, [1, channels, H, W], in the model's precision and on its device."""
+    """A black image of the model's own size, [1, channels, H, W], in the model's precision and on its
+    device.
+    """
     weight = model.patch_embed.proj.weight
     return weight.new_zeros(1, weight.shape[1], *model.patch_embed.img_size)
 

@@ -18,17 +18,20 @@ from tokred.errors import TokredError
 class DPCKNN(Reducer):
     """Average the tokens around density peaks: tokens that are dense and far from denser ones.
 
-    The form of the TokenReduction benchmark: distances are divided by sqrt(C), the density is exp(-mean squared distance to the
-    nearest tokens, itself included), a token's score is its density times its distance to the nearest denser token, and the tokens
-    with the highest scores are the centres. Clusters are averaged.
+    The form of the TokenReduction benchmark: distances are divided by sqrt(C), the density is exp(-mean
+    squared distance to the nearest tokens, itself included), a token's score is its density times its
+    distance to the nearest denser token, and the tokens with the highest scores are the centres. Clusters are
+    averaged.
 
     Args:
         neighbors: nearest tokens that make up the density.
-        scale: "published", in which the density falls as exp(-d^2 / C): where tokens are far apart it vanishes, and isolated tokens are
-            never centres. "relative" measures distances in units of their root mean square over the image.
-        ties: between equal densities the lower "index" is denser, or "noise" below 1e-6 decides, as in the published code.
-        weights: of the tokens in their cluster's mean: "equal", or "learned", exp(u·x + c) with fitted u and c, as published methods
-            train it. At the start of a fit they are nearly equal.
+        scale: "published", in which the density falls as exp(-d^2 / C): where tokens are far apart it
+            vanishes, and isolated tokens are never centres. "relative" measures distances in units of their
+            root mean square over the image.
+        ties: between equal densities the lower "index" is denser, or "noise" below 1e-6 decides, as in the
+            published code.
+        weights: of the tokens in their cluster's mean: "equal", or "learned", exp(u·x + c) with fitted u and
+            c, as published methods train it. At the start of a fit they are nearly equal.
     """
 
     site = "pre"
@@ -83,7 +86,9 @@ class DPCKNN(Reducer):
 
     @staticmethod
     def _rank(density: Tensor) -> Tensor:
-        """Place of each token in the order of densities, [B, n] float32, 0 for the densest; of equals the lower index is denser."""
+        """Place of each token in the order of densities, [B, n] float32, 0 for the densest; of equals the
+        lower index is denser.
+        """
         order = density.argsort(dim=1, descending=True, stable=True)
         place = torch.arange(density.shape[1], device=density.device, dtype=torch.float32).expand_as(density)
         return torch.zeros_like(density).scatter(1, order, place)

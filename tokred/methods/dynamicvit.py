@@ -16,15 +16,17 @@ _TINY = 1e-6
 
 @register("dynamicvit", paper="Rao et al., NeurIPS 2021, arXiv:2106.02034")
 class DynamicViT(Reducer):
-    """Keep the tokens that a small network, trained with Gumbel-softmax masks, gives the largest probability to be needed.
+    """Keep the tokens that a small network, trained with Gumbel-softmax masks, gives the largest probability
+    to be needed.
 
-    The predictor sees each token and the mean of all that are still there. In training no token leaves: a hard, straight-through
-    sample masks the dropped ones out of attention, and the share that stays is drawn to the keep rate. At inference the `keep` most
-    probable tokens go on, most probable first.
+    The predictor sees each token and the mean of all that are still there. In training no token leaves: a
+    hard, straight-through sample masks the dropped ones out of attention, and the share that stays is drawn
+    to the keep rate. At inference the `keep` most probable tokens go on, most probable first.
 
     Args:
-        mean: where the published code adds 1e-6 to the mean of the remaining tokens: to the "quotient", as it does, which divides by
-            zero where a sample drops every token, or to the "denominator", as it means.
+        mean: where the published code adds 1e-6 to the mean of the remaining tokens: to the "quotient", as it
+            does, which divides by zero where a sample drops every token, or to the "denominator", as it
+            means.
     """
 
     site = "pre"
@@ -60,7 +62,8 @@ class DynamicViT(Reducer):
         log_odds = self._predict(view.x.float(), alive)  # [B, n], of staying
         if self.training:
             return Mask(alive * _sample(log_odds, view.rng.uniform(view.x)))
-        # In the order of their probabilities, of which a trained predictor has many that round to 1 and would be ties.
+        # In the order of their probabilities, of which a trained predictor has many that round to 1 and would
+        # be ties.
         return Keep(log_odds.argsort(dim=1, descending=True, stable=True)[:, : self.keep], self.n)
 
     def penalty(self, reduction: Reduction) -> Tensor:
@@ -80,9 +83,11 @@ class DynamicViT(Reducer):
 
 
 def _sample(log_odds: Tensor, uniform: Tensor) -> Tensor:
-    """Hard Gumbel-softmax samples of the first of two classes, [B, n], at temperature 1, with the soft sample's gradient.
+    """Hard Gumbel-softmax samples of the first of two classes, [B, n], at temperature 1, with the soft
+    sample's gradient.
 
-    The difference of two Gumbel variables is logistic, so the log-odds and one uniform number for each token are enough.
+    The difference of two Gumbel variables is logistic, so the log-odds and one uniform number for each token
+    are enough.
     """
     uniform = uniform.clamp(2**-25, 1 - 2**-24)
     noise = uniform.log() - (-uniform).log1p()

@@ -18,15 +18,17 @@ from tokred.errors import TokredError
 class KMedoids(Reducer):
     """Cluster the tokens around the most attended ones and keep the cluster centres.
 
-    Centres start at the tokens with the largest weight, w; three rounds of assignment to the nearest centre (Euclidean) and update
-    follow. As in the TokenReduction benchmark the output is the medoids themselves, so this selects tokens.
+    Centres start at the tokens with the largest weight, w; three rounds of assignment to the nearest centre
+    (Euclidean) and update follow. As in the TokenReduction benchmark the output is the medoids themselves, so
+    this selects tokens.
 
     Args:
-        update: "textbook" moves a centre to the member with the least weighted distance to its cluster. "published" is the
-            benchmark's code, in which the cost of a candidate sums over all tokens, not only the cluster's, and is multiplied by the
-            candidate's own weight; an emptied cluster falls back to token 0. Its variant without weights, which starts from a random
-            token, is not offered.
-        weight: "received", the attention a token receives from all queries (the code), or "cls", the CLS attention (the text).
+        update: "textbook" moves a centre to the member with the least weighted distance to its cluster.
+            "published" is the benchmark's code, in which the cost of a candidate sums over all tokens, not
+            only the cluster's, and is multiplied by the candidate's own weight; an emptied cluster falls back
+            to token 0. Its variant without weights, which starts from a random token, is not offered.
+        weight: "received", the attention a token receives from all queries (the code), or "cls", the CLS
+            attention (the text).
         output: "medoid", or the "mean" of the cluster, or the mean weighted by w, "wmean".
         iterations: rounds of assignment and update.
     """

@@ -17,12 +17,14 @@ from tokred.core.registry import register
 class LoTM(Reducer):
     """Merge the most similar pairs of neighbouring tokens into their mean, in raster order.
 
-    Pairs are disjoint neighbours (0, 1), (2, 3), ... of the current sequence; an odd last token stays. The paper's section 4 leaves
-    some points open. Here the prefix tokens take no part in the pairing, similarity is the cosine of the tokens after the attention
-    residual, and a merged token takes the place of its left half, so that every token stays a contiguous run of patches.
+    Pairs are disjoint neighbours (0, 1), (2, 3), ... of the current sequence; an odd last token stays. The
+    paper's section 4 leaves some points open. Here the prefix tokens take no part in the pairing, similarity
+    is the cosine of the tokens after the attention residual, and a merged token takes the place of its left
+    half, so that every token stays a contiguous run of patches.
 
     Args:
-        order: "inplace", or "append" for the literal reading of equation 16, which moves merged tokens to the end.
+        order: "inplace", or "append" for the literal reading of equation 16, which moves merged tokens to the
+            end.
         weighted: weigh the mean by token sizes, as ToMe does; the paper does not.
         proportional: add log(size) to later attention scores, as ToMe does; the paper does not.
         metric: "x" for the tokens, "keys" for the attention keys averaged over heads.

@@ -16,13 +16,14 @@ from tokred.core.registry import register
 class PatchMerger(Reducer):
     """Mix the normalised tokens by their inner products with learned queries.
 
-    Weights are softmax(queries · LayerNorm(x)ᵀ) over the tokens, and the outputs mixtures of the normalised tokens, as in the
-    TokenReduction benchmark. Output order is that of the queries.
+    Weights are softmax(queries · LayerNorm(x)ᵀ) over the tokens, and the outputs mixtures of the normalised
+    tokens, as in the TokenReduction benchmark. Output order is that of the queries.
 
     Args:
-        scale: factor on the inner products: "none" (published), where queries drawn from N(0, 1) select almost single tokens, or "sqrt",
-            1 / sqrt(C), as attention has it.
-        value: what is mixed: the "normalized" tokens (published), which leaves the scale of the residual stream, or the "tokens".
+        scale: factor on the inner products: "none" (published), where queries drawn from N(0, 1) select
+            almost single tokens, or "sqrt", 1 / sqrt(C), as attention has it.
+        value: what is mixed: the "normalized" tokens (published), which leaves the scale of the residual
+            stream, or the "tokens".
     """
 
     site = "pre"
@@ -50,7 +51,9 @@ class PatchMerger(Reducer):
         return Mix(scores.softmax(-1), normalized if self.value == "normalized" else None)
 
     def calibrate(self, view: View) -> None:
-        """Normalisation that gives back the tokens as nearly as it can, and queries whose scores over them have a deviation of 3."""
+        """Normalisation that gives back the tokens as nearly as it can, and queries whose scores over them
+        have a deviation of 3.
+        """
         x = view.x.float()
         plain = nn.functional.layer_norm(x, (self.dim,))
         center, spread = x.mean((0, 1)), plain - plain.mean((0, 1))

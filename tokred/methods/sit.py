@@ -14,9 +14,9 @@ from tokred.core.registry import register
 class SiT(Reducer):
     """Mix the tokens by weights that a two-layer network predicts from each of them.
 
-    Scores are Linear(GELU(Linear(LayerNorm(x)))), C to C/2 to keep, softmax over the tokens after a learned temperature; the outputs are
-    convex combinations of the tokens. As in the TokenReduction benchmark there is no reverse module. At the start all scores are near
-    zero and every output is nearly the mean token.
+    Scores are Linear(GELU(Linear(LayerNorm(x)))), C to C/2 to keep, softmax over the tokens after a learned
+    temperature; the outputs are convex combinations of the tokens. As in the TokenReduction benchmark there
+    is no reverse module. At the start all scores are near zero and every output is nearly the mean token.
     """
 
     site = "pre"

@@ -17,10 +17,11 @@ from tokred.core.registry import register
 class ToMe(Reducer):
     """Match every second token to its most similar partner and merge the best matches, a few in every layer.
 
-    Section 3 of the paper. The whole sequence, prefix included, alternates between sets A and B; the prefix is neither source nor
-    destination. The output is the unmerged tokens of A, then all of B, which is what the next layer's split sees. Keys are
-    normalised with a guard against zero vectors, which the official code lacks. Without a CLS token the official code leaves the
-    unmerged tokens in order of similarity; here they stay in sequence order.
+    Section 3 of the paper. The whole sequence, prefix included, alternates between sets A and B; the prefix
+    is neither source nor destination. The output is the unmerged tokens of A, then all of B, which is what
+    the next layer's split sees. Keys are normalised with a guard against zero vectors, which the official
+    code lacks. Without a CLS token the official code leaves the unmerged tokens in order of similarity; here
+    they stay in sequence order.
 
     Args:
         metric: "keys" averaged over heads (published), or "x" for the tokens themselves.
