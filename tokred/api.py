@@ -70,7 +70,9 @@ def reduce(
     if chosen is not None:
         return chosen.apply(model, plan, weights_hash, seed)
     if adapter is not None:
-        raise TokredError(f"There is no adapter of {method} at {adapter}; `tokred fit {method}` makes one.")
+        raise TokredError(
+            f"There is no adapter of {method} at {adapter}; train one with `tokred fit {method}`."
+        )
     if not allow_unfitted:
         layers = None if stages is None else " ".join(map(str, stages))
         command = adapters.fit_command(

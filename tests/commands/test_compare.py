@@ -106,7 +106,7 @@ def test_a_changed_comparison_starts_anew_beside_the_old_one(comparison, tmp_pat
     before = (comparison[0] / "leaderboard.csv").read_bytes()
     code, text = run("compare", *SMALL, "--methods", "lotm", "--out", tmp_path / "out", "--seed", "7")
     assert code == 0, text
-    assert "holds a run with another adapters, methods, options, seed: it is in" in " ".join(text.split())
+    assert "has other adapters, methods, options, seed. It was moved to" in " ".join(text.split())
     (old,) = (tmp_path / "out" / "previous").iterdir()
     assert (old / "leaderboard.csv").read_bytes() == before
     assert set(pd.read_csv(tmp_path / "out" / "leaderboard.csv").method) == {
@@ -319,7 +319,7 @@ BAD = {
     "no stages": (["--stages", ""], "at least one layer"),
     "no attention before the first layer": (
         ["--methods", "kmedoids", "--stages", "1 4"],
-        "no attention to look at before layer 1",
+        "no attention before layer 1",
     ),
     "negative seed": (["--seed", "-1"], "--seed must lie between 0"),
     "an option out of range": (["--methods", "dpcknn", "--set", "dpcknn.neighbors=0"], "at least 1"),
@@ -399,7 +399,7 @@ def test_a_method_that_cannot_be_matched_is_a_row_and_the_others_go_on(tmp_path,
     monkeypatch.setattr(registry.get("topk"), "forward", explode)
     code, text = run("compare", *SMALL, "--methods", "topk,lotm", "--out", tmp_path / "out")
     assert code == 1
-    assert "topk cannot be matched: RuntimeError: boom" in text
+    assert "topk has no plan: RuntimeError: boom" in text
     table = pd.read_csv(tmp_path / "out" / "leaderboard.csv", index_col="method")
     assert list(table.status[["lotm", "topk"]]) == ["ok", "failed"]
 

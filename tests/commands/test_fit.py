@@ -86,7 +86,10 @@ def test_a_full_fit_is_a_row_of_its_own_kind(tmp_path):
         (("fit", "sitt"), "Did you mean: sit"),
         (("fit", "sit", "--budget", "0.3", "--any-budget"), "not both"),
         (("fit", "sit", "--budget", "1.5", "--model", "deit_t"), "between 0 and 1"),
-        (("fit", "sit", "--set", "sinkhorn.epsilon=1"), "--set sinkhorn.epsilon is no option of sit"),
+        (
+            ("fit", "sit", "--set", "sinkhorn.epsilon=1"),
+            "--set sinkhorn.epsilon is an option of another method; this command fits sit",
+        ),
         (
             ("fit", "sinkhorn", "--model", "deit_t", "--set", "sinkhorn.epsilon=-1"),
             "must be a positive number",

@@ -152,7 +152,7 @@ def test_bfloat16_autocast_and_a_bfloat16_model(images):
 def test_other_image_size_is_one_sentence(images):
     model = tiny_vit(dynamic_img_size=True)
     reduced = ReducedViT(model, Plan("topk", (2,), (20,)))
-    with pytest.raises(TokredError, match="planned for 36 patch tokens, but this image gives 16"):
+    with pytest.raises(TokredError, match="planned for 36 patch tokens, but this image has 16"):
         reduced(images[:, :, :32, :32])
 
 

@@ -28,7 +28,7 @@ def test_class_maps(tmp_path, put):
         hashes.add(source.hash)
     assert len(hashes) == 1
     assert sources.open_source(str(tmp_path / "data")).hash not in hashes  # another question than without
-    with pytest.raises(TokredError, match=r"count from 0 to 2: one is 3"):
+    with pytest.raises(TokredError, match=r"which are 0 to 2: one is 3"):
         opened(tmp_path / "data", classes=3, class_map=str(tmp_path / "a.txt"))
 
 
@@ -39,7 +39,7 @@ def test_class_maps(tmp_path, put):
         ("a.xml", "x", "its form is not known"),
         ("a.txt", "cat\n", "lacks 1 of the 2 classes of data: dog"),
         ("a.txt", "cat\ndog\ncat\n", "has the class 'cat' twice"),
-        ("a.csv", "cat,1,2\n", "has not two columns"),
+        ("a.csv", "cat,1,2\n", "a line without two columns"),
         ("a.csv", "cat,1\ndog,two\n", "cannot be read"),
         ("a.json", "{", "cannot be read"),
         ("a.json", "3", "neither names nor indices"),
@@ -52,7 +52,7 @@ def test_class_maps_that_are_none(tmp_path, put, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(TokredError, match=words):
         opened(tmp_path / "data", classes=2, class_map=str(tmp_path / name))
-    with pytest.raises(TokredError, match="No class map at"):
+    with pytest.raises(TokredError, match="There is no class map at"):
         opened(tmp_path / "data", classes=2, class_map=str(tmp_path / "none.txt"))
 
 
@@ -62,6 +62,6 @@ def test_a_class_map_in_another_order_than_imagenets_is_marked(tmp_path, put):
     source = opened(tmp_path / "data", class_map=str(tmp_path / "map.txt"))
     assert source.labels.tolist() == [1, 0, 2]
     assert (
-        "map.txt has 2 of ImageNet's classes at other indices than the weights of ImageNet-1K have: "
+        "map.txt has 2 of ImageNet's classes at other indices than in ImageNet-1K: "
         f"{WNIDS[0]}, {WNIDS[1]}." in source.note
     )

@@ -55,7 +55,7 @@ def test_crop_and_interpolation_are_options_and_part_of_the_run(tmp_path, put, w
     assert code == 0, text
     assert "Input: 96 x 96 pixels, crop 0.875, bilinear." in text
     code, text = compare(weights, *common)
-    assert "a run with another crop_pct, interpolation" in " ".join(text.split())
+    assert "has other crop_pct, interpolation" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_crop_and_interpolation_are_options_and_part_of_the_run(tmp_path, put, w
         (["--no-labels"], "--no-labels means nothing for PhotoDigits"),
         (["--class-map", "x.txt"], "--class-map means nothing for PhotoDigits"),
         (["--data", "tfds/imagenet2012"], "tfds/ streams images"),
-        (["--data", "torch/cifar10"], "needs the folder in which its files lie: --data-dir"),
-        (["--data", "wds/nowhere"], "No shard at nowhere"),
+        (["--data", "torch/cifar10"], "needs the folder of its files; set --data-dir"),
+        (["--data", "wds/nowhere"], "There is no shard at nowhere"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, words, tmp_path):
@@ -89,7 +89,7 @@ def test_the_preflight_by_itself(tmp_path, put, weights, thousand):
     code, text = run("data", thousand, "--model", "deit_t")
     assert code == 0, text
     assert "1,000 of 1,000, images of each: 1" in text
-    assert "50 images of each class, here there are 1,000 images for 1,000" in text
+    assert "50 images of each class; this data has 1,000 images for 1,000" in text
     put(*(tmp_path / "data" / name / "a.png" for name in ("x", "y")))
     code, text = run("data", tmp_path / "data", "--model", "deit_t", "--weights", weights)
     assert code == 2

@@ -68,7 +68,7 @@ def test_every_image_of_shards_has_its_place(shards):
         assert label == LABELS[index]
         assert np.array_equal(np.asarray(image), pixels(picture(index)))
     assert len(sources.open_source(f"wds/{shards}", "train")) == 1
-    with pytest.raises(TokredError, match=r"name no split 'test' \(they name: train, validation\)"):
+    with pytest.raises(TokredError, match=r"have no split 'test' \(there are: train, validation\)"):
         sources.open_source(f"wds/{shards}", "test")
 
 
@@ -122,14 +122,14 @@ def test_shards_that_cannot_be_used(tmp_path, shards):
             sources.open_source(f"wds/{tmp_path / name}")
     with tarfile.open(tmp_path / "small.tar", "w:gz") as archive:
         archive.add(shards / "set-train-000.tar")
-    with pytest.raises(TokredError, match="it must be a whole, uncompressed tar file"):
+    with pytest.raises(TokredError, match="it must be a complete, uncompressed tar file"):
         sources.open_source(f"wds/{tmp_path / 'small.tar'}")
     write_shard(tmp_path / "half.tar", [("a", {"png": picture(0), "cls": b"1"}), ("b", {"png": picture(1)})])
     with pytest.raises(TokredError, match=r"1 of the 2 images have no label, such as .*half.tar/b"):
         sources.open_source(f"wds/{tmp_path / 'half.tar'}")
     assert not sources.open_source(f"wds/{tmp_path / 'half.tar'}", labels=False).labelled
     write_shard(tmp_path / "words.tar", [("a", {"png": picture(0), "cls": b"cat"})])
-    with pytest.raises(TokredError, match=r"words.tar/a is no number"):
+    with pytest.raises(TokredError, match=r"words.tar/a is not a number"):
         sources.open_source(f"wds/{tmp_path / 'words.tar'}")
     write_shard(tmp_path / "none.tar", [("a", {"txt": b"x"})])
     with pytest.raises(TokredError, match="have no images"):
@@ -140,7 +140,7 @@ def test_shards_that_cannot_be_used(tmp_path, shards):
         tmp_path / "from1.tar",
         [(str(i), {"png": picture(0), "json": json.dumps({"label": i + 1}).encode()}) for i in range(10)],
     )
-    with pytest.raises(TokredError, match="they seem to count from 1; say which class is which"):
+    with pytest.raises(TokredError, match="they seem to count from 1; map the classes with --class-map"):
         preflight.align(sources.open_source(f"wds/{tmp_path / 'from1.tar'}"), 10)
 
 
@@ -234,7 +234,7 @@ def test_names_that_stream_are_refused():
     for name in ("tfds/imagenet2012", "hfids/imagenet-1k"):
         with pytest.raises(
             TokredError,
-            match="streams images, and tokred needs each at a fixed place; take the same data as hfds/",
+            match="streams images, but tokred needs random access; use hfds/",
         ):
             sources.open_source(name)
 

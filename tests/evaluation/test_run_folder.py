@@ -96,7 +96,7 @@ def test_going_back_to_an_earlier_run_finds_it_again(tmp_path):
         back = opened(tmp_path, seed=1)
         assert back.finished
         assert not back.damaged
-        assert "goes on where it was put aside" in back.notice
+        assert "resumes the one in" in back.notice
         assert not (tmp_path / "outcomes").exists()
         back.release()
         again = opened(tmp_path, seed=2)

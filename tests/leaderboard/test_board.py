@@ -397,7 +397,7 @@ def test_the_command(tmp_path):
     code, text = command("leaderboard", "add", first, second, "--board", "deep/er/all.csv", folder=tmp_path)
     assert (code, text) == (
         0,
-        "deep/er/all.csv: 2 added, 0 replaced, 1 left out for a better or newer one; 2 rows.\n",
+        "deep/er/all.csv: 2 added, 0 replaced, 1 skipped in favour of better or newer rows; 2 rows.\n",
     )
     code, text = command("leaderboard", "add", tmp_path / "nothing", folder=tmp_path)
     assert code == 2

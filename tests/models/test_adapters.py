@@ -69,7 +69,7 @@ def test_parameters_survive_the_file_as_float16(tmp_path, backbone):
     ],
 )
 def test_what_differs_is_said(tmp_path, backbone, plan, sentence):
-    with pytest.raises(TokredError, match=f"does not fit here: {sentence}"):
+    with pytest.raises(TokredError, match=f"cannot be used here: {sentence}"):
         written(tmp_path, backbone).apply(backbone, plan, tensor_files.hash_weights(backbone))
 
 
@@ -129,7 +129,7 @@ def test_folders_are_looked_through_and_other_files_passed_over(tmp_path, backbo
     for place in ("none", "empty"):
         with pytest.raises(TokredError, match="No adapter at"):
             foreign.find([tmp_path / place])
-    with pytest.raises(TokredError, match=r"is no adapter: beside it, tiny.json must tell"):
+    with pytest.raises(TokredError, match=r"is not an adapter: it needs a card, tiny.json, beside it"):
         foreign.find([tmp_path / "tiny.safetensors"])
 
 
@@ -148,7 +148,7 @@ def test_reduce_takes_an_adapter_and_refuses_random_parameters(tmp_path, backbon
     unfitted = tokred.reduce(backbone, "sinkhorn", 0.2, allow_unfitted=True, **settings)
     assert not torch.equal(unfitted.stages.pre2.reducer.centers, fitted.stages.pre2.reducer.centers)
     for given in (adapter.path, tmp_path):
-        with pytest.raises(TokredError, match="does not fit here: it was fitted with epsilon=0.5"):
+        with pytest.raises(TokredError, match="cannot be used here: it was fitted with epsilon=0.5"):
             tokred.reduce(backbone, "sinkhorn", 0.2, stages=(2, 3), adapter=given)
     with pytest.raises(TokredError, match="There is no adapter of lotm at"):
         tokred.reduce(backbone, "lotm", 0.2, stages=(2, 3), adapter=tmp_path)

@@ -138,7 +138,7 @@ def test_options_are_those_of_the_training(tmp_path, images, method, changes, op
     assert logits.isfinite().all()
     name = next(iter(options))
     other = {"update": "textbook", "metric": "x", "epsilon": 2.0, "neighbors": 4, "scale": "sqrt"}[name]
-    with pytest.raises(TokredError, match=f"does not fit here: it was fitted with {name}="):
+    with pytest.raises(TokredError, match=f"cannot be used here: it was fitted with {name}="):
         entry(tmp_path / "x.pth", method, images, **{name: other})
 
 

@@ -106,7 +106,7 @@ def bad(tmp_path):
     Image.fromarray(an_image(9, 9)).save(tmp_path / "fine.png")
     return {
         "broken": ((tmp_path / "broken.png",), "cannot be read"),
-        "missing": (("nowhere.png",), "No image at nowhere.png"),
+        "missing": (("nowhere.png",), "There is no image at nowhere.png"),
         "folder": ((tmp_path,), "is a folder; give image files"),
         "both": ((tmp_path / "fine.png", "--index", "1"), "three ways to say which"),
         "too far": (("--index", "1000"), "has images 0 to 999; got --index 1000"),

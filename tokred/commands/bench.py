@@ -23,12 +23,12 @@ from tokred.commands.options import (
 from tokred.tables.render import check_format
 
 BatchSizes = Annotated[
-    str | None, typer.Option(help="Images in a pass, such as 1,16,128; by default 16, or 256 on a GPU.")
+    str | None, typer.Option(help="Batch sizes, such as 1,16,128; by default 16, or 256 on a GPU.")
 ]
 Compiled = Annotated[
-    bool, typer.Option("--compile", help="Run every model, the dense one too, through torch.compile.")
+    bool, typer.Option("--compile", help="Compile all models, also the dense one, with torch.compile.")
 ]
-Rounds = Annotated[int, typer.Option(help="How often each model is timed, in turns with all others.")]
+Rounds = Annotated[int, typer.Option(help="Number of rounds; each times every model once.")]
 OutFile = Annotated[
     Path | None, typer.Option("--out", dir_okay=False, help="CSV file; by default one under runs/.")
 ]
@@ -49,7 +49,7 @@ def bench(
     precision: PrecisionName = "auto",
     form: Format = "table",
 ) -> None:
-    """Time reduced models against the dense one, and compare with the theoretical speed-up. Needs no data."""
+    """Measure the speed-up of reduced models, and its share of the theoretical one. Needs no data."""
     from tokred.evaluation import bench as speed
     from tokred.evaluation.config import Config
     from tokred.utils.atomic import check_writable

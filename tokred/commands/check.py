@@ -15,10 +15,10 @@ from tokred.errors import TokredError
 
 
 def check(
-    method: Annotated[str, typer.Argument(help="A registered name, or module:Class.")],
+    method: Annotated[str, typer.Argument(help="Name of a method, or module:Class.")],
     plugins: Plugins = None,
 ) -> None:
-    """Run the battery of tests that every method must pass."""
+    """Run the tests that every method must pass."""
     load(plugins)
     if (
         ":" in method

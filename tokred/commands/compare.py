@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from tokred.evaluation.comparison import Comparison
     from tokred.evaluation.config import Config
 
-Rounds = Annotated[
-    int, typer.Option(min=0, help="Rounds in which each model is timed alone afterwards; 0 for none.")
-]
+Rounds = Annotated[int, typer.Option(min=0, help="Rounds of timing after the evaluation; 0 for none.")]
 
 
 @grouped
@@ -119,5 +117,5 @@ def print_comparison(comparison: Comparison, form: str, commentary: Console) -> 
     if rows:
         defaults = default_texts(row.method for row in rows)
         show(results_table.formatted(rows, comparison.title, form, comparison.swept, defaults))
-    waiting = f" {comparison.waiting:.0%} of the time was waiting for images; more --workers may help."
+    waiting = f" {comparison.waiting:.0%} of the time was spent waiting for images; more --workers may help."
     say(f"{comparison.seconds:.0f} s.{waiting if comparison.waiting > 0.1 else ''}", commentary)

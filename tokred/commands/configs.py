@@ -8,7 +8,7 @@ from tokred.tables.render import Table, check_format
 
 
 def configs(form: Format = "table") -> None:
-    """List the configurations that `compare --config` takes by name."""
+    """List the named configurations for `compare --config`."""
     from tokred.configs import names, summary
 
     rows = [(name, summary("compare", name)) for name in names("compare")]

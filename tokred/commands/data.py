@@ -11,7 +11,7 @@ from tokred.commands.options import ClassMap, DataDir, Devkit, Format, Labels, M
 from tokred.tables.render import Table, check_format
 
 Images = Annotated[
-    str, typer.Argument(metavar="DATA", help="Folder of images, or a timm data set, as for compare --data.")
+    str, typer.Argument(metavar="DATA", help="Folder of images, or a timm data set, as in compare --data.")
 ]
 
 
@@ -26,7 +26,7 @@ def data(
     weights: Weights = None,
     form: Format = "table",
 ) -> None:
-    """Tell which images and labels compare would use, and what is wrong with them. Reads no image."""
+    """Check the images and labels that compare would use, without reading an image."""
     from tokred.data import preflight, sources
     from tokred.models import zoo
 
@@ -47,4 +47,4 @@ def data(
     show_records(table, [facts], form)
     say(source.note, err, "Note:", "yellow")
     if not source.note:
-        say("Nothing is wrong with these images and labels, as far as names and numbers tell.", commentary)
+        say("File names and labels are consistent.", commentary)

@@ -30,19 +30,22 @@ from tokred.errors import TokredError
 if TYPE_CHECKING:
     from tokred.training.fit.recipe import FitRecipe
 
-Method = Annotated[str, typer.Argument(help="A registered name.")]
+Method = Annotated[str, typer.Argument(help="Name of a method.")]
 OneBudget = Annotated[
-    float | None, typer.Option("--budget", "-b", help="Fraction of FLOPs to save; by default fit for any.")
+    float | None,
+    typer.Option("--budget", "-b", help="Fraction of FLOPs to save; by default, fit for any budget."),
 ]
 AnyBudget = Annotated[bool, typer.Option("--any-budget", help="One adapter for all budgets (the default).")]
 Full = Annotated[bool, typer.Option("--full", help="Train all weights, not only the reducers'.")]
-Recipe = Annotated[str | None, typer.Option(help="Recipe by name or YAML file; by default reducer, or full.")]
-Images = Annotated[int | None, typer.Option(help="Images to see, in place of the recipe's length.")]
-Data = Annotated[
-    str | None, typer.Option(help="Folder or timm data set, as for compare; by default PhotoDigits.")
+Recipe = Annotated[
+    str | None, typer.Option(help="Name or YAML file of a recipe; by default reducer, or full with --full.")
 ]
-Labels = Annotated[bool, typer.Option(help="Learn from labels too, not only from the dense model.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of parameters and images, in place of the recipe's.")]
+Images = Annotated[int | None, typer.Option(help="Number of training images, in place of the recipe's.")]
+Data = Annotated[
+    str | None, typer.Option(help="Folder or timm data set, as in compare; by default PhotoDigits.")
+]
+Labels = Annotated[bool, typer.Option(help="Learn from the labels as well as from the dense model.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed, in place of the recipe's.")]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -87,7 +90,8 @@ class Reduction:
         options = parse_settings(self.settings)
         for other in options.keys() - {method}:
             raise TokredError(
-                f"--set {other}.{next(iter(options[other]))} is no option of {method}, which is to be fitted."
+                f"--set {other}.{next(iter(options[other]))} is an option of another method; this command "
+                f"fits {method}."
             )
         return {
             "options": options.get(method, {}),
@@ -128,7 +132,7 @@ def fit(
     from tokred.training.fit.job import Fit
 
     if budget is not None and any_budget:
-        raise TokredError("Give --budget to fit for one budget, or --any-budget for all, not both.")
+        raise TokredError("Give either --budget or --any-budget, not both.")
     recipe = training.load()
     config = FitConfig(method=method, recipe=recipe, model=model, budget=budget, **places, **vars(setup))
     run = Fit(config, folder or Path("runs") / config.folder)

@@ -14,12 +14,10 @@ from tokred.commands.options import Adapters, Data, Device, Plugins, Weights, lo
 if TYPE_CHECKING:
     from tokred.leaderboard import Change
 
-app = typer.Typer(help="One leaderboard of many runs.", no_args_is_help=True)
+app = typer.Typer(help="Merge, rank, verify and export the leaderboards of many runs.", no_args_is_help=True)
 
-Runs = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or CSV files of their form.")
-]
-Board = Annotated[Path, typer.Option("--board", help="The CSV to merge them into; made where there is none.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or their CSV files.")]
+Board = Annotated[Path, typer.Option("--board", help="CSV of the board; created if it does not exist.")]
 Target = Annotated[
     Path, typer.Argument(metavar="RUN_OR_BOARD", help="Folder of a run, or the CSV of a board.")
 ]
@@ -28,7 +26,7 @@ Title = Annotated[str, typer.Option(help="Heading of the page.")]
 
 @app.command("add")
 def leaderboard_add(runs: Runs, board: Board = Path("leaderboard.csv")) -> None:
-    """Merge runs into one CSV, also from many processes at once; newer measurements replace older rows."""
+    """Merge runs into one CSV, where newer rows replace older ones. Safe for concurrent processes."""
     from tokred import leaderboard
 
     _say_change(board, leaderboard.add(board, *runs))
@@ -38,15 +36,15 @@ def leaderboard_add(runs: Runs, board: Board = Path("leaderboard.csv")) -> None:
 def leaderboard_build(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs to add first; none for a page of the board."),
+        typer.Argument(metavar="[RUN]...", help="Runs to add first."),
     ] = None,
     board: Board = Path("leaderboard.csv"),
     page: Annotated[
-        Path | None, typer.Option(help="The HTML page; by default beside the board, under its name.")
+        Path | None, typer.Option(help="HTML file to write; by default next to the board.")
     ] = None,
     title: Title = "Leaderboard of token reduction",
 ) -> None:
-    """Merge runs into one CSV, rank what compares, and write an HTML page and a Markdown page of it."""
+    """Merge runs into one CSV, rank comparable rows, and write an HTML and a Markdown page."""
     from tokred import leaderboard
     from tokred.leaderboard import publish
 
@@ -62,12 +60,10 @@ def leaderboard_export(
     format_: Annotated[
         str, typer.Option("--format", help="timm, timm-benchmark, csv, markdown or latex.")
     ] = "csv",
-    file: Annotated[
-        Path | None, typer.Option("--out", help="File to write; by default it is printed.")
-    ] = None,
+    file: Annotated[Path | None, typer.Option("--out", help="File to write; by default, print.")] = None,
     title: Title = "Leaderboard of token reduction",
 ) -> None:
-    """Write a board, or a run, in another form: timm's columns, ranks in a CSV, Markdown, LaTeX."""
+    """Export a board or a run as CSV with ranks, timm's columns, Markdown or LaTeX."""
     from tokred.leaderboard import publish
 
     text = publish.export(board, format_, title, file)
@@ -82,16 +78,17 @@ def leaderboard_verify(
     target: Target,
     method: Annotated[str | None, typer.Option(help="Comma-separated methods; by default all.")] = None,
     sample: Annotated[
-        int, typer.Option(min=1, help="Images of each run to run again, in whole batches of the run.")
+        int,
+        typer.Option(min=1, help="Number of images per run to evaluate again, rounded up to whole batches."),
     ] = 64,
-    seed: Annotated[int, typer.Option(help="Seed by which batches are chosen.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for choosing batches.")] = 0,
     data: Data = None,
     weights: Weights = None,
     adapters: Adapters = None,
     plugins: Plugins = None,
     device: Device = "auto",
 ) -> None:
-    """Run some images of a run or of a board again, and compare; exit with 1 if a row is not confirmed."""
+    """Recompute the rows of a run or board and evaluate a sample again; exit with 1 if any differ."""
     from tokred.leaderboard import verify
     from tokred.leaderboard.verify.rerun import Places
 
@@ -108,7 +105,7 @@ def leaderboard_verify(
 
 
 def _say_change(board: Path, change: Change) -> None:
-    kept = f", {change.kept} left out for a better or newer one" if change.kept else ""
+    kept = f", {change.kept} skipped in favour of better or newer rows" if change.kept else ""
     say(f"{board}: {change.added} added, {change.replaced} replaced{kept}; {change.total} rows.")
     for remark in change.remarks:
         say(remark, err)

@@ -27,7 +27,7 @@ def match(
     img_size: ImgSize = None,
     form: Format = "table",
 ) -> None:
-    """Print for every method the knob, tokens, FLOPs and reduction that meet a budget. Needs no data."""
+    """Print the plan of every method for a budget: knob, tokens, FLOPs. Needs no data."""
     from tokred.core.costs import CostTable
     from tokred.core.match import match_each
     from tokred.models import zoo
@@ -58,7 +58,7 @@ def _table(title: str, matches: Mapping[str, Match]) -> Table:
 
     def cells(name: str, match: Match) -> tuple[str, ...]:
         plan = match.plan
-        gap = "" if match.gap <= TOLERANCE else f" ({100 * match.gap:.2f} points over)"
+        gap = "" if match.gap <= TOLERANCE else f" ({100 * match.gap:.2f} points more than asked)"
         return (
             name,
             f"{plan.reducer.knob} {match.knob}",

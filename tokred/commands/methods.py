@@ -14,7 +14,7 @@ HEADERS = ("Method", "What it does", "Site", "Layers", "Knob", "Source")
 
 
 def methods(plugins: Plugins = None, form: Format = "table") -> None:
-    """List all methods with what they do, their site, default layers and knob."""
+    """List all methods: what they do, site, default layers and knob."""
     check_format(form)
     load(plugins)
     records = [_record(entry) for entry in registry.catalog().values()]

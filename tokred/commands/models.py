@@ -19,7 +19,7 @@ def models(
     ] = None,
     form: Format = "table",
 ) -> None:
-    """List timm's models with patches and GFLOPs, and the reason where one does not work."""
+    """List timm's models with patches and GFLOPs, or the reason why one does not work."""
     check_format(form)
     from tokred.models import catalog, zoo
 
@@ -27,7 +27,7 @@ def models(
     if not names:
         near = catalog.suggest(pattern or "", list(zoo.ALIASES))
         hint = f" Did you mean: {', '.join(near)}?" if near else ""
-        raise UnknownName(f"timm has no model that matches {pattern!r}.{hint}")
+        raise UnknownName(f"No timm model matches {pattern!r}.{hint}")
     with Progress(len(names), "models") as advance:
         entries = catalog.catalog(names, advance)
     aliases = {name: alias for alias, name in zoo.ALIASES.items()}

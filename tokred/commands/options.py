@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from tokred.evaluation.config import Config
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="deit_t, deit_s, deit_b, any ViT of timm, or hf-hub:OWNER/NAME.")
+    str, typer.Option("--model", "-m", help="deit_t, deit_s, deit_b, any timm ViT, or hf-hub:OWNER/NAME.")
 ]
 ConfigName = Annotated[
     str | None,
     typer.Option(
-        "--config", help="Name (see `tokred configs`) or YAML file of a configuration; flags win over it."
+        "--config", help="Name (see `tokred configs`) or YAML file of a configuration; flags override it."
     ),
 ]
 Budget = Annotated[float, typer.Option("--budget", "-b", help="Fraction of FLOPs to save, between 0 and 1.")]
@@ -38,9 +38,10 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Option of a method, such as lotm.order=append. Repeatable.")
 ]
 Plugins = Annotated[
-    list[str] | None, typer.Option("--plugin", help="Python file or module with methods to use. Repeatable.")
+    list[str] | None,
+    typer.Option("--plugin", help="Python file or module that registers methods. Repeatable."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 PrecisionName = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Data = Annotated[
     str | None,
@@ -52,36 +53,36 @@ Split = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="Weight file, or hf-hub:OWNER/NAME; by default the shipped ones, or timm's with --data."
+        help="Weight file, or hf-hub:OWNER/NAME; by default shipped weights, or timm's with --data."
     ),
 ]
 Labels = Annotated[
-    bool, typer.Option(help="Use the labels; without them, agreement with the dense model is measured.")
+    bool, typer.Option(help="Use the labels; without them, measure agreement with the dense model.")
 ]
 ClassMap = Annotated[
-    Path | None, typer.Option(help="Which class each label is: .txt with a class a line, .csv or .json.")
+    Path | None, typer.Option(help="Map from the data's classes to the model's: a .txt, .csv or .json file.")
 ]
 Devkit = Annotated[
     Path | None,
-    typer.Option(help="Labels of ImageNet's validation files in one folder: its devkit, or Kaggle's CSV."),
+    typer.Option(help="Labels for ImageNet's validation files in one folder: the devkit or Kaggle's CSV."),
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Where a data set that has a name lies: torch/, wds/; the cache for hfds/."),
+    typer.Option(help="Folder of a data set given by name (torch/, wds/), or the cache of hfds/."),
 ]
 ImgSize = Annotated[
     int | None, typer.Option(help="Side of the model's input in pixels; by default the model's own.")
 ]
 CropPct = Annotated[
     float | None,
-    typer.Option(help="How much of the resized image's side is seen, such as 0.875; by default the model's."),
+    typer.Option(help="Visible fraction of the resized image's side, such as 0.875; by default the model's."),
 ]
 InterpolationName = Annotated[
     str | None, typer.Option("--interpolation", help="bicubic, bilinear ...; by default the model's.")
 ]
-Limit = Annotated[int | None, typer.Option(help="Evaluate only the first images; the rows say so.")]
+Limit = Annotated[int | None, typer.Option(help="Evaluate only the first images; rows are marked.")]
 OnErrorName = Annotated[
-    str, typer.Option(help="An image that cannot be read: fail, skip, or count-wrong for all models.")
+    str, typer.Option(help="How to treat unreadable images: fail, skip, or count-wrong (for all models).")
 ]
 Results = Annotated[
     Path | None,
@@ -99,15 +100,19 @@ Workers = Annotated[
 Adapters = Annotated[
     list[str] | None,
     typer.Option(
-        help="Adapter, published checkpoint, or folder of them, used before the shipped ones. Repeatable."
+        help="Adapter, published checkpoint, or a folder of them; preferred to shipped ones. Repeatable."
     ),
 ]
 NoControls = Annotated[
     bool,
-    typer.Option("--no-controls", help="Leave out what every method must beat: random, lowres, smaller."),
+    typer.Option("--no-controls", help="Leave out the controls: random, lowres, smaller."),
 ]
 AllowUnfitted = Annotated[
-    bool, typer.Option("--allow-unfitted", help="Show unfitted learned methods too, marked.")
+    bool,
+    typer.Option(
+        "--allow-unfitted",
+        help="Evaluate learned methods without an adapter, with random parameters; rows are marked.",
+    ),
 ]
 
 

@@ -32,29 +32,29 @@ TARGETS = (*TABLES, "fig1", "fig3")
 @grouped
 def reproduce(
     target: Annotated[
-        str, typer.Argument(metavar="|".join(TARGETS), help="Which table or figure of the paper on LoTM.")
+        str, typer.Argument(metavar="|".join(TARGETS), help="Table or figure of the LoTM paper.")
     ],
     *,
     flops_only: Annotated[
-        bool, typer.Option("--flops-only", help="Compare FLOPs alone, without any data or weights.")
+        bool, typer.Option("--flops-only", help="Compare FLOPs only; needs no data or weights.")
     ] = False,
     models: Annotated[
-        str | None, typer.Option(help="Some of a table's models, with commas between; by default all.")
+        str | None, typer.Option(help="Comma-separated models of the table; by default all.")
     ] = None,
     images: ImageOptions,
     rows: RowOptions,
     how: RunOptions,
     folder: Results = None,
     workers: Workers = None,
-    bench: Annotated[int, typer.Option(min=0, help="Rounds in which fig3 times each model; 0 for none.")] = 1,
+    bench: Annotated[int, typer.Option(min=0, help="Rounds of timing for fig3; 0 for none.")] = 1,
     form: Format = "table",
 ) -> None:
-    """Measure a table or figure of the paper on LoTM again, beside the printed values; repeat to resume."""
+    """Measure a table or figure of the LoTM paper, beside the printed values; repeat to resume."""
     check_format(form)
     if target not in TARGETS:
         raise UnknownName(did_you_mean("table or figure", target, list(TARGETS)))
     if flops_only and target not in TABLES:
-        raise TokredError(f"--flops-only is for tables; {target} shows what images give.")
+        raise TokredError(f"--flops-only works for tables only; {target} needs images.")
     from tokred.evaluation.config import Config
 
     config = Config(**images.fields(), **rows.fields(), **how.fields())
@@ -77,7 +77,7 @@ def _run(study: Any, place: Path, workers: int | None, bench: int, form: str) ->
         say(notice, commentary)
     if bench:
         timed = f"each of {sum(len(job.models) + 1 for job in study.jobs.values())} models is timed alone"
-        say(f"After the images {timed}, {bench} x; --bench 0 leaves that out.", commentary)
+        say(f"After the images {timed}, {bench} x; --bench 0 skips this.", commentary)
     with (
         resumable(commentary),
         Progress(study.images, "images") if study.jobs else nullcontext(lambda images: None) as advance,

@@ -29,10 +29,12 @@ Files = Annotated[
 ]
 Index = Annotated[
     str | None,
-    typer.Option(help="Numbers of images of the data set, such as 3,17,40; by default the first three."),
+    typer.Option(help="Indices of images in the data set, such as 3,17,40; by default the first three."),
 ]
-Disagree = Annotated[int | None, typer.Option(help="Show so many images on which models disagree most.")]
-Among = Annotated[int | None, typer.Option(help="Images to look through for --disagree; by default 64.")]
+Disagree = Annotated[
+    int | None, typer.Option(help="Number of images to show, those on which models disagree most.")
+]
+Among = Annotated[int | None, typer.Option(help="Number of images to search with --disagree; by default 64.")]
 Budgets = Annotated[
     str,
     typer.Option(
@@ -41,18 +43,12 @@ Budgets = Annotated[
 ]
 Size = Annotated[
     int | None,
-    typer.Option(
-        help="Longer side of each picture in pixels; by default as large as the images, 224 to 384."
-    ),
+    typer.Option(help="Longer side of each picture in pixels; by default the image's, from 224 to 384."),
 ]
-ShowStages = Annotated[
-    str, typer.Option(help='last, all for a row after each stage, or layers such as "4 7 10".')
-]
+ShowStages = Annotated[str, typer.Option(help='Stages to show: last, all, or layers such as "4 7 10".')]
 Target = Annotated[
     Path | None,
-    typer.Option(
-        "--out", dir_okay=False, help="File that ends in .png, .webp or .jpg; by default one under runs/."
-    ),
+    typer.Option("--out", dir_okay=False, help="A .png, .webp or .jpg file; by default one under runs/."),
 ]
 
 
@@ -83,7 +79,7 @@ def show(
     size: Size = None,
     target: Target = None,
 ) -> None:
-    """Draw which tokens methods merge, keep and drop on images, and which predictions change."""
+    """Draw the tokens that methods merge, keep and drop, and the predictions that change."""
     from tokred.evaluation.config import budget_range
     from tokred.utils.atomic import check_writable
     from tokred.visualize.gallery import check_suffix

@@ -20,11 +20,11 @@ from tokred.commands.options import (
 from tokred.utils.text import plain_name
 
 Layers = Annotated[
-    str | None, typer.Option(help='Layers to look at, one-based, such as "1 4 7 10"; by default all.')
+    str | None, typer.Option(help='Layers to compare, one-based, such as "1 4 7 10"; by default all.')
 ]
 FeaturesName = Annotated[
     str,
-    typer.Option(help="residual: the tokens after attention, which LoTM compares; attention: what it adds."),
+    typer.Option(help="residual: tokens after attention, as LoTM compares; attention: its output alone."),
 ]
 
 
@@ -39,7 +39,7 @@ def similarity(
     folder: Results = None,
     workers: Workers = None,
 ) -> None:
-    """Compare neighbouring tokens with all pairs, by layer: LoTM's Fig. 1, and whether its premise holds."""
+    """Compare the similarity of neighbouring tokens with that of all pairs, by layer (LoTM's premise)."""
     from tokred.evaluation.config import Config
 
     config = Config(model=model, **images.fields(), **how.fields())
@@ -63,7 +63,7 @@ def run_similarity(
             measurement = study.run(workers, advance)
         findings = premise.findings(measurement)
     except KeyboardInterrupt:
-        say("Interrupted; nothing was written. With --limit or --layers it takes less time.", err)
+        say("Interrupted; nothing was written. Use --limit or --layers for a shorter run.", err)
         raise typer.Exit(130) from None
     report.write(measurement, findings, target)
     show(report.premise_table(measurement, findings).render())

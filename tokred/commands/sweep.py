@@ -20,7 +20,7 @@ from tokred.commands.options import (
     grouped,
 )
 
-Budgets = Annotated[str, typer.Option(help="FIRST:LAST:STEP, or budgets with commas between.")]
+Budgets = Annotated[str, typer.Option(help="FIRST:LAST:STEP, or comma-separated budgets.")]
 
 
 @grouped

@@ -15,12 +15,13 @@ from tokred.commands.options import Model, PrecisionName
 def train(
     model: Model = "deit_t",
     recipe: Annotated[
-        str | None, typer.Option(help="Recipe by name or YAML file; by default the model's, if there is one.")
+        str | None,
+        typer.Option(help="Name or YAML file of a recipe; by default the model's, if there is one."),
     ] = None,
-    images: Annotated[int | None, typer.Option(help="Images to see, in place of the recipe's.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of weights and images, in place of the recipe's.")
+    images: Annotated[
+        int | None, typer.Option(help="Number of training images, in place of the recipe's.")
     ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed, in place of the recipe's.")] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -30,7 +31,7 @@ def train(
     precision: PrecisionName = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw images.")] = 1,
 ) -> None:
-    """Train a backbone on PhotoDigits. The same command resumes a killed run."""
+    """Train a backbone on PhotoDigits; repeat to resume."""
     import torch
 
     from tokred import configs

@@ -166,7 +166,7 @@ def match_each(
             refused[name] = error
         except (Exception, SystemExit) as error:  # a method under development must not take the others along
             refused[name] = TokredError(
-                f"{name} cannot be matched: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                f"{name} has no plan: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             )
     return matches, refused
 
@@ -186,7 +186,8 @@ class _Search:
         n, dim, heads = self.costs.n, self.costs.backbone.embed_dim, num_heads(self.costs.backbone)
         if self.cls(n, n, dim, heads, **self.empty.options).needs_cls and not self.costs.model.has_cls:
             raise UnsupportedModel(
-                f"{self.cls.name} needs a CLS token, which this model does not have; leave it out with --methods."
+                f"{self.cls.name} needs a CLS token, which this model does not have; leave it out with "
+                "--methods."
             )
         if self.estimate(self._least.tokens) > self.target:
             raise self._unreachable()
@@ -200,8 +201,8 @@ class _Search:
         most = 1 - self.costs.plan(self._least) / self.costs.dense
         where = " ".join(map(str, self.empty.stages))
         return Unreachable(
-            f"{self.cls.name} at layers {where} can save at most {most:.1%} of this model's FLOPs, not {self.budget:.1%}: "
-            "lower the budget, or give it more or earlier layers with --stages."
+            f"{self.cls.name} at layers {where} can save at most {most:.1%} of this model's FLOPs, not "
+            f"{self.budget:.1%}; lower the budget, or set more or earlier layers with --stages."
         )
 
     def uniform(self) -> Plan:

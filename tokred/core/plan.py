@@ -40,7 +40,7 @@ class Plan:
     def __post_init__(self) -> None:
         if len(self.stages) != len(self.tokens):
             raise TokredError(
-                f"A plan needs one token count for each stage, got stages {self.stages} and tokens {self.tokens}."
+                f"A plan needs one token count per stage, got stages {self.stages} and tokens {self.tokens}."
             )
         if self.method:
             object.__setattr__(self, "options", complete_options(self.reducer, self.options))
@@ -67,7 +67,8 @@ def resolve_stages(
     layers = tuple(sorted(set(chosen)))
     if not layers or layers[0] < 1 or layers[-1] > depth:
         raise TokredError(
-            f"Stages must be layers from 1 to {depth} of this model, got {' '.join(map(str, layers))}; choose with --stages."
+            f"Stages must be layers from 1 to {depth} of this model, got {' '.join(map(str, layers))}; "
+            "choose with --stages."
         )
     return layers
 

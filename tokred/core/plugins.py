@@ -43,7 +43,8 @@ def load(target: str) -> ModuleType:
     path = Path(target).resolve()
     if _is_path(target) and not (path.is_file() and path.suffix == ".py"):
         raise TokredError(
-            f"There is no Python file {target!r}; expected the path of a .py file, or the dotted name of a module."
+            f"There is no Python file {target!r}; expected the path of a .py file or the dotted name of a "
+            "module."
         )
     try:
         with _findable(path.parent if _is_path(target) else Path.cwd()):

@@ -67,7 +67,8 @@ class Reducer(nn.Module):
         super().__init__()
         if not self.floor(n) <= keep <= n:
             raise TokredError(
-                f"{self.name or type(self).__name__} takes {n} tokens to between {self.floor(n)} and {n}, not to {keep}."
+                f"{self.name or type(self).__name__} can reduce {n} tokens to between {self.floor(n)} and "
+                f"{n}, not to {keep}."
             )
         self.n, self.keep, self.dim, self.heads = n, keep, dim, heads
 
@@ -192,7 +193,7 @@ class View:
         """
         if not self.has_cls:
             raise TokredError(
-                "This model has no CLS token, so there is no CLS attention; use a method that does not need it."
+                "This model has no CLS token, so there is no CLS attention; choose another method."
             )
         a = self._attention()
         return ops.row_attention(a.q[:, :, :1].float() * a.scale, a.k.float(), a.bias)[:, self.num_prefix :]
@@ -210,6 +211,6 @@ class View:
     def _attention(self) -> Attention:
         if self.attention is None:
             raise TokredError(
-                'There is no attention to look at before layer 1: start site "pre" methods at layer 2 or later.'
+                'There is no attention before layer 1; start site "pre" methods at layer 2 or later.'
             )
         return self.attention

@@ -273,9 +273,7 @@ def compose(reductions: Sequence[Reduction]) -> Tensor:
         ValueError: there is no reduction.
     """
     if not reductions:
-        raise ValueError(
-            "compose() needs at least one reduction; an empty plan leaves every token where it is."
-        )
+        raise ValueError("compose() needs at least one reduction; an empty plan has none.")
     first = reductions[0].labels()
     source = torch.eye(first.shape[1], device=first.device).expand(len(first), -1, -1)
     for reduction in reductions:

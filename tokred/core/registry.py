@@ -68,7 +68,7 @@ def register(name: str, paper: str = "") -> Callable[[T], T]:
             raise TokredError(f"@register({name!r}) needs a subclass of tokred.Reducer, got {cls!r}.")
         if not (cls.__doc__ or "").strip():
             raise TokredError(
-                f"{cls.__qualname__} needs a docstring: its first line is what `tokred methods` prints."
+                f"{cls.__qualname__} needs a docstring: `tokred methods` prints its first line."
             )
         taken = _classes.get(name)
         if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -283,7 +283,7 @@ def _import_class(target: str) -> type[Reducer]:
             f"Cannot load the method {target!r}: {error}; expected an importable module:Class."
         ) from error
     if not (inspect.isclass(cls) and issubclass(cls, Reducer)):
-        raise TokredError(f"{target!r} is no subclass of tokred.Reducer; point to the class itself.")
+        raise TokredError(f"{target!r} is not a subclass of tokred.Reducer; give the class itself.")
     return cls
 
 

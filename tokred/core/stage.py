@@ -99,8 +99,8 @@ class Stage(nn.Module):
         prefix, x = state.x[:, : self.num_prefix], state.x[:, self.num_prefix :]
         if x.shape[1] != self.reducer.n and state.alive is None:
             raise TokredError(
-                f"Layer {self.layer} was planned for {self.reducer.n} patch tokens, but this image gives "
-                f"{x.shape[1]}; make the plan for the image size that you run."
+                f"Layer {self.layer} was planned for {self.reducer.n} patch tokens, but this image has "
+                f"{x.shape[1]}; plan for the size of your images."
             )
         return View(
             x=x,

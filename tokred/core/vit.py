@@ -121,7 +121,7 @@ class ReducedViT(nn.Module):
                 reducer.n, reducer.keep = n, keep
             elif keep != n:
                 raise TokredError(
-                    f"Layer {layer} of this model reduces nothing, so it cannot keep {keep} of {n} tokens."
+                    f"Layer {layer} of this model has no stage, so it cannot keep {keep} of {n} tokens."
                 )
             n = keep
 
@@ -145,9 +145,7 @@ class ReducedViT(nn.Module):
     def run(self, x: Tensor, attn_mask: Tensor | None = None) -> State:
         """The state after the last layer: final tokens, their sizes and the reductions on the way."""
         if attn_mask is not None:
-            raise TokredError(
-                "ReducedViT takes no attn_mask: tokens move, so a mask given from outside loses its meaning."
-            )
+            raise TokredError("ReducedViT does not support attn_mask, because positions of tokens change.")
         return self.advance(self.embed(x))
 
     def embed(self, x: Tensor, images: Tensor | None = None) -> State:
@@ -245,7 +243,7 @@ def build_stage(
     reducer.to(backbone.patch_embed.proj.weight.device)
     if reducer.needs_cls and not has_cls:
         raise UnsupportedModel(
-            f"{cls.name} needs a CLS token, which this model does not have; choose a method that works without."
+            f"{cls.name} needs a CLS token, which this model does not have; choose another method."
         )
     return Stage(reducer, layer, len(backbone.blocks), backbone.num_prefix_tokens, has_cls, seed)
 
@@ -262,7 +260,8 @@ def check_supported(model: nn.Module) -> None:
         or type(model).forward_features is not VisionTransformer.forward_features
     ):
         raise UnsupportedModel(
-            f"{name} is not a standard timm VisionTransformer; tokred reduces ViT and DeiT models, such as deit_s."
+            f"{name} is not a standard timm VisionTransformer; tokred reduces ViT and DeiT models, such as "
+            "deit_s."
         )
     if type(model.patch_embed) is not PatchEmbed:
         raise UnsupportedModel(
@@ -271,11 +270,13 @@ def check_supported(model: nn.Module) -> None:
     for block in model.blocks:
         if type(block) is not Block:
             raise UnsupportedModel(
-                f"{name} is built from {type(block).__name__}, but tokred knows only timm's standard Block."
+                f"{name} is built from {type(block).__name__}, but tokred supports timm's standard Block "
+                "only."
             )
         if type(block.attn) is not TimmAttention:
             raise UnsupportedModel(
-                f"{name} uses {type(block.attn).__name__}, but tokred knows only timm's standard Attention."
+                f"{name} uses {type(block.attn).__name__}, but tokred supports timm's standard Attention "
+                "only."
             )
     if (
         model.global_pool not in ("token", "avg")
@@ -283,7 +284,8 @@ def check_supported(model: nn.Module) -> None:
         or getattr(model, "pool_include_prefix", False)
     ):
         raise UnsupportedModel(
-            f"{name} pools by {model.global_pool or 'nothing'!r}; tokred supports pooling by CLS token and by patch average."
+            f"{name} pools by {model.global_pool or 'nothing'!r}; tokred supports pooling by CLS token and "
+            "by patch average."
         )
 
 

@@ -31,7 +31,8 @@ def load(path: Path) -> dict[str, int]:
     """
     if not path.is_file():
         raise TokredError(
-            f"No class map at {path}; give a .txt file with one class a line, or a .csv or .json file."
+            f"There is no class map at {path}; give a .txt file with one class per line, or a .csv or .json "
+            "file."
         )
     if path.suffix not in _READERS:
         why = (
@@ -40,8 +41,8 @@ def load(path: Path) -> dict[str, int]:
             else "its form is not known"
         )
         raise TokredError(
-            f"The class map {path} is not read ({why}); give a .txt file with one class a line, or a .csv "
-            "or .json file."
+            f"The class map {path} cannot be read ({why}); give a .txt file with one class per line, or a "
+            ".csv or .json file."
         )
     try:
         pairs = [(str(name).strip(), int(index)) for name, index in _READERS[path.suffix](path)]
@@ -72,7 +73,7 @@ def _table(path: Path) -> list[tuple[str, Any]]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.reader(file) if row]
     if any(len(row) != 2 for row in rows):
-        raise ValueError("a line has not two columns")
+        raise ValueError("a line without two columns")
     return [(name, index) for number, (name, index) in enumerate(rows) if number or index.strip().isdecimal()]
 
 
@@ -96,7 +97,7 @@ def apply(source: Source, path: Path) -> Source:
     """
     indices = load(path)
     if not source.labelled or source.labels is None:
-        raise TokredError(f"{source.name} has no labels for --class-map to map; leave it out.")
+        raise TokredError(f"{source.name} has no labels, so --class-map cannot be used.")
     names = source.class_names or tuple(str(label) for label in range(int(source.labels.max()) + 1))
     if not indices.keys() & set(names):  # lines such as "n01440764 tench, Tinca tinca"
         indices = {name.split(maxsplit=1)[0]: index for name, index in indices.items() if name}
@@ -114,7 +115,7 @@ def apply(source: Source, path: Path) -> Source:
     moved = [name for name in wnids if ordered[indices[name]] != name]
     if moved:
         mapped = mapped.noted(
-            f"{path.name} has {len(moved)} of ImageNet's classes at other indices than the weights of "
-            f"ImageNet-1K have: {some(moved)}."
+            f"{path.name} has {len(moved)} of ImageNet's classes at other indices than in ImageNet-1K: "
+            f"{some(moved)}."
         )
     return mapped

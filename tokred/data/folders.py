@@ -37,13 +37,13 @@ def open_folder(data: str, split: str | None, labels: bool = True, devkit: str |
     """
     if not Path(data).exists():
         raise TokredError(
-            f"No data at {data!r}: give a folder with one folder of images for each class, or leave --data "
-            "out for PhotoDigits."
+            f"No data at {data!r}: give a folder with one folder of images per class, or omit --data for "
+            "PhotoDigits."
         )
     if not Path(data).is_dir():
         raise TokredError(
-            f"{data} is a file; --data takes a folder with one folder of images for each class, so unpack "
-            "an archive first."
+            f"{data} is a file; --data takes a folder with one folder of images per class. Unpack an archive "
+            "first."
         )
     base = split_base(Path(data))
     root, chosen = _split_folder(base, split)
@@ -52,7 +52,7 @@ def open_folder(data: str, split: str | None, labels: bool = True, devkit: str |
         endings = ", ".join(get_img_extensions())
         raise TokredError(
             f"No images can be read from {data!r}, split {chosen!r} (no file ends with {endings}); expected "
-            "one folder for each class."
+            "one folder per class."
         )
     name = (Path(data) if base == Path(data) else base).resolve().name
     return _Folder(tree, name, chosen).source(labels, devkit).noted(tree.note)
@@ -85,7 +85,7 @@ def _split_folder(base: Path, split: str | None) -> tuple[Path, str]:
         return base, wanted
     raise TokredError(
         f"{base} has no split {wanted!r} (there are: {', '.join(splits) or 'none'}); "
-        "choose with --split, or leave it out and give the folder that holds the class folders."
+        "choose another --split, or give the folder that contains the class folders."
     )
 
 
@@ -110,8 +110,8 @@ class _Folder:
             return self._flat(devkit)
         if loose:
             raise TokredError(
-                f"{len(loose)} of the {len(self.paths)} images in {self.root} lie beside its class folders, "
-                f"such as {Path(loose[0]).name}; remove them, or leave the labels out with --no-labels."
+                f"{len(loose)} of the {len(self.paths)} images in {self.root} are outside its class folders, "
+                f"such as {Path(loose[0]).name}; remove them, or use --no-labels."
             )
         if devkit is not None:
             self._compare(imagenet.read_labels(Path(devkit)), devkit)
@@ -129,9 +129,8 @@ class _Folder:
         file = Path(devkit) if devkit is not None else imagenet.find_labels(self.root)
         if file is None:
             raise TokredError(
-                f"{self.root} is ImageNet's validation set in one folder, without labels: put "
-                "ILSVRC2012_devkit_t12.tar.gz beside it, "
-                "give it with --devkit, or leave the labels out with --no-labels."
+                f"{self.root} is ImageNet's validation set in one folder, without labels; put "
+                "ILSVRC2012_devkit_t12.tar.gz beside it, name it with --devkit, or use --no-labels."
             )
         classes = imagenet.class_names()
         index = {wnid: i for i, wnid in enumerate(classes)}
@@ -149,10 +148,9 @@ class _Folder:
         wrong = [i for i, wnid in enumerate(wnids) if wnid != self.names[self.targets[i]]]
         if wrong:
             raise TokredError(
-                f"{len(wrong)} of the {len(wnids)} images in {self.root} lie in another class's folder than "
-                f"{devkit} says: "
-                f"{Path(self.paths[wrong[0]]).name} is in {self.names[self.targets[wrong[0]]]} and belongs "
-                f"into {wnids[wrong[0]]}."
+                f"{len(wrong)} of the {len(wnids)} images in {self.root} are in the wrong class folder "
+                f"according to {devkit}: {Path(self.paths[wrong[0]]).name} is in "
+                f"{self.names[self.targets[wrong[0]]]}, not in {wnids[wrong[0]]}."
             )
 
     def _source(self, labels: np.ndarray, names: tuple[str, ...] | None, by_name: bool = False) -> Source:

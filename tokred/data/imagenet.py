@@ -109,7 +109,7 @@ def read_labels(path: Path) -> dict[int, str]:
     unknown = next((wnid for wnid in labels.values() if wnid not in known), None)
     if unknown is not None or not labels:
         raise TokredError(
-            f"{path} labels images with {unknown or 'nothing'}, which is none of the 1,000 classes of "
+            f"{path} labels images with {unknown or 'nothing'}, which is not one of the 1,000 classes of "
             "ImageNet-1K."
         )
     return labels

@@ -162,7 +162,7 @@ class PhotoDigits(Dataset[tuple[Any, int]]):
             raise ValueError(f"PhotoDigits has no split {split!r}; it has train, validation and test.")
         length = length or SPLIT_IMAGES.get(split)
         if length is None:
-            raise ValueError("PhotoDigits' training images are endless: give a length.")
+            raise ValueError("PhotoDigits has unlimited training images; give a length.")
         self.split, self.transform, self.length, self.seed = split, transform, length, seed
 
     def __len__(self) -> int:

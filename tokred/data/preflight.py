@@ -37,7 +37,7 @@ def align(source: Source, classes: int, weights: str = "the model", own: bool = 
     """
     if not source.labelled:
         return source.noted(
-            "The images have no labels, so methods are measured by their agreement with the dense model."
+            "The images have no labels, so methods are compared by their agreement with the dense model."
         )
     names = source.class_names or ()
     wnids = [name for name in names if imagenet.is_wnid(name)]
@@ -46,8 +46,7 @@ def align(source: Source, classes: int, weights: str = "the model", own: bool = 
     elif len(wnids) > len(names) / 2:
         others = [name for name in names if name not in wnids]
         raise TokredError(
-            f"{source.name} has folders of images beside those of ImageNet's classes: {some(others)}; move "
-            "them away."
+            f"{source.name} has folders that are not ImageNet classes: {some(others)}; move them elsewhere."
         )
     elif source.sorted:
         _check_count(source, classes, weights)
@@ -64,9 +63,7 @@ def _check_count(source: Source, classes: int, weights: str) -> None:
     why = ", perhaps because one of them is a background class or no class at all" if extra else ""
     raise TokredError(
         f"{source.name} has {source.classes} classes, but the weights ({weights}) have {classes}{why}; "
-        "choose weights that were trained for this data with --weights, say which class is which with "
-        "--class-map, "
-        "or leave the labels out with --no-labels."
+        "choose weights for this data with --weights, map the classes with --class-map, or use --no-labels."
     )
 
 
@@ -80,9 +77,8 @@ def _check_range(source: Source, classes: int, weights: str) -> None:
     if (low, high) == (1, classes):
         why = "they seem to count from 1"
     raise TokredError(
-        f"The labels of {source.name} are not classes of the weights ({weights}), which count from 0 to "
-        f"{classes - 1}: {why}; "
-        "say which class is which with --class-map, or leave the labels out with --no-labels."
+        f"The labels of {source.name} are not classes of the weights ({weights}), which are 0 to "
+        f"{classes - 1}: {why}; map the classes with --class-map, or use --no-labels."
     )
 
 
@@ -94,14 +90,13 @@ def _align_wnids(source: Source, classes: int, weights: str) -> Source:
         if len(names) != classes:
             _check_count(source, classes, weights)
         return source.noted(
-            f"The {classes} classes of the weights are taken to be the {classes} class folders, in sorted "
+            f"The {classes} classes of the weights are assumed to be the {classes} class folders in sorted "
             "order."
         )
     if others:
         raise TokredError(
-            f"{source.name} has class folders that are none of the {classes:,} classes of the weights "
-            f"({weights}): {some(others)}; "
-            "leave them out, or choose weights that were trained for this data with --weights."
+            f"{source.name} has class folders that are not among the {classes:,} classes of the weights "
+            f"({weights}): {some(others)}; remove them, or choose weights for this data with --weights."
         )
     if names == known:
         return source
@@ -124,12 +119,12 @@ def _noted_imagenet(source: Source) -> Source:
     if source.origin == "training":
         if (counts > 0).sum() == 1000 and source.split not in ("train", "training"):
             raise TokredError(
-                f"{source.name} holds ImageNet's training images, by the names of the files; "
-                "give the validation images, or if these are meant the folder above them with --split train."
+                f"{source.name} contains ImageNet's training images, by their file names; give the "
+                "validation images or, to use the training images, the parent folder with --split train."
             )
         return source.noted(
-            "These are training images of ImageNet, by the names of the files, and the weights have "
-            "probably learned from them."
+            "These are ImageNet's training images, by their file names; the weights were probably trained on "
+            "them."
         )
     unusual = [
         f"{names[i]} ({counts[i]})" for i in np.flatnonzero((counts > 0) & (counts != imagenet.PER_CLASS))
@@ -142,14 +137,13 @@ def _noted_imagenet(source: Source) -> Source:
             else f"other numbers in {len(unusual)} of {present}"
         )
         return source.noted(
-            f"ImageNet's validation set has {imagenet.PER_CLASS} images of each class, here there are "
-            f"{here}: {some(unusual, 3)}."
+            f"ImageNet's validation set has {imagenet.PER_CLASS} images of each class; this data has {here}: "
+            f"{some(unusual, 3)}."
         )
     if len(names) == 1000 and unusual:
         return source.noted(
-            f"These are {len(source):,} images and not ImageNet's {imagenet.VALIDATION_IMAGES:,} validation "
-            "images: "
-            "do not compare with accuracies on those."
+            f"These are {len(source):,} images, not ImageNet's {imagenet.VALIDATION_IMAGES:,} validation "
+            "images; accuracies are not comparable with published ones."
         )
     return source
 
@@ -159,22 +153,20 @@ def _noted_order(source: Source, classes: int, own: bool) -> Source:
     names = source.class_names or ()
     if classes == 1000 and all(name.isdecimal() for name in names):
         return source.noted(
-            f"Class folders are numbers, not WordNet IDs: {names[0]} to {names[-1]} are taken for "
-            "ImageNet's classes in the order of the "
-            "sorted WordNet IDs, which the numbers of ImageNet's own devkit are not."
+            f"Class folders are numbers, not WordNet IDs: {names[0]} to {names[-1]} are assumed to be "
+            "ImageNet's classes in the order of the sorted WordNet IDs, which is not the order of the devkit."
         )
     if classes == 1000 and not own:
         raise TokredError(
-            f"The class folders of {source.name} are no WordNet IDs (such as n01440764) but "
-            f"{some(names, 3)}, so that their order "
-            "is not that of ImageNet's classes; say which class is which with --class-map."
+            f"The class folders of {source.name} are not WordNet IDs (such as n01440764) but "
+            f"{some(names, 3)}, so their order is not that of ImageNet's classes; map the classes with "
+            "--class-map."
         )
     if list(names) != sorted(names):
         first, second = _out_of_order(names)
         return source.noted(
-            f"Classes are numbered in natural order, as timm does, so that {first} comes before {second}; "
-            "if the weights were trained "
-            "in the order of characters, as torchvision's folders are, say so with --class-map."
+            f"Classes are numbered in natural order, as timm does, so {first} comes before {second}; if the "
+            "weights were trained with torchvision's order, use --class-map."
         )
     return source
 

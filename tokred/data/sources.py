@@ -51,7 +51,7 @@ def open_source(
         chosen = split or "test"
         if chosen not in photodigits.SPLIT_IMAGES:
             raise TokredError(
-                f"PhotoDigits has the splits {' and '.join(photodigits.SPLIT_IMAGES)} to evaluate on, not "
+                f"PhotoDigits has the splits {' and '.join(photodigits.SPLIT_IMAGES)} for evaluation, not "
                 f"{chosen!r}."
             )
         return _open_photodigits(chosen)
@@ -70,9 +70,7 @@ def _refuse(options: dict[str, object], what: str) -> None:
     """Raise where an option is set that means nothing for these data."""
     name = next((name for name, value in options.items() if value), None)
     if name:
-        raise TokredError(
-            f"{name} means nothing for {what}; leave it out, or choose other images with --data."
-        )
+        raise TokredError(f"{name} does not apply to {what}; omit it, or choose other images with --data.")
 
 
 def _open_photodigits(split: str) -> Source:

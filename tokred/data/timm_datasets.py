@@ -39,8 +39,8 @@ def open_named(data: str, split: str | None, data_dir: str | None, labels: bool 
     prefix, chosen = prefix.lower(), split or "validation"
     if prefix in ("tfds", "hfids"):
         raise TokredError(
-            f"{prefix}/ streams images, and tokred needs each at a fixed place; take the same data as hfds/ "
-            "or wds/, or as class folders."
+            f"{prefix}/ streams images, but tokred needs random access; use hfds/, wds/ or class folders for "
+            "the same data."
         )
     try:
         if prefix == "wds":
@@ -64,7 +64,7 @@ def open_named(data: str, split: str | None, data_dir: str | None, labels: bool 
 def _open_torch(name: str, split: str, data_dir: str | None) -> Source:
     """A data set of torchvision, from files that are already there."""
     if data_dir is None:
-        raise TokredError(f"torch/{name} needs the folder in which its files lie: --data-dir.")
+        raise TokredError(f"torch/{name} needs the folder of its files; set --data-dir.")
     images = create_dataset(f"torch/{name}", root=data_dir, split=split)
     digest = hashlib.sha256(f"{name} {split} {len(images)}\n".encode())
     fingerprint = hashlib.sha256()

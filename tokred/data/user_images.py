@@ -32,7 +32,7 @@ def source(images: Sequence[Given]) -> Source:
             )
         if not path.exists():
             raise TokredError(
-                f"No image at {path}; give image files, or choose images of a data set with --index."
+                f"There is no image at {path}; give image files, or choose images of a data set with --index."
             )
     return Source(
         images=StrictImages(_Reader(images)),
@@ -61,7 +61,7 @@ def check_index(data: Source, index: Sequence[int] | None, default: int = 3) -> 
     if index is None:
         return list(range(min(default, len(data))))
     if not len(index):
-        raise TokredError("--index needs the number of at least one image, such as 0 or 3,17,40.")
+        raise TokredError("--index needs at least one image, such as 0 or 3,17,40.")
     for i in index:
         if not 0 <= i < len(data):
             raise TokredError(

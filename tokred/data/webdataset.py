@@ -86,7 +86,7 @@ def open_shards(place: str, split: str | None, data_dir: str | None, wanted: boo
         TokredError: there are no such shards, or they cannot be read by place.
     """
     if re.match(r"[a-z0-9]+://|pipe:", place):
-        raise TokredError(f"{place} is not a local file; copy the shards and give their folder.")
+        raise TokredError(f"{place} is not a local file; download the shards and give their folder.")
     path = Path(data_dir or "") / place
     if split is not None and ".tar" in split:  # as timm takes it, with the number of images behind a bar
         path, split = (path if path.is_dir() else path.parent) / split.partition("|")[0], None
@@ -94,7 +94,8 @@ def open_shards(place: str, split: str | None, data_dir: str | None, wanted: boo
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None or not files:
         raise TokredError(
-            f"No shard at {missing or path}; wds/ takes a folder of local .tar files, or files such as "
+            f"There is no shard at {missing or path}; wds/ takes a folder of local .tar files, or files such "
+            "as "
             f"DIR/val-{{000..063}}.tar."
         )
     samples = [sample for file in files for sample in _index(file) if sample.image is not None]
@@ -160,7 +161,7 @@ def _of_split(folder: Path, split: str | None) -> list[Path]:
     if shards and not chosen_shards:
         others = sorted(set().union(*named.values()))
         raise TokredError(
-            f"The shards in {folder} name no split {wanted!r} (they name: {', '.join(others) or 'none'}); "
+            f"The shards in {folder} have no split {wanted!r} (there are: {', '.join(others) or 'none'}); "
             "see --split."
         )
     return chosen_shards
@@ -177,7 +178,7 @@ def _index(shard: Path) -> Iterator[Sample]:
                 yield Sample(shard, key, places)
     except (tarfile.TarError, OSError) as error:
         raise TokredError(
-            f"The shard {shard} cannot be read ({error}); it must be a whole, uncompressed tar file."
+            f"The shard {shard} cannot be read ({error}); it must be a complete, uncompressed tar file."
         ) from error
 
 
@@ -195,12 +196,14 @@ def _labels(samples: Sequence[Sample]) -> np.ndarray:
             elif "json" in sample.parts:
                 labels[index] = int(json.loads(sample.read("json")).get("label", UNLABELLED))
         except (ValueError, TypeError, AttributeError) as error:
-            raise TokredError(f"The label of {sample.shard}/{sample.key} is no number ({error}).") from error
+            raise TokredError(
+                f"The label of {sample.shard}/{sample.key} is not a number ({error})."
+            ) from error
     without = np.flatnonzero(labels == UNLABELLED)
     if 0 < len(without) < len(samples):
         first = samples[without[0]]
         raise TokredError(
             f"{len(without)} of the {len(samples)} images have no label, such as {first.shard}/{first.key}; "
-            "add .cls files, or leave the labels out with --no-labels."
+            "add .cls files, or use --no-labels."
         )
     return labels

@@ -159,8 +159,8 @@ class Folder:
             if changed:
                 aside = self._move(self.path, self.path / _PREVIOUS / _key(before), (*OPTIONAL, *FILES))
                 self.notice = (
-                    f"{self.path} holds a run with another {', '.join(changed)}: "
-                    f"it is in {aside} now, and this one starts anew."
+                    f"The run in {self.path} has other {', '.join(changed)}. It was moved to {aside}, and "
+                    "this one starts from the beginning."
                 )
         else:
             foreign = [name for name in (*FILES, _PARTS) if (self.path / name).exists()]
@@ -172,7 +172,7 @@ class Folder:
         earlier = self.path / _PREVIOUS / self.key
         if earlier.exists():  # this very run was put aside once, or is on its way back: run.json comes first
             self._move(earlier, self.path, (*OPTIONAL, *FILES)[::-1])
-            self.notice = self.notice.replace("starts anew", f"goes on where it was put aside, in {earlier}")
+            self.notice = self.notice.replace("starts from the beginning", f"resumes the one in {earlier}")
         if file.exists():
             self.run = read_about(file, "choose another folder with --out")
         else:

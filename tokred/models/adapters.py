@@ -90,7 +90,7 @@ class Adapter:
         """
         difference = self.difference(plan, weights_hash)
         if difference:
-            raise TokredError(f"The adapter {self.path} does not fit here: {difference}.")
+            raise TokredError(f"The adapter {self.path} cannot be used here: {difference}.")
         tensors = self.tensors()
         if self.full:
             backbone, prefix = copy.deepcopy(backbone), "backbone."
@@ -102,7 +102,7 @@ class Adapter:
         for key, value in wanted.items():
             stored = tensors.get(f"stages.{key}")
             if stored is None:
-                raise TokredError(f"The adapter {self.path} does not fit here: it lacks stages.{key}.")
+                raise TokredError(f"The adapter {self.path} cannot be used here: it lacks stages.{key}.")
             nested = key.partition("reducer.")[2] in plan.reducer.nested
             fitted[key] = stored[: len(value)] if nested else stored
         self._load(model.stages, fitted)
@@ -113,7 +113,7 @@ class Adapter:
             module.load_state_dict(tensors)
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
-            raise TokredError(f"The adapter {self.path} does not fit here: {detail}") from error
+            raise TokredError(f"The adapter {self.path} cannot be used here: {detail}") from error
 
 
 def read(path: Path) -> Adapter:
@@ -125,8 +125,7 @@ def read(path: Path) -> Adapter:
     card = _card(path)
     if card is None:
         raise TokredError(
-            f"{path} is no adapter: beside it, {path.with_suffix('.json').name} must tell what it was "
-            "fitted for."
+            f"{path} is not an adapter: it needs a card, {path.with_suffix('.json').name}, beside it."
         )
     return Adapter(path, card)
 
@@ -154,7 +153,7 @@ def choose(given: Iterable[Adapter], plan: Plan, weights_hash: str) -> Adapter |
             return adapter
     if given:
         raise TokredError(
-            f"The adapter {given[0].path} does not fit here: {given[0].difference(plan, weights_hash)}."
+            f"The adapter {given[0].path} cannot be used here: {given[0].difference(plan, weights_hash)}."
         )
     return None
 
