@@ -149,8 +149,7 @@ def test_unreadable_images_skipped_or_counted(tmp_path, odd_images):
         odd_images,
         "--weights",
         zoo.SHIPPED / "deit_t.safetensors",
-        "--methods",
-        "lotm",
+        *("--methods", "lotm", "--no-controls", "--workers", "0"),
     )
     tables = {}
     for mode in ("skip", "count-wrong"):
@@ -373,13 +372,13 @@ def test_a_split_that_is_not_there(tmp_path):
 
 def test_files_of_somebody_else_are_kept(tmp_path):
     (tmp_path / "table.md").write_text("mine")
-    code, text = run("compare", *SMALL, "--out", tmp_path)
+    code, text = run("compare", *FEW, "--out", tmp_path)
     assert code == 2
     assert "holds table.md but no run of tokred" in text
     assert (tmp_path / "table.md").read_text() == "mine"
     for content in ('{"configuration": null}', '{"configuration": "x"}', "[]"):
         (tmp_path / "run.json").write_text(content)
-        code, text = run("compare", *SMALL, "--out", tmp_path)
+        code, text = run("compare", *FEW, "--out", tmp_path)
         assert code == 2
         assert "is not a run of tokred" in text
 
@@ -406,10 +405,10 @@ def test_a_method_that_cannot_be_matched_is_a_row_and_the_others_go_on(tmp_path,
 
 def test_corrupt_weights_and_an_output_folder_that_is_a_file(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"\0" * 40)
-    code, text = run("compare", *SMALL, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out")
+    code, text = run("compare", *FEW, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out")
     assert code == 2
     assert "cannot be read" in text
-    code, text = run("compare", *SMALL, "--out", tmp_path / "w.safetensors" / "out")
+    code, text = run("compare", *FEW, "--out", tmp_path / "w.safetensors" / "out")
     assert code == 2
     assert "cannot be written" in text
 
