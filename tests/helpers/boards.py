@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from tokred.leaderboard.ranking_groups import load, settings
+from tokred.leaderboard.publish import ranked_rows as load
+from tokred.leaderboard.ranking_groups import settings
 from tokred.tables import row as results
 from tokred.tables.row import BASELINE, Row
 

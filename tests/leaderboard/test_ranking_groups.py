@@ -6,7 +6,8 @@ from helpers.boards import CONTROL, GOOD, by_method, folder, made, outcome, stan
 
 from tokred.evaluation import significance
 from tokred.leaderboard import add
-from tokred.leaderboard.ranking_groups import load, settings
+from tokred.leaderboard.publish import ranked_rows as load
+from tokred.leaderboard.ranking_groups import settings
 from tokred.tables.row import BASELINE
 
 

@@ -16,7 +16,7 @@ from tokred.evaluation.comparison import Job
 from tokred.evaluation.rows import recompute
 from tokred.evaluation.run_folder import read_run
 from tokred.leaderboard import add, read
-from tokred.leaderboard.ranking_groups import load
+from tokred.leaderboard.publish import ranked_rows as load
 from tokred.leaderboard.verify import rerun, verify
 from tokred.leaderboard.verify.rerun import Again, Places, batches, job_of
 from tokred.tables.row import to_csv

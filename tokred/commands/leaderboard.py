@@ -50,8 +50,7 @@ def leaderboard_build(
 
     if runs:
         _say_change(board, leaderboard.add(board, *runs))
-    written = publish.build(board, page, title)
-    say(f"{written.counted} Pages: {written.html}, {written.markdown}")
+    say(publish.build(board, page, title))
 
 
 @app.command("export")

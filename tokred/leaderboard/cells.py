@@ -5,22 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tokred.leaderboard.ranking_groups import Group, RankedRow, Setting
+from tokred.leaderboard.ranked_row import RankedRow
+from tokred.leaderboard.ranking_groups import Group, Setting
 from tokred.tables.row import BASELINE, csv_cell
 
 HEADERS = (
-    *(
-        "Rank",
-        "Method",
-        "Top-1 (%)",
-        "95 % interval",
-        "Drop",
-        "FLOPs (G)",
-        "Reduction",
-        "Images/s",
-        "Verified",
-    ),
-    "Note",
+    *("Rank", "Method", "Top-1 (%)", "95 % interval", "Drop", "FLOPs (G)", "Reduction", "Images/s"),
+    *("Verified", "Note"),
 )
 WORDS = frozenset((1, 8, 9))  # columns that hold words
 
@@ -53,9 +44,9 @@ def setting_title(setting: Setting) -> str:
 def setting_facts(setting: Setting) -> str:
     """One line about weights, images and their preparation."""
     row = setting.row
+    weights_hash = f" (hash {row.weights_hash[:8]})" if row.weights_hash else ""
     facts = (
-        f"weights: {row.weights or 'unknown'}"
-        + (f" (hash {row.weights_hash[:8]})" if row.weights_hash else ""),
+        f"weights: {row.weights or 'unknown'}{weights_hash}",
         f"images: hash {row.data_hash[:8] or 'unknown'}",
         f"{row.img_size} pixels" if row.img_size else "",
         f"{row.interpolation}, crop {row.crop_pct:g}" if row.crop_pct is not None else row.interpolation,
@@ -72,13 +63,8 @@ def group_title(group: Group) -> str:
     return ", ".join(filter(None, (saved, trained)))
 
 
-def members(setting: Setting, group: Group) -> list[RankedRow]:
-    """The rows of a group's table without the excluded ones: the dense model, then the best first."""
-    return [*setting.baselines, *group.ranked]
-
-
-def variant(ranked: RankedRow, among: Sequence[RankedRow]) -> str:
-    """How a row differs from others of its method and options in the same table."""
+def options(ranked: RankedRow, among: Sequence[RankedRow]) -> str:
+    """A row's options, and how it differs from others of its method and options in the same table."""
     row = ranked.row
     same = [one.row for one in among if (one.row.method, one.row.options) == (row.method, row.options)]
     texts = []
@@ -87,21 +73,18 @@ def variant(ranked: RankedRow, among: Sequence[RankedRow]) -> str:
         several = len({getattr(other, name) for other in same}) > 1
         if value and (several or (name, value) == ("protocol", "common")):
             texts.append(pattern.format(value))
-    return ", ".join(texts)
+    return "; ".join(filter(None, [row.options, ", ".join(texts)]))
 
 
 def verified(ranked: RankedRow) -> str:
     """The day on which a row was confirmed by running it again, and on how many images; else empty."""
-    result = ranked.verified
-    confirmed = result is not None and result.get("confirmed")
-    return f"{result.get('date', '')}, {result.get('images', '?')} images" if result and confirmed else ""
+    result = ranked.verified or {}
+    return f"{result.get('date', '')}, {result.get('images', '?')} images" if result.get("confirmed") else ""
 
 
-def notes(ranked: RankedRow) -> list[str]:
-    """What a reader has to know of a row beside its numbers."""
-    row, texts = ranked.row, list(ranked.exclusions)
-    if row.control:
-        texts.append("control")
+def flags(ranked: RankedRow) -> list[str]:
+    """What a reader has to know of a row beside its numbers and exclusions."""
+    row, texts = ranked.row, []
     if ranked.unbeaten:
         texts.append(f"not significantly better than {', '.join(ranked.unbeaten)}")
     if ranked.unpaired:
@@ -109,8 +92,8 @@ def notes(ranked: RankedRow) -> list[str]:
     if ranked.evidence is None and row.status == "ok":
         texts.append("no predictions")
     if row.n_failed:
-        kept = "left out" if row.on_error == "skip" else "counted as wrong"
-        texts.append(f"{row.n_failed} images unreadable, {kept}")
+        what = "left out" if row.on_error == "skip" else "counted as wrong"
+        texts.append(f"{row.n_failed} images unreadable, {what}")
     if row.smallest_batch:
         texts.append(f"batches of {row.smallest_batch} for lack of memory")
     return texts
@@ -120,6 +103,8 @@ def cells(ranked: RankedRow, among: Sequence[RankedRow]) -> tuple[str, ...]:
     """A row's cells, one for each of `HEADERS`."""
     row, dense = ranked.row, ranked.row.method == BASELINE
     limits = (fixed(row.top1_lo, 2), fixed(row.top1_hi, 2))
+    control = ["control"] if row.control else []
+    notes = (*ranked.exclusions, *control, *flags(ranked), options(ranked, among))
     return (
         "" if ranked.rank is None else str(ranked.rank),
         row.method,
@@ -130,7 +115,7 @@ def cells(ranked: RankedRow, among: Sequence[RankedRow]) -> tuple[str, ...]:
         "" if dense or row.reduction is None else f"{100 * row.reduction:.2f} %",
         fixed(row.images_per_s, 1),
         verified(ranked),
-        "; ".join(filter(None, [*notes(ranked), row.options, variant(ranked, among)])),
+        "; ".join(filter(None, notes)),
     )
 
 
@@ -142,12 +127,12 @@ def fixed(value: float | None, digits: int) -> str:
 def counted(settings: Sequence[Setting]) -> str:
     """One sentence about the size of a board."""
     groups = [group for setting in settings for group in setting.groups]
-    ranked = sum(one.rank is not None for group in groups for one in group.ranked)
+    ranked = [sum(one.rank is not None for one in group.ranked) for group in groups]
     apart = sum(len(setting.apart) for setting in settings) + sum(len(group.apart) for group in groups)
-    comparing = sum(any(one.rank is not None for one in group.ranked) for group in groups)
     left = f"; {_plural(apart, 'row')} excluded" if apart else ""
+    comparing = len(list(filter(None, ranked)))
     verb = "compares" if comparing == 1 else "compare"
-    return f"{_plural(ranked, 'ranked row')} in {_plural(comparing, 'group')} that {verb}{left}."
+    return f"{_plural(sum(ranked), 'ranked row')} in {_plural(comparing, 'group')} that {verb}{left}."
 
 
 def _plural(count: int, word: str) -> str:

@@ -24,10 +24,11 @@ from tokred.tables.row import BASELINE, Row, csv_cell
 PREDICTIONS = "predictions.npz"
 VERIFIED = "verified.json"
 _TOLERANCES = {"kl": 1e-4}  # relative; a mean of float32 may be summed in another order
-_TOLERANCE = 1e-8
-_SCORES = ("top1", "top5", "drop", "p_value", "agreement", "kl")
+_TOLERANCE = 1e-8  # of the 12 digits of a CSV
+_SCORES = ("top1", "top5", "drop")
+_FIDELITY = ("p_value", "agreement", "kl")  # which the baseline's row leaves out
 _RUN = ("configuration", "software", "data", "weights", "class_map", "devkit", "data_dir", "facts", "speeds")
-_ABOUT = ("images", "name", "run", "verified")
+_ABOUT = ("images", "name", "run", "verified", "left_out")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class Evidence:
     @property
     def places(self) -> np.ndarray:
         """[n], the index of each image in the data."""
-        every = np.arange(len(self.correct) + len(self.left_out))
-        return every[~np.isin(every, self.left_out)]
+        return np.setdiff1d(np.arange(len(self.correct) + len(self.left_out)), self.left_out)
 
     @property
     def top1(self) -> float:
@@ -68,29 +68,25 @@ class Evidence:
     @cached_property
     def digest(self) -> str:
         """A short hash of the images and their predictions."""
-        parts = (
-            self.images.encode(),
-            np.packbits(self.correct).tobytes(),
-            self.prediction.astype("<i4").tobytes(),
-        )
-        return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+        predictions = self.prediction.astype("<i4").tobytes()
+        return _short_hash(self.images.encode(), np.packbits(self.correct).tobytes(), predictions)
 
     def supports(self, row: Row) -> bool:
         """Whether the row's top-1 follows from these predictions. Without labels it has none."""
-        return row.top1 is None or close(row.top1, self.top1)
+        return not differences(row, {"top1": self.top1})
 
     def pack(self) -> bytes:
         """These values as an npz file, with a bit and, compressed, a byte or two for each image."""
         alone = np.array_equal(self.groups, np.arange(len(self.groups)))
         small = np.int16 if self.prediction.max(initial=0) < 2**15 else np.int32
-        about = {name: getattr(self, name) for name in _ABOUT}
+        about = {"n": len(self.correct), **{name: getattr(self, name) for name in _ABOUT}}
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
             correct=np.packbits(self.correct),
             prediction=self.prediction.astype(small),
             groups=np.empty(0, np.int32) if alone else self.groups.astype(np.int32),
-            about=np.array(json.dumps({"n": len(self.correct), "left_out": self.left_out, **about})),
+            about=np.array(json.dumps(about)),
         )
         return buffer.getvalue()
 
@@ -123,29 +119,31 @@ class Evidence:
             raise ValueError("no outcomes of a row") from error
 
 
+NO_EVIDENCE = Evidence(np.zeros(0, bool), np.zeros(0, np.int32), np.zeros(0, np.int32), images="")
+
+
 def evidence_of(run: Run, row: Row) -> Evidence | None:
     """The evidence of a run's row; None where the run does not have it."""
-    own, stored, name = run.of(row), run.predictions, run.name(row)
-    if own is None or stored is None or name is None or row.status != "ok":
+    stored, name = run.predictions, run.name(row)
+    if stored is None or name is None or row.status != "ok":
         return None
     counted = stored.counted(row.on_error)
-    images, labels, prediction = stored.images[counted], stored.labels[counted], own.prediction[counted]
+    images, labels = stored.images[counted], stored.labels[counted]
+    prediction = stored.models[name].prediction[counted]
     _, groups = np.unique(stored.groups[counted], return_inverse=True)
     parts = (np.ascontiguousarray(part, "<i8").tobytes() for part in (images, labels, groups))
-    about = {part: run.about[part] for part in _RUN if part in run.about}
     evidence = Evidence(
         correct=(prediction == labels) & (prediction >= 0),
         prediction=prediction.astype(np.int32),
         groups=groups.astype(np.int32),
-        images=hashlib.sha256(b"".join(parts)).hexdigest()[:16],
+        images=_short_hash(*parts),
         name=name,
-        run=about,
+        run={part: run.about[part] for part in _RUN if part in run.about},
         left_out=tuple(sorted(stored.unreadable)) if row.on_error == "skip" else (),
     )
     verified = read_verified(run.path).get(name)
-    if isinstance(verified, dict) and verified.get("digest") == evidence.digest:
-        return replace(evidence, verified=verified)
-    return evidence
+    current = isinstance(verified, dict) and verified.get("digest") == evidence.digest
+    return replace(evidence, verified=verified) if current else evidence
 
 
 def claims(run: Run, row: Row) -> list[str]:
@@ -158,9 +156,8 @@ def claims(run: Run, row: Row) -> list[str]:
     counted = stored.counted(row.on_error)
     dense, labels = stored.models[BASELINE].take(counted), stored.labels[counted]
     scores = score(own.take(counted), dense, labels, stored.groups[counted], row.seed or 0)
-    values: dict[str, Any] = {"n_images": len(counted), **{name: getattr(scores, name) for name in _SCORES}}
-    itself = ("p_value", "agreement", "kl") if row.method == BASELINE else ()
-    return differences(row, {name: value for name, value in values.items() if name not in itself})
+    names = _SCORES if row.method == BASELINE else (*_SCORES, *_FIDELITY)
+    return differences(row, {"n_images": len(counted), **{name: getattr(scores, name) for name in names}})
 
 
 def differences(row: Row, values: Mapping[str, Any], strict: bool = False) -> list[str]:
@@ -173,21 +170,16 @@ def differences(row: Row, values: Mapping[str, Any], strict: bool = False) -> li
     """
     wrong = []
     for name, value in values.items():
-        stated = getattr(row, name)
+        stated, digits = getattr(row, name), _TOLERANCES.get(name, _TOLERANCE)
         if stated == value or (stated in (None, "") and not strict):
             continue
         numbers = isinstance(stated, float) and isinstance(value, float)
-        if numbers and close(stated, value, _TOLERANCES.get(name, _TOLERANCE)):
+        if numbers and math.isclose(stated, value, rel_tol=digits, abs_tol=digits):
             continue
         if csv_cell(stated) != csv_cell(value):
             shown = f"{value:.6g}" if isinstance(value, float) else csv_cell(value)
             wrong.append(f"{name} {csv_cell(stated) or 'none'} instead of {shown or 'none'}")
     return wrong
-
-
-def close(stated: float, value: float, tolerance: float = _TOLERANCE) -> bool:
-    """Whether two numbers are the same up to the 12 digits of a CSV."""
-    return math.isclose(stated, value, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def read_verified(folder: Path) -> dict[str, Any]:
@@ -196,3 +188,7 @@ def read_verified(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / VERIFIED).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def _short_hash(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]

@@ -18,7 +18,7 @@ from tokred.leaderboard.evidence import Evidence
 from tokred.tables.row import Row
 from tokred.utils.atomic import replace_file, sweep
 
-Key = tuple[str, ...]  # a row's identity, from `board.key`
+Key = tuple[str, ...]  # a row's identity, from `ranked_row.identity`
 
 
 class Store:
@@ -33,25 +33,23 @@ class Store:
         Raises:
             TokredError: it cannot be written.
         """
-        path = self.folder / f"{_stem(key)}-{evidence.digest}.npz"
-        if evidence.verified is None and path.exists():
-            with contextlib.suppress(ValueError, OSError):
-                evidence = replace(evidence, verified=Evidence.unpack(path.read_bytes()).verified)
+        path = self._file(key, evidence)
+        if evidence.verified is None and (before := _read(path)):
+            evidence = replace(evidence, verified=before.verified)
         replace_file(path, evidence.pack(), "the board is unchanged")
 
     def has(self, key: Key, evidence: Evidence) -> bool:
         """Whether this very evidence is stored."""
-        return (self.folder / f"{_stem(key)}-{evidence.digest}.npz").exists()
+        return self._file(key, evidence).exists()
 
     def holds(self, key: Key) -> bool:
         """Whether there is any evidence of a row."""
         return bool(self._files(key))
 
-    def get(self, key: Key, row: Row) -> tuple[Evidence | None, Evidence | None]:
-        """A row's evidence; and, if all that is stored for it contradicts the row, one of those instead."""
-        stored = [evidence for path in self._files(key) if (evidence := _read(path)) is not None]
-        fitting = next((evidence for evidence in stored if evidence.supports(row)), None)
-        return fitting, stored[0] if stored and fitting is None else None
+    def get(self, key: Key, row: Row) -> Evidence | None:
+        """A row's evidence; if all that is stored for it contradicts the row, one of those."""
+        stored = [evidence for path in self._files(key) if (evidence := _read(path))]
+        return next((evidence for evidence in stored if evidence.supports(row)), next(iter(stored), None))
 
     def clean(self, rows: Mapping[Key, Row], touched: Iterable[Key]) -> None:
         """Remove the files of rows that the board no longer has, and what `touched` rows have replaced."""
@@ -59,14 +57,17 @@ class Store:
             return
         sweep(self.folder)
         stems = {_stem(key) for key in rows}
-        stale = [path for path in self.folder.glob("*-*.npz") if path.name.partition("-")[0] not in stems]
+        stale = {path for path in self.folder.glob("*-*.npz") if path.name.partition("-")[0] not in stems}
         for key in touched:
-            paths = self._files(key)
-            fitting = [path for path in paths if (evidence := _read(path)) and evidence.supports(rows[key])]
-            stale += [path for path in paths if path not in fitting] if fitting else []
+            paths = set(self._files(key))
+            fitting = {path for path in paths if (evidence := _read(path)) and evidence.supports(rows[key])}
+            stale |= paths - fitting if fitting else set()
         for path in stale:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+    def _file(self, key: Key, evidence: Evidence) -> Path:
+        return self.folder / f"{_stem(key)}-{evidence.digest}.npz"
 
     def _files(self, key: Key) -> list[Path]:
         return sorted(self.folder.glob(f"{_stem(key)}-*.npz"))

@@ -7,47 +7,34 @@ beside timm's own files.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from tokred.errors import TokredError
 from tokred.leaderboard import cells
-from tokred.leaderboard.ranking_groups import RankedRow, Setting
+from tokred.leaderboard.ranked_row import RankedRow
+from tokred.leaderboard.ranking_groups import Setting
 from tokred.tables import render
 from tokred.tables.render import Table
 from tokred.tables.row import BASELINE, COLUMNS, Row, csv_cell
 from tokred.utils.text import for_markdown, visible
 
 TIMM_RESULTS = (
-    *(
-        "model",
-        "img_size",
-        "top1",
-        "top1_err",
-        "top5",
-        "top5_err",
-        "param_count",
-        "crop_pct",
-        "interpolation",
-    ),
+    *("model", "img_size", "top1", "top1_err", "top5", "top5_err", "param_count", "crop_pct"),
+    "interpolation",
 )
 TIMM_BENCHMARK = (
-    *(
-        "model",
-        "infer_img_size",
-        "infer_samples_per_sec",
-        "infer_step_time",
-        "infer_batch_size",
-        "param_count",
-    ),
-    *("infer_gmacs", "infer_macts"),
+    *("model", "infer_img_size", "infer_samples_per_sec", "infer_step_time", "infer_batch_size"),
+    *("param_count", "infer_gmacs", "infer_macts"),
 )
 STANDING = ("rank", "tied", "unpaired", "marks", "controls_unbeaten", "verified")
 """The columns that `csv_text` adds to the board's own; `tied` counts the others of the same rank."""
 
+_DISTINCTIVE = (
+    *("weights_hash", "precision", "device", "batch_size", "seed", "protocol", "stages", "adapter", "split"),
+    "data_hash",
+)
 _CLASSES = {"photodigits": 10}
 
 
@@ -57,8 +44,8 @@ def markdown(settings: Sequence[Setting], title: str) -> str:
     for setting in settings:
         parts.append(f"## {for_markdown(cells.setting_title(setting))}")
         parts.append(for_markdown(cells.setting_facts(setting)))
-        for heading, rows in _tables(setting):
-            parts += [f"### {for_markdown(heading)}", render.markdown(_table(rows)).strip()]
+        for heading, table in _tables(setting):
+            parts += [f"### {for_markdown(heading)}", render.markdown(table).strip()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,29 +54,21 @@ def latex(settings: Sequence[Setting], title: str) -> str:
     parts = [f"% {visible(title)}"]
     for setting in settings:
         parts.append(f"% {visible(cells.setting_title(setting))}: {visible(cells.setting_facts(setting))}")
-        for heading, rows in _tables(setting):
-            parts += [f"% {visible(heading)}", render.latex(_table(rows)).strip()]
+        for heading, table in _tables(setting):
+            parts += [f"% {visible(heading)}", render.latex(table).strip()]
     return "\n".join(parts) + "\n"
-
-
-def _table(rows: Sequence[RankedRow]) -> Table:
-    return Table(headers=cells.HEADERS, rows=[cells.cells(row, rows) for row in rows], words=cells.WORDS)
 
 
 def csv_text(settings: Sequence[Setting], title: str) -> str:
     """All columns of all rows, with their ranks, in the order of the page."""
     lines = []
-    for ranked, tied in _ranked_rows(settings):
+    for ranked, tied in _every_row(settings):
         standing = (
             *(ranked.rank, tied, ranked.unpaired, "; ".join(ranked.exclusions), " ".join(ranked.unbeaten)),
             cells.verified(ranked),
         )
-        lines.append([csv_cell(value) for value in (*_values(ranked.row), *standing)])
-    return _csv((*COLUMNS, *STANDING), lines)
-
-
-def _values(row: Row) -> list[object]:
-    return [getattr(row, name) for name in COLUMNS]
+        lines.append([csv_cell(v) for v in (*(getattr(ranked.row, name) for name in COLUMNS), *standing)])
+    return render.csv(Table(headers=(*COLUMNS, *STANDING), rows=lines))
 
 
 def timm_results(settings: Sequence[Setting], title: str) -> str:
@@ -100,28 +79,14 @@ def timm_results(settings: Sequence[Setting], title: str) -> str:
     """
     lines = []
     for name, row in _named(settings):
-        accuracies = [
-            cells.fixed(value, 3)
-            for top in (row.top1, row.top5)
-            for value in (top, None if top is None else 100 - top)
-        ]
-        lines.append(
-            [
-                name,
-                csv_cell(row.img_size),
-                *accuracies,
-                parameters(row),
-                csv_cell(row.crop_pct),
-                row.interpolation,
-            ]
-        )
+        both = [(top, None if top is None else 100 - top) for top in (row.top1, row.top5)]
+        accuracies = [cells.fixed(value, 3) for pair in both for value in pair]
+        prepared = (csv_cell(row.crop_pct), row.interpolation)
+        lines.append([name, csv_cell(row.img_size), *accuracies, parameters(row), *prepared])
     if not lines:
-        raise TokredError(
-            "No row of this board can be exported: all are excluded, for instance as limited; see its "
-            "page for "
-            "why."
-        )
-    return _csv(TIMM_RESULTS, lines)
+        reason = "all are excluded, for instance as limited; see its page for why"
+        raise TokredError(f"No row of this board can be exported: {reason}.")
+    return render.csv(Table(headers=TIMM_RESULTS, rows=lines))
 
 
 def timm_benchmark(settings: Sequence[Setting], title: str) -> str:
@@ -138,12 +103,9 @@ def timm_benchmark(settings: Sequence[Setting], title: str) -> str:
             cost = (parameters(row), cells.fixed(row.gflops, 2), "")
             lines.append([name, csv_cell(row.img_size), *speed, size, *cost])
     if not lines:
-        raise TokredError(
-            "No row of this board has a speed to export; measure it with tokred compare --bench 5, and "
-            "add that "
-            "run."
-        )
-    return _csv(TIMM_BENCHMARK, lines)
+        advice = "measure it with tokred compare --bench 5, and add that run"
+        raise TokredError(f"No row of this board has a speed to export; {advice}.")
+    return render.csv(Table(headers=TIMM_BENCHMARK, rows=lines))
 
 
 FORMATS: dict[str, Callable[[Sequence[Setting], str], str]] = {
@@ -162,11 +124,11 @@ def parameters(row: Row) -> str:
     if row.control and row.method != "random":
         return ""  # another model stands behind it
     classes = 0 if row.weights.startswith("timm ") else _CLASSES.get(row.dataset)
-    return "" if classes is None else _counted(row.model, classes)
+    return "" if classes is None else _millions(row.model, classes)
 
 
 @cache
-def _counted(model: str, classes: int) -> str:
+def _millions(model: str, classes: int) -> str:
     import torch  # the other formats need none
 
     from tokred.models import zoo
@@ -179,37 +141,38 @@ def _counted(model: str, classes: int) -> str:
     return f"{sum(parameter.numel() for parameter in empty.parameters()) / 1e6:.2f}"
 
 
-def _tables(setting: Setting) -> Iterator[tuple[str, list[RankedRow]]]:
+def _tables(setting: Setting) -> Iterator[tuple[str, Table]]:
     """The tables of a setting under their headings."""
+    parts = []
     if setting.apart or not setting.groups:
-        yield "The dense model", [*setting.baselines, *setting.apart]
+        parts.append(("The dense model", [*setting.baselines, *setting.apart]))
     for group in setting.groups:
-        heading, ranked = cells.group_title(group), cells.members(setting, group)
-        if ranked or not group.apart:
-            yield heading, ranked
-        if group.apart:
-            yield f"Not ranked: {heading}", group.apart
+        heading, ranked = cells.group_title(group), [*setting.baselines, *group.ranked]
+        parts += [(heading, ranked)] if ranked or not group.apart else []
+        parts += [(f"Not ranked: {heading}", group.apart)] if group.apart else []
+    for heading, rows in parts:
+        texts = [cells.cells(ranked, rows) for ranked in rows]
+        yield heading, Table(headers=cells.HEADERS, rows=texts, words=cells.WORDS)
 
 
-def _ranked_rows(settings: Sequence[Setting]) -> Iterator[tuple[RankedRow, int | None]]:
+def _every_row(settings: Sequence[Setting]) -> Iterator[tuple[RankedRow, int | None]]:
     """Every row once, with the number of others that share its rank."""
     for setting in settings:
-        seen: set[int] = set()
-        yield from ((row, None) for row in (*setting.baselines, *setting.apart))
+        yield from ((ranked, None) for ranked in (*setting.baselines, *setting.apart))
+        seen: set[int] = set()  # a control stands in several groups
         for group in setting.groups:
-            count = Counter(row.rank for row in group.ranked)
-            for row in (*group.ranked, *group.apart):
-                if id(row) not in seen:
-                    yield row, None if row.rank is None else count[row.rank] - 1
-                seen.add(id(row))
+            count = Counter(ranked.rank for ranked in group.ranked)
+            for ranked in (*group.ranked, *group.apart):
+                if id(ranked) not in seen:
+                    yield ranked, None if ranked.rank is None else count[ranked.rank] - 1
+                seen.add(id(ranked))
 
 
 def _named(settings: Sequence[Setting]) -> Iterator[tuple[str, Row]]:
     """The rows that are not excluded, under unique names; these have the budget if there are several."""
-    rows = [ranked.row for ranked, _ in _ranked_rows(settings) if not ranked.exclusions]
+    rows = [ranked.row for ranked, _ in _every_row(settings) if not ranked.exclusions]
     several = len({row.budget for row in rows if row.budget is not None}) > 1
-    parts = [_parts(row) for row in rows]
-    parts = [(part[0], "".join(part[1:3]), *part[3:]) if several else part for part in parts]
+    parts = [_name_parts(row, several) for row in rows]
     for depth in range(2, max(map(len, parts), default=2) + 1):
         count = Counter("".join(part[:depth]) for part in parts)
         parts = [part if count["".join(part[:depth])] > 1 else part[:depth] for part in parts]
@@ -220,35 +183,17 @@ def _named(settings: Sequence[Setting]) -> Iterator[tuple[str, Row]]:
         yield f"{name}+{seen[name]}" if seen[name] > 1 else name, row
 
 
-def _parts(row: Row) -> tuple[str, ...]:
+def _name_parts(row: Row, with_budget: bool) -> tuple[str, ...]:
     """The parts of a row's name, each more particular than the one before."""
     from tokred.models import zoo
 
-    tagged = row.weights.startswith("timm ")
-    model = row.weights.removeprefix("timm ") if tagged else zoo.ALIASES.get(row.model, row.model)
-    columns = (
-        "weights_hash",
-        "precision",
-        "device",
-        "batch_size",
-        "seed",
-        "protocol",
-        "stages",
-        "adapter",
-        "split",
-    )
-    values = [csv_cell(getattr(row, name))[:8] for name in (*columns, "data_hash")]
-    settings = [f"+{value}" if value else "" for value in values]
+    model = zoo.ALIASES.get(row.model, row.model)
+    if row.weights.startswith("timm "):
+        model = row.weights.removeprefix("timm ")
+    values = [csv_cell(getattr(row, name))[:8] for name in _DISTINCTIVE]
+    setting = [f"+{value}" if value else "" for value in values]
     if row.method == BASELINE:
-        return (model, "", "", "", "", *settings)
-    budget = "" if row.budget is None else f"@{csv_cell(row.budget)}"
-    options = f"+{row.options.replace(' ', ',')}"
-    return (model, f"+{row.method}", budget, f"+{row.training}", options, *settings)
-
-
-def _csv(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return text.getvalue()
+        return (model, "", *setting)
+    method, budget = f"+{row.method}", "" if row.budget is None else f"@{csv_cell(row.budget)}"
+    named = (method + budget,) if with_budget else (method, budget)
+    return (model, *named, f"+{row.training}", f"+{row.options.replace(' ', ',')}", *setting)

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from tokred.errors import TokredError, did_you_mean
-from tokred.leaderboard import cells, ranking_groups
-from tokred.leaderboard import export as exporting
-from tokred.leaderboard.board import CSV_NAME, locked
+from tokred.leaderboard import cells
+from tokred.leaderboard.board import locked
+from tokred.leaderboard.export import FORMATS, markdown
 from tokred.leaderboard.page import page
-from tokred.leaderboard.ranking_groups import RankedRow
+from tokred.leaderboard.ranked_row import CSV_NAME, RankedRow, load, run_of
+from tokred.leaderboard.ranking_groups import settings
 from tokred.utils.atomic import replace_file
 
-
-@dataclass(frozen=True)
-class Written:
-    """The files of a board's pages, and a sentence about their content."""
-
-    html: Path
-    markdown: Path
-    counted: str
+_READS = 10  # in which a board that somebody writes to comes to rest, or else the last one counts
 
 
-def build(board: Path, target: Path | None, title: str) -> Written:
+def build(board: Path, target: Path | None, title: str) -> str:
     """Write a board's pages: HTML at `target`, by default beside the board, and Markdown under the same name.
+
+    Returns:
+        A sentence about the board, and the names of the pages.
 
     Raises:
         TokredError: there is no board, it is none, or a page cannot be written.
@@ -34,15 +30,12 @@ def build(board: Path, target: Path | None, title: str) -> Written:
     path = find(board)
     html = target or path.with_suffix(".html")
     if html.suffix in (".csv", ".md"):
-        raise TokredError(
-            f"--page is an HTML file, and {html} would be taken for another kind; give a name that ends in "
-            ".html."
-        )
-    settings = ranking_groups.settings(ranked_rows(path))
-    texts = {html: page(settings, title), html.with_suffix(".md"): exporting.markdown(settings, title)}
-    for file, text in texts.items():
-        _write(file, text)
-    return Written(html, html.with_suffix(".md"), cells.counted(settings))
+        advice = "give a name that ends in .html"
+        raise TokredError(f"--page is an HTML file, and {html} would be taken for another kind; {advice}.")
+    groups = settings(ranked_rows(path))
+    _write(html, page(groups, title))
+    _write(html.with_suffix(".md"), markdown(groups, title))
+    return f"{cells.counted(groups)} Pages: {html}, {html.with_suffix('.md')}"
 
 
 def export(board: Path, name: str, title: str, target: Path | None) -> str:
@@ -51,10 +44,9 @@ def export(board: Path, name: str, title: str, target: Path | None) -> str:
     Raises:
         TokredError: no such form, no board, nothing to export, or the file cannot be written.
     """
-    if name not in exporting.FORMATS:
-        raise TokredError(did_you_mean("--format", name, list(exporting.FORMATS)))
-    settings = ranking_groups.settings(ranked_rows(find(board)))
-    text = exporting.FORMATS[name](settings, title)
+    if name not in FORMATS:
+        raise TokredError(did_you_mean("--format", name, list(FORMATS)))
+    text = FORMATS[name](settings(ranked_rows(find(board))), title)
     if target is not None:
         _write(target, text)
     return text
@@ -68,9 +60,8 @@ def find(path: Path) -> Path:
     """
     file = path / CSV_NAME if path.is_dir() else path
     if not file.exists():
-        raise TokredError(
-            f"There is no leaderboard at {path}; make one with tokred leaderboard add RUN --board {path}."
-        )
+        advice = f"make one with tokred leaderboard add RUN --board {path}"
+        raise TokredError(f"There is no leaderboard at {path}; {advice}.")
     return Path(os.path.realpath(file))
 
 
@@ -78,20 +69,20 @@ def ranked_rows(board: Path) -> list[RankedRow]:
     """A board's rows with their evidence, all of one moment.
 
     Writers are kept out; if the folder cannot be written, the board is read until it does not change
-    meanwhile.
+    meanwhile. Without the predictions of a damaged run its rows are ranked as those of any other CSV.
     """
+    run = None
+    with contextlib.suppress(TokredError):
+        run = run_of(board)
     with contextlib.ExitStack() as stack:
         if os.access(board.parent, os.W_OK):
             with contextlib.suppress(TokredError):
                 stack.enter_context(locked(board, 60))
         for _ in range(_READS):
-            before, rows = board.read_bytes(), ranking_groups.load(board)
+            before, rows = board.read_bytes(), load(board, run)
             if board.read_bytes() == before:
                 break
         return rows
-
-
-_READS = 10  # in which a board that somebody writes to comes to rest, or else the last one counts
 
 
 def _write(file: Path, text: str) -> None:

@@ -6,63 +6,16 @@ A `Setting` is one model with its weights on one set of images, prepared in one 
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from tokred.errors import TokredError
-from tokred.evaluation import significance
-from tokred.evaluation.run_folder import Run
-from tokred.leaderboard.board import key, read, run_of
-from tokred.leaderboard.evidence import Evidence, claims, evidence_of
-from tokred.leaderboard.evidence_store import Store
-from tokred.leaderboard.exclusions import exclusions, mutual_exclusions, partition
+from tokred.leaderboard.exclusions import BASELINE_OFF
+from tokred.leaderboard.ranked_row import RankedRow
 from tokred.tables.row import BASELINE, Row
 
-
-@dataclass
-class RankedRow:
-    """A row of a board with its evidence and its rank.
-
-    Attributes:
-        row: the row.
-        key: its identity, from `board.key`.
-        evidence: the predictions behind it, if the board has them.
-        exclusions: the reasons not to rank it.
-        rank: 1 for the best; None if it is not ranked.
-        unpaired: whether it was compared by intervals alone, for lack of evidence.
-        unbeaten: the controls that it is not significantly better than.
-        disputed: what it states that does not follow from its predictions.
-    """
-
-    row: Row
-    key: tuple[str, ...] = ()
-    evidence: Evidence | None = None
-    exclusions: list[str] = field(default_factory=list)
-    rank: int | None = None
-    unpaired: bool = False
-    unbeaten: list[str] = field(default_factory=list)
-    disputed: str = ""
-
-    @property
-    def top1(self) -> float:
-        """Top-1, or 0 where there is none."""
-        top1 = self.row.top1
-        return top1 if top1 is not None and math.isfinite(top1) else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The limits of top-1."""
-        low, high = self.row.top1_lo, self.row.top1_hi
-        return (self.top1, self.top1) if low is None or high is None else (low, high)
-
-    @property
-    def verified(self) -> dict[str, Any] | None:
-        """The result of the latest verification."""
-        return self.evidence.verified if self.evidence else None
+_SETTING = ("dataset", "split", "img_size", "crop_pct", "interpolation", "precision", "on_error")
+_TRAINING = {"none": 0, "reducer": 1, "full": 2, "published": 3}
 
 
 @dataclass
@@ -99,49 +52,54 @@ class Setting:
     groups: list[Group] = field(default_factory=list)
 
 
-def load(board: Path) -> list[RankedRow]:
-    """The rows of a board, or of a run, with their evidence. Hold the board's lock where others may write.
-
-    Raises:
-        TokredError: it is no board; see `board.read`.
-    """
-    store, run = Store(board), None
-    with contextlib.suppress(TokredError):
-        run = run_of(board)
-    return [_with_evidence(row, store, run) for row in read(board)]
-
-
-def _with_evidence(row: Row, store: Store, run: Run | None) -> RankedRow:
-    ranked = RankedRow(row, key(row), exclusions=exclusions(row))
-    ranked.evidence, contrary = store.get(ranked.key, row)
-    wrong = (
-        [f"top1 {row.top1:.12g} instead of {contrary.top1:.6g}"] if contrary and row.top1 is not None else []
-    )
-    if run is not None and ranked.evidence is None:
-        ranked.evidence, wrong = evidence_of(run, row), claims(run, row)
-    if wrong and row.status == "ok":
-        ranked.disputed = f"{', '.join(wrong)} by its predictions"
-        ranked.exclusions.insert(0, ranked.disputed)
-    if ranked.verified and not ranked.verified.get("confirmed"):
-        date = ranked.verified.get("date", "another day")
-        ranked.exclusions.insert(0, f"not confirmed when it was run again on {date}")
-    return ranked
-
-
-def settings(rows: list[RankedRow]) -> list[Setting]:
+def settings(rows: Sequence[RankedRow]) -> list[Setting]:
     """All rows in settings and groups, ranked or excluded, in an order that depends on the rows alone."""
-    every = []
-    for places in partition([ranked.row for ranked in rows]):
-        members = [rows[place] for place in places]
-        mutual = mutual_exclusions([one.row for one in members], [one.exclusions for one in members])
-        for ranked, more in zip(members, mutual, strict=True):
-            ranked.exclusions += more
-        members.sort(key=lambda ranked: (-ranked.top1, ranked.row.gflops or 0, ranked.key))
-        every.append(_setting(members))
-    return every
+    return [_setting(sorted(part, key=_order)) for part in exclude_and_part(rows)]
 
 
-def _setting(rows: list[RankedRow]) -> Setting:
+def exclude_and_part(rows: Sequence[RankedRow]) -> list[list[RankedRow]]:
+    """Part rows by model, weights, and images with their preparation, and exclude what does not fit its part.
+
+    Rows about the first images of a split stand with those about all of them, if there are any.
+    """
+    parts: dict[tuple[str, ...], dict[int, list[RankedRow]]] = {}
+    for ranked in sorted(rows, key=lambda ranked: ranked.row.limited):
+        row = ranked.row
+        columns = (row.model, row.weights_hash or row.weights, *(getattr(row, column) for column in _SETTING))
+        by_count = parts.setdefault(tuple(map(str, columns)), {})
+        left_out = row.n_failed if row.on_error == "skip" else 0
+        count = max(by_count) if by_count and row.limited else (row.n_images or 0) + (left_out or 0)
+        by_count.setdefault(count, []).append(ranked)
+    members = [part for _, by_count in sorted(parts.items()) for _, part in sorted(by_count.items())]
+    for part in members:
+        _exclude_misfits(part)
+    return members
+
+
+def _exclude_misfits(part: Sequence[RankedRow]) -> None:
+    """Add the exclusions of rows of one part that follow from the rows beside them.
+
+    A name and a number of images stand for one set of images: that of most rows without exclusions. And rows
+    reduced from a model that is not the published one are no results about it, whichever row notes that.
+    """
+    sound = [ranked for ranked in part if not ranked.exclusions]
+    hashes = Counter(ranked.row.data_hash for ranked in sound or part)
+    usual = min(hashes, key=lambda digest: (-hashes[digest], digest))
+    off = any(ranked.row.method == BASELINE and BASELINE_OFF in ranked.exclusions for ranked in part)
+    for ranked in part:
+        row = ranked.row
+        if row.data_hash != usual:
+            here, there = row.data_hash[:8] or "unknown", usual[:8] or "unknown"
+            ranked.exclusions.append(f"other images than the other rows (hash {here}, theirs {there})")
+        if off and row.status == "ok" and BASELINE_OFF not in ranked.exclusions:
+            ranked.exclusions.append(BASELINE_OFF)
+
+
+def _order(ranked: RankedRow) -> tuple[object, ...]:
+    return -ranked.top1, ranked.row.gflops or 0, ranked.key
+
+
+def _setting(rows: Sequence[RankedRow]) -> Setting:
     """The setting of some rows, which are sorted, with its groups ranked."""
     setting = Setting(min(rows, key=lambda ranked: bool(ranked.exclusions)).row)
     for ranked in rows:
@@ -165,10 +123,7 @@ def _setting(rows: list[RankedRow]) -> Setting:
     return setting
 
 
-_TRAINING = {"none": 0, "reducer": 1, "full": 2, "published": 3}
-
-
-def _group_names(methods: list[RankedRow]) -> list[tuple[float | None, str]]:
+def _group_names(methods: Sequence[RankedRow]) -> list[tuple[float | None, str]]:
     """Budget and training of the groups, in order; controls form a group only where no method does."""
     names = {(ranked.row.budget, ranked.row.training) for ranked in methods if not ranked.row.control}
     served = {budget for budget, _ in names} | ({None} if names else set())
@@ -179,28 +134,26 @@ def _group_names(methods: list[RankedRow]) -> list[tuple[float | None, str]]:
 
 def _rank(group: Group) -> None:
     """Rank the methods of a group, and name the controls that they are not significantly better than."""
+    from tokred.evaluation import significance  # SciPy takes half a second
+
     methods = [ranked for ranked in group.ranked if not ranked.row.control]
     controls = [ranked for ranked in group.ranked if ranked.row.control]
+    names = [control.row.method for control in controls]
     beats = significance.shown(_test(methods))
     ties = ["\0".join(ranked.key) for ranked in methods]
     ranks = significance.ladder([ranked.top1 for ranked in methods], beats, ties)
     for ranked, rank in zip(methods, ranks, strict=True):
-        ranked.rank = rank
         others = [other for other in methods if other is not ranked]
+        ranked.rank = rank
         ranked.unpaired = bool(others) and not any(_paired(ranked, other) for other in others)
-        ranked.unbeaten = _unbeaten(ranked, controls)
+        places = significance.unbeaten(_test([ranked, *controls]), 0, range(1, len(controls) + 1))
+        absent = [name for name in ranked.row.unbeaten.split() if name not in names]  # its own run counts
+        ranked.unbeaten = list(dict.fromkeys([*(names[place - 1] for place in places), *absent]))
 
 
-def _unbeaten(ranked: RankedRow, controls: list[RankedRow]) -> list[str]:
-    """Controls that a row is not significantly better than; for those not on the board its own run counts."""
-    names = [control.row.method for control in controls]
-    places = significance.unbeaten(_test([ranked, *controls]), 0, range(1, len(controls) + 1))
-    own = [names[place - 1] for place in places]
-    return list(dict.fromkeys([*own, *(name for name in ranked.row.unbeaten.split() if name not in names)]))
-
-
-def _test(rows: list[RankedRow]) -> Callable[[int, int], float]:
+def _test(rows: Sequence[RankedRow]) -> Callable[[int, int], float]:
     """The paired test where both rows have evidence on the same images, else that of their intervals."""
+    from tokred.evaluation import significance
 
     def test(first: int, second: int) -> float:
         one, other = rows[first], rows[second]

@@ -6,15 +6,11 @@ page requests nothing from other hosts, and a content security policy in its hea
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +19,9 @@ from markupsafe import Markup, escape
 from tokred.evaluation.candidates import default_texts
 from tokred.evaluation.predictions import RunPredictions
 from tokred.plots import inline, pareto
-from tokred.report import classes, headlines, main_table, merge_maps, token_schedule
+from tokred.report import classes, headlines, main_table, merge_maps, template, token_schedule
 from tokred.report.run_data import RunData
+from tokred.report.template import ASSETS
 from tokred.tables.row import BASELINE, COLUMNS, Row, csv_cell
 from tokred.utils.text import visible
 
@@ -32,7 +29,6 @@ _PLOTS: dict[pareto.Axis, str] = {
     "gflops": "Accuracy against FLOPs",
     "images_per_s": "Accuracy against measured speed",
 }
-ASSETS = Path(__file__).parent / "assets"
 
 
 def page(
@@ -53,14 +49,13 @@ def page(
         TokredError: the arrays are not those of maps.npz.
     """
     data = RunData([_sound(row) for row in rows], run, predictions, maps or {})
-    script = (ASSETS / "script.js").read_text(encoding="utf-8")
-    return _environment().get_template("page.html.j2").render(
+    return template.render(
+        ASSETS / "page.html.j2",
+        styles=[ASSETS / "style.css"],
+        scripts=[ASSETS / "script.js"],
         title=_title(data),
         data=data,
         baseline=data.baseline,
-        style=Markup((ASSETS / "style.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         summary=_tied(headlines.summary(data)),
         figures=headlines.figures(data),
         warnings=[_tied(text) for text in headlines.warnings(data)],
@@ -98,26 +93,6 @@ def _title(data: RunData) -> str:
     return str(data.run.get("title", "A run of tokred"))
 
 
-@cache
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(ASSETS, encoding="utf-8")
-    return Environment(
-        autoescape=True,
-        loader=loader,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_seen,
-    )
-
-
-def _seen(value: Any) -> Any:
-    """Text without invisible characters; markup as it is."""
-    return visible(value) if type(value) is str else value
-
-
 def _tied(text: str) -> str:
     """The text with a no-break space before each per cent sign."""
     return re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
@@ -131,11 +106,11 @@ def _json(run: Any) -> Markup:
 
 def _plots(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
     """The title and SVG of each plot that has points."""
-    plots = []
-    for x, title in _PLOTS.items():
-        if any(point.method != BASELINE for point in pareto.points(rows, x)):
-            plots.append((title, Markup(inline(pareto.pareto(rows, x, title), f"plot-{x}"))))
-    return plots
+    return [
+        (title, Markup(inline(pareto.pareto(rows, x, title), f"plot-{x}")))
+        for x, title in _PLOTS.items()
+        if any(point.method != BASELINE for point in pareto.points(rows, x))
+    ]
 
 
 def _shade(drop: float) -> str:

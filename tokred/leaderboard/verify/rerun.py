@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,12 @@ from tokred.evaluation.engine import Pass, dense_model
 from tokred.evaluation.predictions import Evaluation, Predictions, RunPredictions
 from tokred.evaluation.rows import build_rows
 from tokred.evaluation.run_folder import Run
-from tokred.leaderboard.ranking_groups import RankedRow
-from tokred.leaderboard.verify.compare import FROM_RUN
-from tokred.tables.row import BASELINE, Row, outcome_name
-from tokred.utils.devices import resolve_device
+from tokred.leaderboard.evidence import Evidence
+from tokred.tables.row import BASELINE, Row
+from tokred.utils.devices import precision_name, resolve_device
 
-_PRECISIONS = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 _NO_CLASS = -3  # a label that no prediction has
-_AGAINST_DENSE = ("drop", "drop_lo", "drop_hi", "p_value", "agreement", "agreement_lo", "agreement_hi")
+_AGAINST_DENSE = {"drop", "drop_lo", "drop_hi", "p_value", "agreement", "agreement_lo", "agreement_hi"}
 
 
 @dataclass(frozen=True)
@@ -76,117 +75,97 @@ def job_of(about: Mapping[str, Any], places: Places) -> Job:
     """
     try:
         job = Job(_config(about, places))
-    except UnknownName as error:
-        sentence = str(error).rstrip(".")
-        raise TokredError(f"{sentence}; if a plugin of the run had it, name it with --plugin.") from error
     except TokredError as error:
         sentence = str(error).rstrip(".")
-        raise TokredError(
-            f"The run cannot be repeated: {sentence}; say with --data, --weights or --adapters where they "
-            "are."
-        ) from error
-    wanted = about["configuration"]
+        if isinstance(error, UnknownName):
+            advice = "if a plugin of the run had it, name it with --plugin"
+            raise TokredError(f"{sentence}; {advice}.") from error
+        advice = "say with --data, --weights or --adapters where they are"
+        raise TokredError(f"The run cannot be repeated: {sentence}; {advice}.") from error
+    before, now = about["configuration"], job.configuration
     for what, column, option in (("images", "data_hash", "data"), ("weights", "weights_hash", "weights")):
-        if job.configuration[column] != wanted[column]:
-            there = f"hash {job.configuration[column][:8]}, the run's {str(wanted[column])[:8]}"
-            raise TokredError(
-                f"The {what} are not those of the run any more ({there}); give the run's own with --{option}."
-            )
-    for name, digest in wanted.get("adapters", {}).items():
-        if job.configuration["adapters"].get(name) != digest:
-            raise TokredError(
-                f"The adapter of {name} is not that of the run (hash {str(digest)[:8]}); give the run's "
-                "own with "
-                "--adapters."
-            )
+        if now[column] != before[column]:
+            there = f"hash {now[column][:8]}, the run's {str(before[column])[:8]}"
+            advice = f"give the run's own with --{option}"
+            raise TokredError(f"The {what} are not those of the run any more ({there}); {advice}.")
+    for name, digest in before.get("adapters", {}).items():
+        if now["adapters"].get(name) != digest:
+            there = f"hash {str(digest)[:8]}"
+            advice = "give the run's own with --adapters"
+            raise TokredError(f"The adapter of {name} is not that of the run ({there}); {advice}.")
     return job
 
 
 def _config(about: Mapping[str, Any], places: Places) -> Config:
-    known = {field.name for field in fields(Config)}
+    """The configuration of a run, with the places where its files are now."""
     try:
         before = dict(about["configuration"])
-        values = {name: value for name, value in before.items() if name in known}
-        values |= {name: about.get(name) for name in PLACES}
-        values |= {
-            name: place for name in ("data", "weights") if (place := getattr(places, name)) is not None
-        }
-        values |= {"adapters": places.adapters, "controls": bool(values.get("controls", True))}
-        values |= {"precision": _PRECISIONS[before["precision"]], "device": _device(before["device"], places)}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise TokredError(
-            f"What its run.json says is no configuration of tokred ({type(error).__name__}: {error})"
-        ) from error
+        values = {field.name: before[field.name] for field in fields(Config) if field.name in before}
+        values |= {name: about.get(name) for name in PLACES} | {"adapters": places.adapters}
+        values |= {name: value for name in ("data", "weights") if (value := getattr(places, name))}
+        values["controls"] = bool(values.get("controls", True))
+        values["precision"] = precision_name(getattr(torch, before["precision"].removeprefix("torch.")))
+        values["device"] = places.device
+        if places.device == "auto":  # then on the kind of device that the run had, if there is one here
+            try:
+                values["device"] = str(resolve_device(before["device"]))
+            except TokredError:
+                values["device"] = "auto"
+    except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise TokredError(f"What its run.json says is no configuration of tokred ({reason})") from error
     return Config.from_mapping(values)
 
 
-def _device(before: str, places: Places) -> str:
-    """The kind of device that the run had, if there is one here and no other was asked for."""
-    if places.device != "auto":
-        return places.device
-    try:
-        return str(resolve_device(before))
-    except TokredError:
-        return "auto"
-
-
-def rebuild(
-    job: Job, about: Mapping[str, Any], beside: Sequence[RankedRow], run: Run | None
-) -> tuple[dict[str, Row], Collection[str]]:
+def rebuild(job: Job, evidence: Sequence[Evidence], run: Run | None) -> tuple[dict[str, Row], set[str]]:
     """The rows of a run, built again from its set-up and its predictions, and the columns that cannot be.
 
-    Speed and versions are those of run.json.
+    Speed and versions are those of run.json, and so are the names of data and weights: of places that have
+    moved they are others, and the hashes were compared.
 
     Args:
         job: the run, set up again.
-        about: what run.json says of the run.
-        beside: all rows of the run on the board that is checked.
+        evidence: that of all rows of the run on the board.
         run: the run's folder, if it is not a board that is checked.
+
+    Returns:
+        The rows by the names of their predictions, and names of columns.
     """
-    stored = _of_board(job, beside) if run is None else run.predictions
-    assert stored is not None
-    before: dict[str, Any] = dict(about.get("facts") or {})
+    about, names = evidence[0].run, {one.name for one in evidence}
+    stored = run.predictions if run is not None and run.predictions else _merged(job, evidence)
+    before = about["facts"]
     facts = replace(
         job.run_facts(),
         limited=job.source.limited or len(stored.images) < len(job.source),
-        device=about["configuration"]["device"],
-        versions=dict(before.get("versions", {})),
+        **{name: before.get(name, "") for name in ("dataset", "weights", "device")},
+        versions=before.get("versions", {}),
     )
-    if before:  # of places that have moved the names are other ones, and the hashes were compared
-        facts = replace(facts, dataset=before.get("dataset", ""), weights=before.get("weights", ""))
-    candidates = {
-        name: fact for name, fact in job.facts().items() if name in stored.models or fact.status != "ok"
-    }
-    rows = build_rows(facts, candidates, stored, dict(about.get("speeds") or {}))
-    unchecked = set() if before else {*FROM_RUN, "dataset", "weights"}
+    known = {name: part for name, part in job.facts().items() if name in stored.models or part.status != "ok"}
+    rows = build_rows(facts, known, stored, about.get("speeds") or {})
+    unknown = set[str]()
     if run is None:
-        unchecked |= {"top5", "kl", "smallest_batch"}
-        unchecked |= {"unbeaten", "best"} if set(job.models) - set(stored.models) else set()
-        names = {one.evidence.name for one in beside if one.evidence}
-        unchecked |= set(_AGAINST_DENSE) if BASELINE not in names else set()
-    arrays = [f"{name}/prediction" for name in stored.models]
-    named = ((outcome_name(arrays, row.method, row.budget, row.knob, row.stages), row) for row in rows)
-    return {name: row for name, row in named if name is not None}, unchecked
+        unknown |= {"top5", "kl", "smallest_batch"}
+        unknown |= {"unbeaten", "best"} if set(job.models) - names else set()
+        unknown |= set() if BASELINE in names else _AGAINST_DENSE
+    again = Run(path=Path(), about=about, rows=rows, predictions=stored)
+    return {name: row for row in rows if (name := again.name(row)) is not None}, unknown
 
 
-def _of_board(job: Job, beside: Sequence[RankedRow]) -> RunPredictions:
+def _merged(job: Job, evidence: Sequence[Evidence]) -> RunPredictions:
     """The predictions of a run, put together from the evidence of its rows on a board.
 
     The evidence says which predictions are right, and not what the label of an image is that all have wrong.
     """
-    evidence = [one.evidence for one in beside if one.evidence is not None]
     total = max(len(one.correct) + len(one.left_out) for one in evidence)
     labels = np.full(total, _NO_CLASS if job.source.labelled else UNLABELLED)
-    groups, models = np.arange(total), dict[str, Predictions]()
+    groups, models = np.arange(total), {one.name: Predictions.empty(total) for one in evidence}
     for one in evidence:
-        right = one.places[one.correct]
-        labels[right] = one.prediction[one.correct]
+        labels[one.places[one.correct]] = one.prediction[one.correct]
         groups[one.places] = one.groups
-        models[one.name] = Predictions.empty(total)
         models[one.name].prediction[one.places] = one.prediction
     models.setdefault(BASELINE, models[evidence[0].name])
-    unreadable = np.flatnonzero(models[BASELINE].prediction < 0)
-    about = {"unreadable": {str(image): "" for image in unreadable}}
+    unreadable = np.flatnonzero(models[BASELINE].prediction < 0).tolist()
+    about = {"unreadable": dict.fromkeys(map(str, unreadable), "")}
     return RunPredictions(images=np.arange(total), labels=labels, groups=groups, models=models, about=about)
 
 
@@ -199,20 +178,30 @@ def batches(n: int, size: int, sample: int, seed: int) -> list[range]:
 
 
 def run(
-    job: Job, before: Mapping[str, np.ndarray], chosen: Sequence[range], progress: Callable[[int], None]
+    job: Job, evidence: Sequence[Evidence], chosen: Sequence[range], progress: Callable[[int], None]
 ) -> Evaluation:
-    """Predictions of some batches, by the models named in `before` beside their stored predictions, [n] each.
+    """Predictions of some batches, as `Again`, by the models of the given evidence.
 
     The dense model records what all methods of the run look at, whichever of them are asked for: recording
     selects the kernel, and with it the last bits.
+
+    Raises:
+        TokredError: the evidence is about images that the data do not have, or one cannot be read.
     """
     n = len(job.source)
-    models = {name: model for name, model in job.models.items() if name in before}
-    dense = Again.of(before[BASELINE]) if BASELINE in before else Predictions.empty(n)
-    methods: dict[str, Predictions] = {name: Again.of(before[name]) for name in models}
-    evaluation = Evaluation(np.full(n, UNLABELLED), np.zeros(n, dtype=bool), dense, methods)
+    predictions: dict[str, Predictions] = {BASELINE: Predictions.empty(n)}
+    for one in evidence:
+        if len(one.places) and one.places[-1] >= n:
+            counts = f"The row has {len(one.correct)} images, and its data have {n} now"
+            raise TokredError(f"{counts}; give the run's own with --data.")
+        before = np.full(n, -1)
+        before[one.places] = one.prediction
+        predictions[one.name] = Again.of(before)
+    models = {name: model for name, model in job.models.items() if name in predictions}
+    methods = {name: predictions[name] for name in models}
+    evaluation = Evaluation(np.full(n, UNLABELLED), np.zeros(n, dtype=bool), predictions[BASELINE], methods)
     workers = loading.default_workers(job.device.type == "cuda")
     images = loading.batches(job.source, job.preparation, chosen, workers, job.config.on_error)
-    taps = dense_model(job.loaded.model, job.models.values())
-    evaluate = Pass(taps, models, evaluation, device=job.device, dtype=job.dtype)
-    return evaluate.run(images, lambda rows: progress(len(rows)))
+    dense = dense_model(job.loaded.model, job.models.values())
+    sampled = Pass(dense, models, evaluation, device=job.device, dtype=job.dtype)
+    return sampled.run(images, lambda rows: progress(len(rows)))

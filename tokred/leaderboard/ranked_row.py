@@ -1,0 +1,143 @@
+"""Rows of a board with what belongs to them: identity, evidence, and reasons not to rank them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokred.errors import TokredError
+from tokred.evaluation.run_folder import Run, read_run
+from tokred.leaderboard.evidence import PREDICTIONS, Evidence, claims, differences, evidence_of
+from tokred.leaderboard.evidence_store import Store
+from tokred.leaderboard.exclusions import exclusions
+from tokred.tables.row import Row, csv_cell, from_csv
+
+CSV_NAME = "leaderboard.csv"
+
+QUESTION = (
+    *("method", "options", "model", "weights_hash", "data_hash", "split", "n_images", "limited", "budget"),
+    *("knob", "protocol", "stages", "img_size", "crop_pct", "interpolation", "precision", "device"),
+    *("batch_size", "seed", "on_error"),
+)
+"""What a row asks: which method, on which weights and images, at which budget and settings.
+
+Some columns count in part. Without a `weights_hash` or `data_hash` the name in `weights` or `dataset` stands
+for it. `stages` count where they were chosen (protocol "custom"); elsewhere they follow from method and
+protocol. `knob` counts without a budget, from which it would follow, and `device` without its number."""
+
+IDENTITY = (*QUESTION, "training", "adapter", "unfitted")
+"""What makes two rows results of the same thing: the question, and the fitted parameters that answer it.
+
+Scores, times and errors are not in it, since they are the answer; neither are `tokens` and FLOPs, which
+follow from budget or knob, nor versions, commit and date, with which a result is renewed."""
+
+
+def identity(row: Row, columns: Sequence[str] = IDENTITY) -> tuple[str, ...]:
+    """The values that identify a row, as text; see `QUESTION` and `IDENTITY`."""
+    seen = vars(row) | {
+        "weights_hash": row.weights_hash or row.weights,
+        "data_hash": row.data_hash or row.dataset,
+        "knob": row.knob if row.budget is None else "",
+        "stages": row.stages if row.protocol == "custom" else "",
+        "device": row.device.partition(":")[0],
+    }
+    return tuple(csv_cell(seen[name]) for name in columns)
+
+
+@dataclass
+class RankedRow:
+    """A row of a board with its evidence and its rank.
+
+    Attributes:
+        row: the row.
+        evidence: the predictions behind it, if the board has them.
+        disputed: what it states that does not follow from its predictions.
+        exclusions: the reasons not to rank it, most telling first.
+        rank: 1 for the best; None if it is not ranked.
+        unpaired: whether it was compared by intervals alone, for lack of evidence.
+        unbeaten: the controls that it is not significantly better than.
+    """
+
+    row: Row
+    evidence: Evidence | None = None
+    disputed: str = ""
+    exclusions: list[str] = field(init=False)
+    rank: int | None = None
+    unpaired: bool = False
+    unbeaten: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.exclusions = [*filter(None, [self.disputed]), *exclusions(self.row)]
+        if self.verified and not self.verified.get("confirmed"):
+            date = self.verified.get("date", "another day")
+            self.exclusions.insert(0, f"not confirmed when it was run again on {date}")
+
+    @property
+    def verified(self) -> dict[str, Any] | None:
+        """The result of the latest verification."""
+        return self.evidence.verified if self.evidence else None
+
+    @cached_property
+    def key(self) -> tuple[str, ...]:
+        """The row's `identity`."""
+        return identity(self.row)
+
+    @property
+    def top1(self) -> float:
+        """Top-1, or 0 where there is none."""
+        top1 = self.row.top1
+        return top1 if top1 is not None and math.isfinite(top1) else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The limits of top-1."""
+        low, high = self.row.top1_lo, self.row.top1_hi
+        return (self.top1, self.top1) if low is None or high is None else (low, high)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a leaderboard file.
+
+    Raises:
+        TokredError: it cannot be read, is no leaderboard, or was written by a newer tokred.
+    """
+    try:
+        return from_csv(path.read_bytes().decode(), str(path))
+    except OSError as error:
+        raise TokredError(f"The leaderboard {path} cannot be read ({error.strerror or error}).") from error
+    except UnicodeDecodeError as error:
+        raise TokredError(f"{path} is no leaderboard of tokred, or damaged ({error}).") from error
+
+
+def run_of(path: Path) -> Run | None:
+    """The run whose leaderboard this is, if it has its predictions; None for any other CSV.
+
+    Raises:
+        TokredError: the run is damaged.
+    """
+    has_predictions = path.name == CSV_NAME and (path.parent / PREDICTIONS).is_file()
+    return read_run(path.parent) if has_predictions else None
+
+
+def load(path: Path, run: Run | None) -> list[RankedRow]:
+    """The rows of a board or run with their evidence. Hold a board's lock where others may write to it.
+
+    Raises:
+        TokredError: it is no leaderboard; see `read`.
+    """
+    store = Store(path)
+    return [_with_evidence(row, store, run) for row in read(path)]
+
+
+def _with_evidence(row: Row, store: Store, run: Run | None) -> RankedRow:
+    evidence, wrong = store.get(identity(row), row), list[str]()
+    if evidence is not None and not evidence.supports(row):
+        wrong, evidence = differences(row, {"top1": evidence.top1}), None
+    if evidence is None and run is not None:
+        evidence, wrong = evidence_of(run, row), claims(run, row)
+    disputed = f"{', '.join(wrong)} by its predictions" if wrong and row.status == "ok" else ""
+    return RankedRow(row, evidence, disputed)
