@@ -45,23 +45,20 @@ class Drops:
         """[k, C] whether an interval excludes zero."""
         return (self.lo > 0) | (self.hi < 0)
 
-    def worst(self, k: int, count: int = EXTREMES) -> np.ndarray:
+    def worst(self, k: int) -> np.ndarray:
         """The classes on which a method loses most, worst first; of equals the one with more images."""
-        return np.lexsort((-self.images, -self.drop[k]))[:count]
+        return np.lexsort((-self.images, -self.drop[k]))[:EXTREMES]
 
-    def best(self, k: int, count: int = EXTREMES) -> np.ndarray:
+    def best(self, k: int) -> np.ndarray:
         """The classes on which it loses least or gains, the best first."""
-        return np.lexsort((-self.images, self.drop[k]))[:count]
+        return np.lexsort((-self.images, self.drop[k]))[:EXTREMES]
 
 
 def drops(data: RunData) -> Drops | None:
     """The drops of all methods that were measured; None without labels or predictions."""
-    measured = {
-        data.called(row): predicted
-        for row in data.ordered
-        if row.status == "ok" and row.method != BASELINE
-        if (predicted := data.predicted(data.name(row))) is not None
-    }
+    methods = [row for row in data.ordered if row.status == "ok" and row.method != BASELINE]
+    every = {data.called(row): data.predicted(data.name(row)) for row in methods}
+    measured = {name: predicted for name, predicted in every.items() if predicted is not None}
     dense = data.predicted(BASELINE)
     if data.predictions is None or dense is None or not measured:
         return None
@@ -87,16 +84,9 @@ def drops(data: RunData) -> Drops | None:
     members = np.split(np.argsort(column, kind="stable"), np.cumsum(images)[:-1])  # the images of each class
     seed = data.run["configuration"].get("seed", 0)
     for k, one in enumerate(lost):
-        for c in _shown(table, k):
+        for c in range(len(classes)) if table.few else {*table.worst(k), *table.best(k)}:
             table.lo[k, c], table.hi[k, c] = _interval(one[members[c]], groups[members[c]], seed)
     return table
-
-
-def _shown(table: Drops, k: int) -> set[int]:
-    """The classes that the page shows of a method."""
-    if table.few:
-        return set(range(len(table.names)))
-    return {int(c) for c in (*table.worst(k), *table.best(k))}
 
 
 def _interval(lost: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float]:

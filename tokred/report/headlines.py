@@ -25,12 +25,8 @@ class Figure:
 
 def measured(data: RunData) -> list[Row]:
     """Rows that compete for the best result; where there are none, those of all fitted methods."""
-    usable = [
-        row
-        for row in data.rows
-        if row.status == "ok" and row.method != BASELINE and not row.control and not row.unfitted
-    ]
-    usable = [row for row in usable if _worth(row) is not None]
+    others = [row for row in data.rows if row.method != BASELINE and not row.control and not row.unfitted]
+    usable = [row for row in others if row.status == "ok" and _worth(row) is not None]
     return list(filter(competes, usable)) or usable
 
 
@@ -40,11 +36,8 @@ def summary(data: RunData) -> str:
     if not rows:
         return "No method has a result here; the table says why."
     if len(budgets) > 1:
-        text = "; ".join(
-            _least(rows, budget)
-            for budget in (budgets[0], budgets[-1])
-            if any(row.budget == budget for row in rows)
-        )
+        ends = [[row for row in rows if row.budget == budget] for budget in (budgets[0], budgets[-1])]
+        text = "; ".join(map(_least, filter(None, ends)))
         return f"{text[:1].upper()}{text[1:]}."
     first = next((row for row in rows if row.best), None)
     best = [first] if first else _best(rows)
@@ -60,9 +53,10 @@ def summary(data: RunData) -> str:
     return f"{start}, {has}: {_loss(best)}{f'; {end}' if len(rows) > 1 else ''}."
 
 
-def _least(rows: Sequence[Row], budget: float) -> str:
-    best = _best([row for row in rows if row.budget == budget])
-    return f"at {_spent(budget)} {_names(best)} {'loses' if len(best) == 1 else 'lose'} least, {_loss(best)}"
+def _least(rows: Sequence[Row]) -> str:
+    """The best of the rows of one budget."""
+    best, verb = _best(rows), "loses" if len(_best(rows)) == 1 else "lose"
+    return f"at {_spent(rows[0].budget or 0)} {_names(best)} {verb} least, {_loss(best)}"
 
 
 def _best(rows: Sequence[Row]) -> list[Row]:
@@ -127,7 +121,13 @@ def _called(data: RunData, row: Row) -> str:
 
 def warnings(data: RunData) -> list[str]:
     """Sentences that a reader needs before trusting the table."""
-    return [*_image_warnings(data), *_row_warnings(data), *_file_warnings(data.run)]
+    texts = [*_image_warnings(data), *_row_warnings(data)]
+    if data.run.get("smallest_batch"):
+        texts.append(f"For lack of memory batches had {data.run['smallest_batch']} images.")
+    if data.run.get("kinds"):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in data.run["kinds"].items())
+        texts.append(f"Files that are not plain 8-bit colour: {kinds}.")
+    return texts
 
 
 def _image_warnings(data: RunData) -> list[str]:
@@ -147,8 +147,12 @@ def _image_warnings(data: RunData) -> list[str]:
         texts += map(str, notes)
     if first.n_failed:
         how = "left out" if first.on_error == "skip" else "counted as wrong for every model"
-        verb = "is" if first.n_failed == 1 else "are"
-        texts.append(f"{_count(first.n_failed, 'image')} could not be read and {verb} {how}.")
+        what = (
+            "1 image could not be read and is"
+            if first.n_failed == 1
+            else (f"{first.n_failed:,} images could not be read and are")
+        )
+        texts.append(f"{what} {how}.")
     return texts
 
 
@@ -172,30 +176,15 @@ def _row_warnings(data: RunData) -> list[str]:
     return texts
 
 
-def _file_warnings(run: Mapping[str, Any]) -> list[str]:
-    """Warnings about memory and files."""
-    texts = []
-    if run.get("smallest_batch"):
-        texts.append(f"For lack of memory batches had {run['smallest_batch']} images.")
-    if run.get("kinds"):
-        kinds = ", ".join(f"{count} {kind}" for kind, count in run["kinds"].items())
-        texts.append(f"Files that are not plain 8-bit colour: {kinds}.")
-    return texts
-
-
 def _percent(value: float | None) -> str:
     return "no top-1" if value is None else f"{value:.2f} % top-1"
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def provenance(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
     """Facts about the run: headings with pairs of name and value; unknown values are left out."""
     run, row = data.run, data.baseline or (data.rows[0] if data.rows else Row(""))
-    chosen = run["configuration"]
-    software = run.get("software", {})
+    chosen, software, card = run["configuration"], run.get("software", {}), run.get("card") or {}
+    images = card.get("images_seen")
     prepared = f"{row.img_size} px, crop {_text(row.crop_pct)}, {row.interpolation}"
     groups = {
         "Model": [
@@ -203,7 +192,9 @@ def provenance(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
             ("Weights", row.weights),
             ("SHA-256", row.weights_hash),
             ("Published", _text(run.get("reference"))),
-            *_card(run.get("card")),
+            ("Trained on", f"{images:,} images" if isinstance(images, int) else ""),
+            ("Made by", _text(card.get("command"))),
+            ("Note", _text(card.get("note"))),
         ],
         "Images": [
             ("Data", " ".join(filter(None, (row.dataset, row.split)))),
@@ -231,22 +222,9 @@ def provenance(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
     return [(heading, [(name, text) for name, text in pairs if text]) for heading, pairs in groups.items()]
 
 
-def _card(card: Any) -> list[tuple[str, str]]:
-    card = card if isinstance(card, Mapping) else {}
-    images = card.get("images_seen")
-    return [
-        ("Trained on", f"{images:,} images" if isinstance(images, int) else ""),
-        ("Made by", _text(card.get("command"))),
-        ("Note", _text(card.get("note"))),
-    ]
-
-
 def fitted(data: RunData) -> list[tuple[str, str, str, str]]:
     """The adapters in use: method, file, training images and hash."""
-    cards = data.run.get("adapters")
-    hashes = data.run["configuration"].get("adapters")
-    if not isinstance(cards, Mapping) or not isinstance(hashes, Mapping):
-        return []
+    cards, hashes = data.run.get("adapters") or {}, data.run["configuration"].get("adapters") or {}
     return [
         (name, _text(card.get("file")), _text(card.get("images_seen")), _text(hashes.get(name)))
         for name, card in cards.items()
@@ -263,9 +241,5 @@ def _took(run: Mapping[str, Any]) -> str:
     seconds = run.get("seconds")
     if not isinstance(seconds, (int, float)):
         return ""
-    more = [
-        f"{run[name]} {what}"
-        for name, what in (("processes", "processes"), ("threads", "threads"))
-        if (run.get(name) or 1) > 1
-    ]
+    more = [f"{run[name]} {name}" for name in ("processes", "threads") if (run.get(name) or 1) > 1]
     return f"{seconds:,.0f} s" + (f" with {' and '.join(more)}" if more else "")

@@ -61,18 +61,14 @@ def subjects(data: RunData) -> list[Subject]:
     try:
         maps = {name: data.maps[name] for name in ("index", "images", "names", "labels", "grid")}
         grid = (int(maps["grid"][0]), int(maps["grid"][1]))
-        order = _order(data, [str(name) for name in maps["names"]])
+        ranks = {data.name(row): rank for rank, row in enumerate(data.rows)}  # other names are last
+        names = enumerate(map(str, maps["names"]))
+        order = sorted(names, key=lambda item: ranks.get(item[1], len(ranks)))
         return [_subject(data, maps, i, order, grid) for i in range(min(_MOST, len(maps["index"])))]
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise TokredError(
             "maps.npz is damaged; remove it to have a report without it, or run the comparison again."
         ) from error
-
-
-def _order(data: RunData, names: list[str]) -> list[tuple[int, str]]:
-    """The place of each name in maps.npz, in the order of the table; other names at the end."""
-    ranks = {data.name(row): rank for rank, row in enumerate(data.rows)}
-    return sorted(enumerate(names), key=lambda item: ranks.get(item[1], len(ranks)))
 
 
 def _subject(

@@ -41,8 +41,9 @@ class RunData:
     @property
     def ordered(self) -> list[Row]:
         """The rows as the page shows them: the baseline, then by budget, then as in the leaderboard."""
-        key = lambda row: (row.method != BASELINE, row.budget is None, row.budget or 0.0)  # noqa: E731
-        return sorted(self.rows, key=key)
+        return sorted(
+            self.rows, key=lambda row: (row.method != BASELINE, row.budget is None, row.budget or 0.0)
+        )
 
     def name(self, row: Row) -> str:
         """The name of a row's predictions; "" where they are not known."""

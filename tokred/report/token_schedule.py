@@ -28,13 +28,16 @@ class Schedule:
 
 def schedules(data: RunData) -> list[Schedule]:
     """The schedules of all rows that have one, the dense model's first; empty where no row reduces."""
-    plans = {id(row): _plan(row) for row in data.rows}
-    depth = int(data.run.get("depth") or max((layer for plan in plans.values() for layer in plan), default=0))
-    if not any(plans.values()) or not depth:
+    plans = [(row, _plan(row)) for row in data.ordered]
+    stages = [layer for _, plan in plans for layer in plan]
+    if not stages:
         return []
-    patches = _patches(data)
-    shown = [row for row in data.ordered if plans[id(row)] or (row.method == BASELINE and patches)]
-    return [_schedule(data.called(row), plans[id(row)], depth, patches) for row in shown]
+    depth = int(data.run.get("depth") or max(stages))
+    patches = int(
+        data.run.get("patches") or math.prod(data.maps["grid"].tolist() if "grid" in data.maps else [0])
+    )
+    shown = [(row, plan) for row, plan in plans if plan or (row.method == BASELINE and patches)]
+    return [_schedule(data.called(row), plan, depth, patches or None) for row, plan in shown]
 
 
 def _plan(row: Row) -> dict[int, int]:
@@ -45,18 +48,10 @@ def _plan(row: Row) -> dict[int, int]:
     return dict(zip(layers, tokens, strict=True)) if len(layers) == len(tokens) else {}
 
 
-def _patches(data: RunData) -> int | None:
-    """Patch tokens of the dense model."""
-    if data.run.get("patches"):
-        return int(data.run["patches"])
-    return int(math.prod(data.maps["grid"].tolist())) if "grid" in data.maps else None
-
-
 def _schedule(name: str, plan: dict[int, int], depth: int, patches: int | None) -> Schedule:
-    tokens, now = [], patches
-    for layer in range(1, depth + 1):
-        now = plan.get(layer, now)
-        tokens.append(now)
-    most = patches or max((count for count in tokens if count is not None), default=1)
-    share = [0 if count is None else max(1, math.ceil(5 * count / most)) if count else 0 for count in tokens]
-    return Schedule(name, tokens, [layer in plan for layer in range(1, depth + 1)], share)
+    layers, tokens = range(1, depth + 1), [patches]
+    for layer in layers:
+        tokens.append(plan.get(layer, tokens[-1]))
+    most = patches or max(filter(None, tokens), default=1)
+    share = [math.ceil(5 * (count or 0) / most) for count in tokens[1:]]
+    return Schedule(name, tokens[1:], [layer in plan for layer in layers], share)
