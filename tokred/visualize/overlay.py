@@ -52,14 +52,10 @@ def group_colours(image: np.ndarray, labels: np.ndarray, grid: tuple[int, int]) 
     """Mean colour of each group's pixels, [groups + 1, 3] float; the last row, zeros, is that of label -1."""
     label = labels[_patch_of(image.shape[0], image.shape[1], grid)].ravel()
     slots = int(labels.max(initial=-1)) + 1
-    index = np.where(label < 0, slots, label)
-    count = np.bincount(index, minlength=slots + 1)
-    sums = [
-        np.bincount(index, weights=image[..., channel].ravel(), minlength=slots + 1) for channel in range(3)
-    ]
+    count = np.bincount(label + 1, minlength=slots + 1)
+    sums = [np.bincount(label + 1, channel, slots + 1) for channel in image.reshape(-1, 3).T]
     colours = np.stack(sums, axis=1) / np.maximum(count, 1)[:, None]
-    colours[slots] = 0
-    return colours
+    return np.vstack([colours[1:], np.zeros(3)])
 
 
 def borders(label: np.ndarray) -> np.ndarray:

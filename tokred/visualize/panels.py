@@ -35,7 +35,7 @@ class Verdict:
     @property
     def mark(self) -> str:
         """A tick or a cross behind the name, where the label is known."""
-        return "" if self.right is None else " ✓" if self.right else " ✗"
+        return {None: "", True: " ✓", False: " ✗"}[self.right]
 
     @property
     def prediction(self) -> Texts:

@@ -1,5 +1,4 @@
-"""A sheet: images at the left, what each method makes of them beside it, and text above and below each
-picture.
+"""A sheet: images at the left, what methods make of them beside them, and text above and below pictures.
 
 One matplotlib axes covers the sheet and its unit is the pixel, from the top left, so that pictures are drawn
 pixel by pixel. Each text is the longest of its versions that fits into its column.
@@ -7,6 +6,7 @@ pixel by pixel. Each text is the longest of its versions that fits into its colu
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -112,16 +112,11 @@ def font_size(width: int) -> int:
 
 def fitted(versions: Texts, width: float, size: float, bold: bool = False) -> str:
     """The first version that is not wider than this; else the last one, shortened in its middle."""
-    for text in versions:
-        if text_width(text, size, bold) <= width:
-            return text
     text = versions[-1]
-    for length in range(len(text) - 1, 0, -1):
-        tail = length // 2
-        cut = f"{text[: length - tail].rstrip()}…{text[len(text) - tail :].lstrip()}"
-        if text_width(cut, size, bold) <= width:
-            return cut
-    return "…"
+    halves = [(length - length // 2, len(text) - length // 2) for length in range(len(text) - 1, 0, -1)]
+    cuts = (f"{text[:head].rstrip()}…{text[tail:].lstrip()}" for head, tail in halves)
+    candidates = itertools.chain(versions, cuts)
+    return next((one for one in candidates if text_width(one, size, bold) <= width), "…")
 
 
 def text_width(text: str, size: float, bold: bool = False) -> float:
@@ -158,14 +153,10 @@ def _cell(panels: Panels, name: str, image: int, scale: float, layer: int | None
     traced, tokens = panels.traced, panels.traced.maps[name]
     count, labels = tokens.after(layer or max(tokens.layers, default=0))
     counted = token_counts(tokens)
-    lines = [
-        Line(counted if layer is None else (f"layer {layer}: {count} tokens", f"{layer}: {count} tokens"))
-    ]
-    verdict = (
-        panels.verdict(name, image)
-        if layer in (None, panels.layers[-1:][0] if panels.layers else None)
-        else None
-    )
+    at_layer = (f"layer {layer}: {count} tokens", f"{layer}: {count} tokens")
+    lines = [Line(counted if layer is None else at_layer)]
+    is_last = layer in (None, *panels.layers[-1:])
+    verdict = panels.verdict(name, image) if is_last else None
     if verdict:
         colour = _ALERT_TEXT if verdict.changed else INK
         lines.append(Line(verdict.prediction, colour, bold=verdict.changed))
@@ -178,9 +169,8 @@ def _cell(panels: Panels, name: str, image: int, scale: float, layer: int | None
 def _legend(panels: Panels) -> list[tuple[Image.Image, str]]:
     """Swatches and their meaning, for what occurs on the sheet."""
     colours = np.array([[[150, 88, 60], [66, 96, 120]], [[150, 88, 60], [88, 120, 70]]], dtype=np.uint8)
-    patches = colours.repeat(9, 0).repeat(
-        9, 1
-    )  # the two patches at the left are one token, or all are dropped
+    patches = colours.repeat(9, 0).repeat(9, 1)
+    # The two patches at the left are one token, or all four are dropped.
     kept, dropped = (cell(patches, np.array(labels), (2, 2)) for labels in ([0, 1, 0, 2], [-1] * 4))
     entries = [(kept, "between lines: one token, in the mean colour of its patches")]
     if any((tokens.labels < 0).any() for tokens in panels.traced.maps.values()):
@@ -252,15 +242,18 @@ class _Sheet:
 
     def row(self, cells: Sequence[Cell | None]) -> None:
         """Pictures side by side with their lines; None leaves a place empty."""
+        from matplotlib.patches import Rectangle
+
         width, height = self.side
-        for column, content in enumerate(cells):
-            if content is not None:
-                self.picture(self.left(column), content.picture)
-                self.lines(column, content.lines, self.y + height + 7)
-            if content is not None and content.alert:
-                self.frame(self.left(column) - 2.5, self.y - 2.5, width + 5, height + 5)
-        most = max(len(content.lines) for content in cells if content is not None)
-        self.y += height + 15 + most * _step(self.size)
+        shown = [(column, content) for column, content in enumerate(cells) if content is not None]
+        for column, content in shown:
+            self.picture(self.left(column), content.picture)
+            self.lines(column, content.lines, self.y + height + 7)
+            if content.alert:
+                corner = (self.left(column) - 2.5, self.y - 2.5)
+                look: dict[str, Any] = {"fill": False, "ec": _ALERT, "lw": 3 * 72 / _DPI, "zorder": 3}
+                self.axes.add_patch(Rectangle(corner, width + 5, height + 5, **look))
+        self.y += height + 15 + max(len(content.lines) for _, content in shown) * _step(self.size)
 
     def lines(self, column: int, lines: Iterable[Line], y: int, larger: bool = False) -> None:
         """Lines of text in a column."""
@@ -282,18 +275,8 @@ class _Sheet:
     def picture(self, x: int, picture: Image.Image) -> None:
         """A picture at (x, y), pixel by pixel."""
         extent = (x, x + picture.width, self.y + picture.height, self.y)
-        self.axes.imshow(
-            picture, extent=extent, aspect="auto", interpolation="none", interpolation_stage="rgba"
-        )
-
-    def frame(self, x: float, y: float, width: float, height: float) -> None:
-        """A frame that says that the prediction changes."""
-        from matplotlib.patches import Rectangle
-
-        width_in_points = 3 * 72 / _DPI
-        self.axes.add_patch(
-            Rectangle((x, y), width, height, fill=False, ec=_ALERT, lw=width_in_points, zorder=3)
-        )
+        exact = {"interpolation": "none", "interpolation_stage": "rgba"}
+        self.axes.imshow(picture, extent=extent, aspect="auto", **exact)
 
     def rule(self) -> None:
         """A line across the sheet."""

@@ -28,13 +28,13 @@ def pictures(panels: Panels, width: int) -> Iterator[Grid]:
     across = max(1, (width + 2) // (wide + 2))
     for image, caption in enumerate(panels.captions):
         for start in range(0, len(names), across):
-            group, grid = names[start : start + across], Grid.grid(padding=(0, 2, 0, 0))
-            for _ in group:
+            grid = Grid.grid(padding=(0, 2, 0, 0))
+            columns = []
+            for name in names[start : start + across]:
                 grid.add_column(width=wide, no_wrap=True, overflow="ellipsis")
-            grid.add_row(*(Text(visible(name or caption), "bold") for name in group))
-            grid.add_row(*(_picture(panels, name, image, wide) for name in group))
-            grid.add_row(*(_tokens(panels, name, wide) for name in group))
-            grid.add_row(*(_prediction(panels, name, image, wide) for name in group), end_section=True)
+                columns.append((Text(visible(name or caption), "bold"), *_column(panels, name, image, wide)))
+            for row in zip(*columns, strict=True):
+                grid.add_row(*row)
             grid.add_row()
             yield grid
 
@@ -67,27 +67,19 @@ def half_blocks(image: Image.Image) -> Text:
     return text
 
 
-def _picture(panels: Panels, name: str | None, image: int, wide: int) -> Text:
-    traced = panels.traced
-    tokens = None if name is None else traced.maps[name]
-    labels = tokens.labels[image, -1] if tokens is not None and tokens.layers else None
-    pixels = traced.images[image]
-    return half_blocks(cell(pixels, labels, traced.grid, wide / pixels.shape[1], lines=False))
-
-
-def _tokens(panels: Panels, name: str | None, wide: int) -> str:
-    if name is None:
-        return f"{panels.traced.dense.tokens[0]} tokens"
-    return _longest(token_counts(panels.traced.maps[name]), wide)
-
-
-def _prediction(panels: Panels, name: str | None, image: int, wide: int) -> Text:
-    verdict = panels.verdict(name, image)
-    if verdict is None:
-        return Text("")
-    share = f"  {100 * verdict.share:.0f} %"
-    text = _longest(verdict.prediction, wide - len(share)) + share
-    return Text(text, "bold red" if verdict.changed else "")
+def _column(panels: Panels, name: str | None, image: int, wide: int) -> tuple[Text, str, Text]:
+    """What a model (None: the dense one) makes of an image: the picture, the tokens and the prediction."""
+    traced, verdict = panels.traced, panels.verdict(name, image)
+    tokens, pixels = traced.dense if name is None else traced.maps[name], traced.images[image]
+    labels = tokens.labels[image, -1] if tokens.layers else None
+    picture = half_blocks(cell(pixels, labels, traced.grid, wide / pixels.shape[1], lines=False))
+    counts = (f"{tokens.tokens[0]} tokens",) if name is None else token_counts(tokens)
+    prediction = Text("")
+    if verdict:
+        share = f"  {100 * verdict.share:.0f} %"
+        style = "bold red" if verdict.changed else ""
+        prediction = Text(_longest(verdict.prediction, wide - len(share)) + share, style)
+    return picture, _longest(counts, wide), prediction
 
 
 def _longest(versions: Texts, wide: int) -> str:

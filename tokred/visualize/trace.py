@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -86,10 +87,8 @@ def load(
     Raises:
         TokredError: an image cannot be read.
     """
-    batches = [
-        [int(i) for i in index[start : start + batch_size]] for start in range(0, len(index), batch_size)
-    ]
-    return loading.batches(source, preparation, batches, workers=0)
+    parts = [list(map(int, index[i : i + batch_size])) for i in range(0, len(index), batch_size)]
+    return loading.batches(source, preparation, parts, workers=0)
 
 
 def trace(
@@ -117,9 +116,8 @@ def trace(
     everything = {"": ReducedViT(backbone), **models}
     for model in everything.values():
         model.to(device).eval()
-    parts: dict[str, list[Map]] = {name: [] for name in everything}
-    failed: dict[str, str] = {}
-    seen: list[Batch] = []
+    parts = {name: list[Map]() for name in everything}
+    failed, seen = dict[str, str](), list[Batch]()
     for batch in batches:
         images, index = batch.images.to(device), batch.indices.to(device)
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -162,23 +160,14 @@ def choose(evaluation: Evaluation, count: int) -> np.ndarray:
     before a second one of any, as long as models disagree on it; the lower index wins a tie. Images without
     predictions, and methods that failed, do not count.
     """
-    predictions = [evaluation.dense.prediction]
-    predictions += [
-        outcomes.prediction for name, outcomes in evaluation.methods.items() if name not in evaluation.failed
-    ]
-    models = np.stack(predictions)  # [K, n]
-    pairs = sum(
-        ((models[k] != models[k + 1 :]).sum(0) for k in range(len(models) - 1)),
-        np.zeros(models.shape[1], dtype=np.int64),
-    )
-    index = np.flatnonzero(evaluation.readable)
-    index = index[np.argsort(-pairs[index], kind="stable")]
-    labels = evaluation.labels[index]
-    order = np.argsort(labels, kind="stable")
-    starts = np.r_[True, labels[order][1:] != labels[order][:-1]] if len(order) else np.zeros(0, dtype=bool)
-    rank = np.empty(len(order), dtype=np.int64)  # of each image among those with its label
-    rank[order] = np.arange(len(order)) - np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))
-    return index[np.lexsort((np.arange(len(index)), rank, pairs[index] == 0))][:count].astype(np.int64)
+    outcomes = [model for name, model in evaluation.models.items() if name not in evaluation.failed]
+    models = np.stack([model.prediction for model in outcomes])  # [K, n]
+    pairs = np.sum([(models[k] != models[k + 1 :]).sum(0) for k in range(len(models))], axis=0)
+    images = pd.DataFrame({"pairs": pairs, "label": evaluation.labels})[evaluation.readable]
+    images = images.sort_values("pairs", ascending=False, kind="stable")
+    images = images.assign(alike=images["pairs"] == 0, earlier=images.groupby("label").cumcount())
+    order = images.sort_values(["alike", "earlier"], kind="stable").index
+    return order[:count].to_numpy(dtype=np.int64)
 
 
 def arrays(traced: Traced) -> dict[str, np.ndarray]:
@@ -230,6 +219,5 @@ def _joined(parts: Sequence[Map]) -> Map:
     labels, probabilities = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "probabilities")
     )
-    return replace(
-        parts[0], labels=labels, probabilities=probabilities, soft=any(part.soft for part in parts)
-    )
+    soft = any(part.soft for part in parts)
+    return replace(parts[0], labels=labels, probabilities=probabilities, soft=soft)
