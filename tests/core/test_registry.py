@@ -340,7 +340,7 @@ def test_a_plugin_that_is_wrong_is_one_sentence_and_leaves_nothing(plugin, text,
 def test_a_plugin_that_is_not_there(target, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(TokredError, match="expected the path of a .py file, or the dotted name of a module"):
+    with pytest.raises(TokredError, match="expected the path of a .py file or the dotted name of a module"):
         registry.load_plugin(target)
 
 
