@@ -52,7 +52,7 @@ def reduce(
     """
     if any(parameter.is_meta for parameter in getattr(model, "parameters", tuple)()):
         raise TokredError(
-            "This model lies on the meta device, without weights; move it with to_empty and load its weights first."
+            "This model is on the meta device, without weights; call to_empty and load its weights first."
         )
     given, costs = [] if adapter is None else foreign.find([adapter]), CostTable(model)
     near = foreign_plans.nearest(given, costs, budget, {method: options}, stages)

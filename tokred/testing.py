@@ -1,5 +1,4 @@
-"""The battery that every registered method must pass. It ships with tokred, so a third party can prove a
-method of its own.
+"""The battery of checks that every registered method must pass, for third parties' methods too.
 
     tokred check mypackage.mymethod:MyReducer
 
@@ -37,9 +36,7 @@ DIM, HEADS = 48, 3
 
 
 def check_reducer(cls: type[Reducer], progress: Callable[[str], None] = lambda name: None) -> dict[str, str]:
-    """Run all checks on a class and return what is wrong, by name of the check; an empty mapping is a
-    pass.
-    """
+    """Run all checks on a class and return the problems by name of the check; an empty mapping is a pass."""
     problems = {}
     for name, check in CHECKS.items():
         progress(name)
@@ -100,9 +97,7 @@ def map_view(view: View, change: Callable[[Tensor], Tensor]) -> View:
 
 @lru_cache(maxsize=8)
 def tiny_vit(**options: Any) -> Any:
-    """A timm ViT of depth 4 and width 48 on 6 x 6 patches, with random weights that are the same every
-    time.
-    """
+    """A timm ViT of depth 4 and width 48 on 6 x 6 patches, with fixed random weights."""
     defaults = {
         "img_size": 48,
         "patch_size": 8,
@@ -223,9 +218,7 @@ def check_out_of_range(cls: type[Reducer]) -> None:
 
 @check
 def check_decision(cls: type[Reducer]) -> None:
-    """The result is a Keep, Merge or Mix whose indices and labels are in range and whose matrix does what
-    pool does.
-    """
+    """The result is a Keep, Merge or Mix with valid indices and labels, whose matrix agrees with pool."""
     for view, reducer in _runs(cls):
         n, keep, result = reducer.n, reducer.keep, reducer(view)
         rule = broken_rule(result, 3, n, keep)
@@ -370,9 +363,7 @@ def check_bfloat16(cls: type[Reducer]) -> None:
 
 @check
 def check_meta(cls: type[Reducer]) -> None:
-    """Shapes depend on shapes only: the reducer runs on the meta device, so it never waits for the
-    processor.
-    """
+    """The reducer runs on the meta device: shapes depend on shapes only, without host synchronisation."""
     meta = map_view(make_view(), lambda tensor: tensor.to("meta"))
     reducer = build(cls, 16, _keeps(cls, 16)[0]).to("meta")
     expect(
@@ -445,9 +436,7 @@ def check_empty_plan(cls: type[Reducer]) -> None:
 
 @check
 def check_models(cls: type[Reducer]) -> None:
-    """The method runs in models with 1, 2 and 5 prefix tokens and an odd grid; without CLS token it runs, or
-    is refused if it needs one.
-    """
+    """The method runs with 1, 2 and 5 prefix tokens, an odd grid, and no CLS token unless it needs one."""
     for options in (
         {},
         {"reg_tokens": 1},

@@ -381,7 +381,7 @@ class Decides(Reducer):
     [
         (
             lambda b, n, m: torch.zeros(b, m, 48),
-            "Decides must return Keep, Merge or Mix from forward, not Tensor",
+            "Decides.forward must return Keep, Merge or Mix, not Tensor",
         ),
         (
             lambda b, n, m: Keep(torch.arange(m + 1).expand(b, -1), n),

@@ -1,5 +1,4 @@
-"""timm's attention with something to look at or to mask: a stand-in for a module that lives for one call, on
-the module's own parts.
+"""timm's attention, called so that its queries, keys and values can be read and tokens can be masked.
 
 A hook that is registered inside `forward` would do the same, but not survive `torch.compile` and
 `torch.export`, nor two threads.
@@ -79,9 +78,7 @@ def _mask(stand_in: Any, alive: Tensor) -> None:
 
 
 def _stand_in(attn: nn.Module) -> Any:
-    """A second object for a module, for one call: it shares all parts, and what is set on it the module does
-    not see.
-    """
+    """A shallow copy of a module that shares its parts; attributes set on the copy leave the module alone."""
     attn = getattr(attn, "_orig_mod", attn)  # what `torch.compile` has wrapped
     stand_in: Any = object.__new__(type(attn))  # `copy.copy` cannot be traced
     stand_in.__dict__.update(attn.__dict__, _compiled_call_impl=None)
@@ -90,14 +87,13 @@ def _stand_in(attn: nn.Module) -> Any:
 
 def _other(attn: nn.Module) -> str:
     return (
-        f"The model's attention has become {type(attn).__name__}, in which tokred cannot see queries and keys; "
+        f"The model's attention is now {type(attn).__name__}, whose queries and keys tokred cannot read; "
         "wrap its parts, such as qkv and proj, or reduce the model before it is wrapped."
     )
 
 
 def _masked_softmax(attention: Tensor, alive: Tensor) -> Tensor:
-    """DynamicViT's masked softmax (Rao et al., 2021, their code), computed from the ordinary one, [B, H, P +
-    N, P + N].
+    """DynamicViT's masked softmax (Rao et al., 2021, official code), [B, H, P + N, P + N].
 
     With w = exp(z - max z) * mask, it is (w + 1e-6 / N) / (sum w + 1e-6). The ordinary softmax is a = exp(z -
     max z) / s, whose largest entry is 1 / s, so everything is divided by s.

@@ -101,9 +101,7 @@ class CostTable:
         return float(np.dot(_monomials(n, keep), self._quadratics[key]))
 
     def segments(self, plan: Plan) -> list[list[tuple[str, int]]]:
-        """The parts of the backbone between the stages of a plan, as (part, layer): those that run at one
-        token count.
-        """
+        """The parts of the backbone between two stages, as (part, layer); they run at one token count."""
         site = plan.reducer.site if plan.stages else "mid"
         split_before = {("attend" if site == "pre" else "mlp", layer) for layer in plan.stages}
         segments: list[list[tuple[str, int]]] = [[]]
@@ -140,9 +138,7 @@ class CostTable:
         return self.embedding + sum(self.part(*part) for part in parts) + self.reducers(plan)
 
     def _fit(self, part: str, layer: int) -> list[int]:
-        """Newton's forward differences of the counts at 1, 2, 3 tokens: they determine the quadratic in exact
-        integers.
-        """
+        """Newton's forward differences of the counts at 1, 2 and 3 tokens: the exact quadratic."""
         run = {
             "attend": lambda x: self.model.attend(State(x, layer)).x,
             "mlp": lambda x: self.model.mlp(State(x, layer)).x,

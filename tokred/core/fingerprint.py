@@ -34,9 +34,7 @@ def software(methods: Iterable[str]) -> dict[str, str]:
 
 
 def _with_helpers(name: str) -> str:
-    """SHA-256 over the source of a method that is not tokred's, and over the modules beside it that it has
-    imported.
-    """
+    """SHA-256 over the source of a third party's method and the modules beside it that it has imported."""
     digest = hashlib.sha256(source_hash(name).encode())
     source = getattr(sys.modules.get(registry.get(name).__module__), "__file__", None)
     folder = Path(source or ".").resolve().parent
@@ -54,8 +52,7 @@ def _with_helpers(name: str) -> str:
 
 
 def source_hash(name: str) -> str:
-    """SHA-256 of the source file that defines a method's class, as hexadecimal digits: another one is another
-    method.
+    """SHA-256 of the source file that defines a method's class, as hexadecimal digits.
 
     What the file imports is not in it; `code_hash` covers tokred itself. A class without a source file, typed
     into a session, has a hash of its own in every process, so that nobody takes two such methods for the

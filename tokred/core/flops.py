@@ -23,23 +23,26 @@ from tokred.core.vit import ReducedViT, blank_image
 from tokred.errors import UncountedOp
 
 _ELEMENTWISE = """
-    abs add add_ addcmul bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor clamp_ clamp_min clamp_min_ div div_
-    elu eq erf exp exp_ expm1 ge gelu gt isfinite isnan le lerp log log1p log_softmax logical_and logical_not logical_or lt maximum
-    minimum mul mul_ ne neg pow reciprocal rsqrt rsub sigmoid sign softmax sqrt sqrt_ square sub sub_ tanh where __and__ __lshift__
-    __or__ __rshift__ __xor__
+    abs add add_ addcmul bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor clamp_
+    clamp_min clamp_min_ div div_ elu eq erf exp exp_ expm1 ge gelu gt isfinite isnan le lerp log log1p
+    log_softmax logical_and logical_not logical_or lt maximum minimum mul mul_ ne neg pow reciprocal rsqrt
+    rsub sigmoid sign softmax sqrt sqrt_ square sub sub_ tanh where __and__ __lshift__ __or__ __rshift__
+    __xor__
 """
 _REDUCTIONS = """
-    all amax amin any argmax argmin cummax cumsum frobenius_norm linalg_vector_norm logsumexp mean min norm prod std sum var
+    all amax amin any argmax argmin cummax cumsum frobenius_norm linalg_vector_norm logsumexp mean min norm
+    prod std sum var
 """
 _SORTING = "argsort sort topk"
 _INDEXING = """
-    alias as_strided broadcast_tensors clone diagonal expand_as fill_ index_add index_copy index_put index_select lift_fresh masked_fill_
-    movedim mT numpy_T one_hot repeat repeat_interleave resolve_conj scatter scatter_ scatter_add scatter_add_ scatter_reduce tile tril triu
-    unflatten zero_
+    alias as_strided broadcast_tensors clone diagonal expand_as fill_ index_add index_copy index_put
+    index_select lift_fresh masked_fill_ movedim mT numpy_T one_hot repeat repeat_interleave resolve_conj
+    scatter scatter_ scatter_add scatter_add_ scatter_reduce tile tril triu unflatten zero_
 """
 _CREATION = "bernoulli_ eye feature_dropout new_ones ones_like real upsample_bicubic2d"
 
-#: Operators that count zero: they do no multiply-accumulates that the convention knows. fvcore itself ignores a few more of the kind.
+#: Operators that count zero: no multiply-accumulates by the convention. fvcore itself ignores a
+#: few more of the kind.
 ZERO_OPS = frozenset(
     f"aten::{name}"
     for group in (_ELEMENTWISE, _REDUCTIONS, _SORTING, _INDEXING, _CREATION)
@@ -48,9 +51,7 @@ ZERO_OPS = frozenset(
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Scores and weighted values: B H N M d for each of the two products. Inputs q [B, H, N, d], k [B, H, M,
-    d], v [B, H, M, e].
-    """
+    """FLOPs of fused attention: B H N M d for the scores and B H N M e for the weighted values."""
     q, k, v = (get_shape(value) for value in inputs[:3])
     return Counter({"attention": prod(q[:-1]) * k[-2] * (q[-1] + v[-1])})
 
@@ -72,9 +73,7 @@ def _vecdot_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 
 
 def _bag_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """One multiply-accumulate for each row and channel of weighted sums; plain sums count zero, as
-    everywhere.
-    """
+    """FLOPs of an embedding bag: one for each row and channel of a weighted sum, zero for plain sums."""
     table, rows, weights = get_shape(inputs[0]), get_shape(inputs[1]), get_shape(inputs[6])
     return Counter({"embedding_bag": rows[0] * table[1] if weights is not None else 0})
 

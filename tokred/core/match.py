@@ -52,16 +52,12 @@ class Match:
 
     @property
     def gap(self) -> float:
-        """How much more than the budget is saved, a fraction; within `TOLERANCE` unless no counts come
-        closer.
-        """
+        """Fraction saved beyond the budget; within `TOLERANCE` unless no token counts come closer."""
         return 0.0 if self.budget is None else self.reduction - self.budget
 
     @property
     def knob(self) -> str:
-        """The method's knob as tables print it: the tokens really removed at each stage, or the keep rate
-        that the plan started from.
-        """
+        """The knob as tables print it: tokens removed at each stage, or the keep rate of the uniform plan."""
         if self.plan.reducer.knob == "rate":
             return f"{self.plan.knob:.4g}"
         removed = [before - after for before, after in pairwise((self.patches, *self.plan.tokens))]
@@ -94,7 +90,7 @@ def match(
     """
     if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget < 1:
         raise TokredError(
-            f"A budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3 for 30 %; got {budget!r}."
+            f"A budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3; got {budget!r}."
         )
     cls = registry.get(method)
     layers = resolve_stages(cls, costs.model.depth, protocol, stages)
@@ -113,8 +109,7 @@ def at_knob(
     stages: tuple[int, ...] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Match:
-    """The plan of `method` at a value of its published knob: tokens removed at each stage, or keep rate.
-    Other arguments as for `match`.
+    """The plan of `method` at a value of its published knob: tokens removed per stage, or keep rate.
 
     Raises:
         TokredError: as `match`, or a knob out of range.
@@ -218,9 +213,7 @@ class _Search:
 
     @property
     def _steps(self) -> int:
-        """The knob's last step. Savings grow with steps: tokens removed at all stages together, or steps down
-        from a keep rate of 1.
-        """
+        """Number of steps of the knob: tokens removed at all stages, or steps down from a keep rate of 1."""
         return self.costs.n * len(self.empty.stages) if self.cls.knob == "removed" else _RATE_STEPS
 
     def _with_knob(self, step: int) -> Plan:
@@ -243,9 +236,7 @@ class _Search:
         return self._segment_costs[index, n]
 
     def adjusted(self, start: Plan) -> Plan:
-        """The plan nearest to `start` that lies within the tolerance; else the one that comes closest to the
-        target.
-        """
+        """The plan nearest to `start` within the tolerance; else the plan closest to the target."""
         width = TOLERANCE * self.costs.dense
         candidates: list[tuple[bool, float, int, tuple[int, ...]]] = []
         for tokens in self._neighbours(start.tokens):
@@ -263,9 +254,7 @@ class _Search:
         return self._affordable(start)
 
     def _affordable(self, start: Plan) -> Plan:
-        """The first uniform plan from `start` on that a count finds within the target, for costs that the
-        estimate does not know.
-        """
+        """The first uniform plan whose exact cost meets the target: the fallback for other costs."""
         for step in range(self._steps + 1):
             plan = self._with_knob(step)
             if sum(plan.tokens) <= sum(start.tokens) and self.costs.plan(plan) <= self.target:

@@ -1,5 +1,4 @@
-"""Kernels: rows, groups, distances and attention, each written for speed. The tests hold them equal to plain
-loops.
+"""Kernels for rows, groups, distances and attention, written for speed; tests hold them equal to plain loops.
 
 Matrices over pairs of tokens are worked on a slice of rows at a time, so that little else of their size is
 ever made. Up to 256 tokens there is one slice. Slices depend on shapes alone, so an image's result does not
@@ -48,9 +47,7 @@ def count_groups(label: Tensor, m: int) -> Tensor:
 
 
 def behind_prefix(index: Tensor, prefix: int) -> Tensor:
-    """Indices or labels of tokens, [B, M], where `prefix` rows with indices of their own come first, [B, P +
-    M].
-    """
+    """Indices of patch tokens [B, M] as indices [B, P + M] into sequences that begin with `prefix` tokens."""
     first = torch.arange(prefix, device=index.device).expand(len(index), -1)
     return torch.cat([first, index + prefix], dim=1) if prefix else index
 
@@ -61,9 +58,7 @@ def flat_index(index: Tensor, n: int) -> Tensor:
 
 
 def head_mean(x: Tensor) -> Tensor:
-    """The mean over heads, x.float().mean(1), of x [B, H, N, d]: a sum of slices takes half the time of
-    `mean` on a CPU.
-    """
+    """The mean over heads of x [B, H, N, d], as float32: x.float().mean(1), in half its time on a CPU."""
     heads = x.float().unbind(1)
     return sum(heads[1:], heads[0]) / len(heads)
 
@@ -88,8 +83,7 @@ def pairwise_distance(x: Tensor) -> Tensor:
 
 
 def row_attention(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Attention that one query of each head pays to all keys, mean over heads: softmax(q k^T + bias).mean(1),
-    as [B, N].
+    """Attention of one query to all keys, mean over heads: softmax(q k^T + bias).mean(1), as [B, N].
 
     Args:
         q: [B, H, 1, d], scaled.
@@ -105,8 +99,7 @@ def row_attention(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def received_attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """Attention that every key receives, summed over heads and queries: softmax(scale q k^T + bias).sum((1,
-    2)), as [B, N] float32.
+    """Attention that each key receives: softmax(scale q k^T + bias).sum((1, 2)), as [B, N] float32.
 
     A head and a slice of queries at a time, so that the map never exists as a whole and what does stays in
     the caches.
@@ -127,8 +120,7 @@ def received_attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None =
 
 
 def nearest_center(distance: Tensor, center: Tensor) -> Tensor:
-    """The nearest of the tokens `center` [B, K] to every token, as slots in [0, K), [B, n]; the first one
-    wins a tie.
+    """Slot in `center` [B, K] of the nearest centre to every token, [B, n]; the first one wins a tie.
 
     Args:
         distance: [B, n, n], symmetric: the rows of the centres are fetched, which is cheaper than their
@@ -162,9 +154,7 @@ def nearest_before(distance: Tensor, rank: Tensor) -> Tensor:
 
 
 def best_match(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest inner product of each vector of a [B, N, d] with one of b [B, M, d], and with which, [B,
-    N]; the first wins a tie.
-    """
+    """Largest inner product of each vector of a [B, N, d] with b [B, M, d], and its index."""
     parts = [torch.matmul(rows, b.mT).max(-1) for rows in a.split(ROWS, dim=1)]
     values, indices = zip(*parts, strict=True)
     return torch.cat(values, dim=1), torch.cat(indices, dim=1)

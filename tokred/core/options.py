@@ -31,8 +31,7 @@ def default_options(cls: type[Reducer]) -> dict[str, Any]:
 
 
 def complete_options(cls: type[Reducer], options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a method: those that are given, converted to their annotated types, and the defaults of
-    the others.
+    """All options of a method: given values, converted to their annotated types, and defaults for the rest.
 
     Equal options are equal values, however they were written; completing them again changes nothing.
 

@@ -74,8 +74,7 @@ def resolve_stages(
 
 
 def uniform_counts(cls: type[Reducer], n: int, stages: int, knob: float) -> tuple[int, ...]:
-    """Tokens kept after each stage for one value of the method's published knob, clipped to what the method
-    can reach.
+    """Tokens kept after each stage at one value of the knob, clipped to what the method can reach.
 
     A "rate" counts from the start, int(n * rate^s), as the TokenReduction benchmark does. "removed" counts
     from stage to stage; a fraction, which no published schedule has, removes one more token at some stages

@@ -1,6 +1,4 @@
-"""Importing a Python file or module that somebody else wrote, because the user named it. Nothing else in
-tokred runs foreign code.
-"""
+"""Import of third-party files and modules that the user names; nothing else in tokred runs foreign code."""
 
 from __future__ import annotations
 
@@ -19,13 +17,12 @@ from tokred.utils.text import visible
 
 
 def module_name(target: str) -> str:
-    """The name under which a plugin is in `sys.modules`: its own for a module, one that no other file has for
-    a path.
-    """
+    """Name of a plugin in `sys.modules`: a module's own name, or a unique one for a path."""
     if not _is_path(target):
         return target
     path = Path(target).resolve()
-    return f"tokred_plugin_{path.stem}_{hashlib.sha256(str(path).encode(errors='surrogateescape')).hexdigest()[:12]}"
+    digest = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()
+    return f"tokred_plugin_{path.stem}_{digest[:12]}"
 
 
 def load(target: str) -> ModuleType:
@@ -90,7 +87,7 @@ def _explain(target: str, error: BaseException) -> str:
         frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)
     ]
     if isinstance(error, ModuleNotFoundError) and not frames and f"{target}.".startswith(f"{error.name}."):
-        return f"There is no module {target!r}; expected the path of a .py file, or the dotted name of a module that can be imported."
+        return f"There is no module {target!r}; expected the path of a .py file or a dotted module name."
     file, line, message = target, None, str(error)
     if isinstance(error, SyntaxError) and error.filename:
         file, line, message = error.filename, error.lineno, error.msg

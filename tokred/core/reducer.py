@@ -1,6 +1,4 @@
-"""The one interface: `Reducer` decides where the patch tokens of one block go; `View` is all that it may look
-at.
-"""
+"""The interface: `Reducer` decides where the patch tokens of a block go; `View` is all that it may see."""
 
 from __future__ import annotations
 
@@ -41,15 +39,11 @@ class Reducer(nn.Module):
     paper: ClassVar[str] = ""
 
     site: Site = "mid"
-    """"mid": between attention and MLP of the stage's layer. "pre": before the layer, seeing the previous
-    layer's attention.
-    """
+    """"mid": between attention and MLP of a layer; "pre": before it, with the previous attention."""
     stages: ClassVar[tuple[int, ...] | Literal["all"]] = (4, 7, 10)
     """Default layers, one-based; "all" for every layer."""
     knob: ClassVar[Knob] = "rate"
-    """The published knob: "removed" tokens per stage, or keep "rate" with cumulative counts int(n0 *
-    rate^s).
-    """
+    """The knob: "removed" tokens per stage, or keep "rate" with int(n0 * rate^s) tokens after stage s."""
     extra: ClassVar[int] = 0
     """Tokens that the method adds to what its knob counts (EViT's fused token)."""
     proportional: bool = False
@@ -59,9 +53,7 @@ class Reducer(nn.Module):
     control: ClassVar[bool] = False
     """A control shows what a method must beat; tables mark it."""
     nested: ClassVar[tuple[str, ...]] = ()
-    """Parameters with one row for each token out. `forward` uses the first `keep` rows, so that one fit can
-    serve every budget.
-    """
+    """Parameters with a row per token out; `forward` uses the first `keep`: one fit serves all budgets."""
 
     def __init__(self, n: int, keep: int, dim: int, heads: int) -> None:
         super().__init__()
@@ -83,9 +75,7 @@ class Reducer(nn.Module):
         return any(True for _ in self.parameters())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Reducer:
-        """Move parameters between devices, and leave them in float32: decisions are made in it, whatever the
-        model computes in.
-        """
+        """Move parameters between devices but keep them in float32, in which decisions are made."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -98,14 +88,10 @@ class Reducer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement forward(view).")
 
     def calibrate(self, view: View) -> None:
-        """Set parameters by the tokens of a few images, before fitting starts. By default they stay as they
-        were drawn.
-        """
+        """Initialise parameters from the tokens of a few images, before fitting. By default a no-op."""
 
     def penalty(self, reduction: Reduction) -> Tensor:
-        """What fitting adds to its loss for a decision of this reducer: a scalar, the mean over images. By
-        default nothing.
-        """
+        """Term that fitting adds to its loss: a scalar, the mean over images; by default zero."""
         return torch.zeros(())
 
 
@@ -122,8 +108,7 @@ class Attention:
 
 @dataclass
 class View:
-    """What a reducer may look at: the patch tokens of one block, and lazily what its attention computed
-    anyway.
+    """What a reducer may look at: the patch tokens of one block and, computed on demand, its attention.
 
     Attributes:
         x: [B, N, C] patch tokens, after the attention residual at site "mid", entering the layer at site
@@ -153,9 +138,7 @@ class View:
 
     @once
     def alive(self) -> Tensor | None:
-        """[B, N] in training by masks: 1 for the tokens that are still there, 0 for dropped ones. None
-        otherwise.
-        """
+        """[B, N] in training with masks, 1 for tokens that are left, 0 for dropped ones; None otherwise."""
         last = self.history.reductions[-1] if self.history else None
         return last.alive if isinstance(last, Mask) else None
 
@@ -176,9 +159,7 @@ class View:
 
     @once
     def distance(self) -> Tensor:
-        """Euclidean distances between the patch tokens, [B, N, N], float32, without gradient; exactly 0
-        between equal tokens.
-        """
+        """Euclidean distances of patch tokens, [B, N, N] float32, without gradient; 0 for equal tokens."""
         return ops.pairwise_distance(self.x.detach().float())
 
     @once
@@ -200,8 +181,7 @@ class View:
 
     @once
     def received_attention(self) -> Tensor:
-        """Attention that every patch token receives, summed over heads and all queries, prefix included, [B,
-        N], float32.
+        """Attention that each patch token receives, summed over heads and all queries, [B, N] float32.
 
         This needs the full map, whose cost counts.
         """

@@ -28,24 +28,18 @@ class Reduction(ABC):
 
     @abstractmethod
     def carry(self, mass: Tensor) -> Tensor:
-        """Move an extensive quantity, [B, N, K], to the outputs, [B, M, K]: sums over what each output
-        absorbs.
-        """
+        """Sum an extensive quantity [B, N, K] over the tokens that each output absorbs, [B, M, K]."""
 
     @abstractmethod
     def labels(self) -> Tensor:
-        """The output that holds every input token, [B, N] int64; -1 where it is dropped. For `Mix`, the
-        largest share.
-        """
+        """The output that holds each input token, [B, N] int64, or -1; for `Mix` the largest share."""
 
     @abstractmethod
     def matrix(self) -> Tensor:
         """The weights that `pool` applies, [B, M, N]."""
 
     def apply(self, x: Tensor, prefix: int) -> Tensor:
-        """Tokens [B, P + N, C] to [B, P + M, C]: the `prefix` first rows pass unchanged, the others are
-        pooled.
-        """
+        """Pool the patch tokens of [B, P + N, C] to [B, P + M, C]; the first `prefix` rows stay."""
         return torch.cat([x[:, :prefix], self.pool(x[:, prefix:])], dim=1)
 
     def sizes(self, size: Tensor) -> Tensor:
@@ -53,9 +47,7 @@ class Reduction(ABC):
         return self.carry(size.unsqueeze(-1)).squeeze(-1)
 
     def unmerge(self, y: Tensor) -> Tensor:
-        """Give every input token its output's features back, [B, M, C] to [B, N, C]; zeros where it was
-        dropped.
-        """
+        """Copy output features [B, M, C] back to the input tokens [B, N, C]; zeros where one was dropped."""
         labels = self.labels()
         full = take_rows(y, labels.clamp(min=0))
         return full * (labels >= 0).unsqueeze(-1)
@@ -146,9 +138,7 @@ class Merge(Reduction):
         return Merge(behind_prefix(self.label, prefix), self.m + prefix, weight, self.mean).pool(x)
 
     def _share(self, dtype: torch.dtype) -> Tensor:
-        """The weight of each token, [B, N]; for a mean those of a group sum to one, so that features need no
-        division.
-        """
+        """The weight of each token, [B, N]; for a mean, the weights of a group sum to one."""
         assert self.weight is not None
         weight = self.weight.to(dtype)
         return weight / self.sizes(weight).gather(1, self.label) if self.mean else weight
@@ -194,9 +184,7 @@ class Mix(Reduction):
         return (self.shares() * size.unsqueeze(1)).sum(-1)
 
     def shares(self) -> Tensor:
-        """How each input token is shared out over the outputs, [B, M, N]: columns sum to one. A token with no
-        weight goes to all alike.
-        """
+        """Share of each input token in each output, [B, M, N]; columns sum to one."""
         weight = self.weight.float()
         total = weight.sum(1, keepdim=True)
         tiny = torch.finfo(weight.dtype).tiny
@@ -214,8 +202,7 @@ class Mix(Reduction):
 
 @dataclass(frozen=True, eq=False)
 class Mask(Reduction):
-    """The fourth decision, for training alone: all tokens stay, and some are masked out of all later
-    attention.
+    """The fourth decision, for training only: all tokens stay, and some are masked out of later attention.
 
     So are methods trained that drop tokens: gradients reach the decision through the mask. It saves nothing,
     and a reducer in evaluation mode must not return it.
@@ -241,8 +228,7 @@ class Mask(Reduction):
 
 
 class History:
-    """The reductions that the tokens of a batch have gone through, and how many patches each token stands for
-    after them.
+    """The reductions of a batch so far, and the number of patches that each token stands for.
 
     Args:
         reduction: the last one.
@@ -263,8 +249,7 @@ class History:
 
 
 def compose(reductions: Sequence[Reduction]) -> Tensor:
-    """The source map of several stages in a row, [B, M, N0]: how much of each original token every final
-    token holds.
+    """The source map of several stages, [B, M, N0]: the share of each original token in each final token.
 
     >>> compose([Merge(torch.tensor([[0, 1, 0]]), m=2), Keep(torch.tensor([[0]]), n=2)]).tolist()
     [[[1.0, 0.0, 1.0]]]
@@ -295,8 +280,7 @@ def compose_labels(reductions: Sequence[Reduction]) -> Tensor:
 
 
 def unmerge(reductions: Sequence[Reduction], y: Tensor) -> Tensor:
-    """Undo several stages: [B, M, C] features of the final tokens, back to [B, N0, C]; zeros where a token
-    was dropped.
+    """Features of the final tokens [B, M, C] on the original tokens [B, N0, C]; zeros where one was dropped.
 
     >>> unmerge([Merge(torch.tensor([[0, 1, 0]]), m=2)], torch.tensor([[[7.0], [8.0]]])).flatten().tolist()
     [7.0, 8.0, 7.0]

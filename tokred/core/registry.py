@@ -1,5 +1,4 @@
-"""The registry of reducers: `@register`, discovery of `methods/` and of installed plugins, explicit plugins,
-"did you mean".
+"""The registry of reducers: `@register`, and discovery of `methods/`, installed packages and plugins.
 
 This module imports neither torch nor any method. What `names()` and `catalog()` tell about a method is read
 from its source, so listing is instant; a method's module is imported when `get` is asked for it.
@@ -113,9 +112,7 @@ def get(name: str) -> type[Reducer]:
 
 
 def catalog() -> dict[str, Entry]:
-    """Every discoverable method by name: the files of `methods/`, the entry points, and what is registered
-    already.
-    """
+    """All methods by name: those in `methods/`, those of installed packages, and registered classes."""
     found: dict[str, Entry] = {}
     for entry in (*_folder_entries(), *map(_plugin_entry, entry_points(group=ENTRY_POINTS))):
         if entry.name in found:
@@ -130,8 +127,7 @@ def catalog() -> dict[str, Entry]:
 
 
 def load_plugin(target: str) -> list[str]:
-    """Import a plugin, the path of a .py file or a module's dotted name, and return the names of the methods
-    in it, sorted.
+    """Import a plugin, a .py file or a dotted module name, and return the sorted names of its methods.
 
     This and installed entry points are the only ways in for foreign code; `plugins.load` says what the plugin
     may import.
@@ -144,11 +140,12 @@ def load_plugin(target: str) -> list[str]:
     was_there = name in sys.modules
     try:
         plugins.load(target)
-        catalog()  # a name of the package, or of an installed plugin, may be taken by a method that nobody has imported yet
+        catalog()  # a name may be taken by a method that nobody has imported yet
         own = [method for method, cls in _classes.items() if _brought(cls, name, method not in before)]
         if not own:
             raise TokredError(
-                f'The plugin {target} registers no method; decorate a subclass of tokred.Reducer with @register("name").'
+                f"The plugin {target} registers no method; decorate a subclass of tokred.Reducer with "
+                '@register("name").'
             )
     except TokredError:
         for method in [
@@ -183,9 +180,7 @@ def _plugin_entry(point: EntryPoint) -> Entry:
 
 
 def _read_source(path: Path, module: str) -> Iterator[Entry]:
-    """The classes of a file that carry `@register(...)`, read without importing it as far as the source
-    tells.
-    """
+    """The classes of a file that carry `@register(...)`, read from its source where that suffices."""
     for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
         if isinstance(node, ast.ClassDef) and any(map(_is_register, node.decorator_list)):
             try:
@@ -265,9 +260,7 @@ def _class_entry(cls: type[Reducer]) -> Entry:
 
 
 def _brought(cls: type, module: str, new: bool) -> bool:
-    """Whether a class came with a plugin: from its module or below, or from others that it imports, but not
-    tokred's own.
-    """
+    """Whether a class came with a plugin: from its module, or from one that it imports, tokred's excepted."""
     within = f"{cls.__module__}."
     return within.startswith(f"{module}.") or (new and not within.startswith("tokred."))
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 @dataclass
 class Rng:
-    """Random numbers as a function of (seed, layer, image, position): the same on every device and in every
-    batch.
+    """Random numbers as a function of seed, layer, image and position, the same on every device.
 
     >>> x = torch.zeros(2, 3, 8)
     >>> Rng(seed=1).uniform(x).shape
@@ -55,8 +54,7 @@ def _scramble(x: Tensor) -> Tensor:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let torch's global random numbers inside depend on the seed alone, and leave the program's own as they
-    were.
+    """Seed torch's global random numbers inside the context, and restore their state afterwards.
 
     >>> with seeded(0):
     ...     first = torch.rand(2)

@@ -1,6 +1,4 @@
-"""One step of a reduced model: `State`, what a forward pass depends on, and `Stage`, a reducer at its place
-in the model.
-"""
+"""One step of a reduced model: `State`, all that a pass depends on, and `Stage`, a placed reducer."""
 
 from __future__ import annotations
 
@@ -57,9 +55,7 @@ class State:
         return replace(self, x=x, history=History(reduction, self.history))
 
     def copy(self) -> State:
-        """A state with tensors of its own, so that what one method writes into its view no other method
-        sees.
-        """
+        """A copy with its own tensors, so that a method that writes into its view affects no other."""
         a = self.attention
         if a is not None:
             a = replace(a, q=a.q.clone(), k=a.k.clone(), v=a.v.clone())
@@ -127,7 +123,7 @@ class Stage(nn.Module):
             reduction = self.reducer(view)
             if not isinstance(reduction, Reduction):
                 raise TokredError(
-                    f"{self._name} must return Keep, Merge or Mix from forward, not {type(reduction).__name__}."
+                    f"{self._name}.forward must return Keep, Merge or Mix, not {type(reduction).__name__}."
                 )
             x = reduction.apply(state.x, self.num_prefix)
         m = x.shape[1] - self.num_prefix

@@ -31,8 +31,7 @@ Point = tuple[int, Site]
 
 
 class ReducedViT(nn.Module):
-    """A timm `VisionTransformer` that runs a plan. With the empty plan its logits are the backbone's, bit for
-    bit.
+    """A timm `VisionTransformer` that runs a plan; the empty plan gives the backbone's logits exactly.
 
     Args:
         backbone: built from timm's standard `Block`, with token or average pooling. It is shared, not copied:
@@ -86,9 +85,7 @@ class ReducedViT(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """How the backbone's images are prepared, as timm keeps it: `timm.data.resolve_model_data_config`
-        asks for it.
-        """
+        """The backbone's configuration, which `timm.data.resolve_model_data_config` reads."""
         return self.backbone.pretrained_cfg
 
     @property
@@ -106,8 +103,7 @@ class ReducedViT(nn.Module):
         return any(stage.reducer.learned for stage in self.stage_list())
 
     def retarget(self, tokens: tuple[int, ...]) -> None:
-        """Let the stages keep other counts, as far as they were built for: fitting for any budget draws them
-        anew at every step.
+        """Change the tokens that the stages keep, as fitting for any budget does at every step.
 
         Args:
             tokens: patch tokens kept after each stage of the plan. One that was left out of the model for
@@ -149,8 +145,7 @@ class ReducedViT(nn.Module):
         return self.advance(self.embed(x))
 
     def embed(self, x: Tensor, images: Tensor | None = None) -> State:
-        """Images [B, channels, H, W] to the state before layer 1. `images` are keys for random numbers, [B]
-        int64.
+        """The state before layer 1 of images x [B, channels, H, W]; `images` [B] are keys for `View.rng`.
 
         Raises:
             TokredError: the backbone drops patches in training, so that no plan holds.
@@ -158,16 +153,14 @@ class ReducedViT(nn.Module):
         backbone = self.backbone
         if len(self.stages) and backbone.training and not isinstance(backbone.patch_drop, nn.Identity):
             raise TokredError(
-                "This model drops random patches in training, so a plan of its tokens does not hold; build it with "
+                "This model drops random patches in training, so no plan of its tokens holds; build it with "
                 "patch_drop_rate=0, or call eval()."
             )
         tokens = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(x))))
         return State(tokens, images=images)
 
     def advance(self, state: State, stop: Point | None = None) -> State:
-        """Run layers and stages from a state up to a point, whose own stage is not yet applied; by default to
-        the end.
-        """
+        """Run layers and stages from a state up to a point, whose own stage is not applied, or to the end."""
         end = state
         for _, end in self.walk(state, stop):  # noqa: B007
             pass
@@ -265,7 +258,7 @@ def check_supported(model: nn.Module) -> None:
         )
     if type(model.patch_embed) is not PatchEmbed:
         raise UnsupportedModel(
-            f"{name} makes its tokens by {type(model.patch_embed).__name__}, but tokred knows only timm's PatchEmbed."
+            f"{name} makes its tokens by {type(model.patch_embed).__name__}; tokred knows timm's PatchEmbed."
         )
     for block in model.blocks:
         if type(block) is not Block:
@@ -300,9 +293,7 @@ def num_heads(model: VisionTransformer) -> int:
 
 
 def blank_image(model: VisionTransformer) -> Tensor:
-    """A black image of the model's own size, [1, channels, H, W], in the model's precision and on its
-    device.
-    """
+    """A black image of the model's size, [1, channels, H, W], with the model's dtype and device."""
     weight = model.patch_embed.proj.weight
     return weight.new_zeros(1, weight.shape[1], *model.patch_embed.img_size)
 

@@ -86,9 +86,7 @@ class DPCKNN(Reducer):
 
     @staticmethod
     def _rank(density: Tensor) -> Tensor:
-        """Place of each token in the order of densities, [B, n] float32, 0 for the densest; of equals the
-        lower index is denser.
-        """
+        """Rank of each token by density, [B, n] float32, 0 for the densest; ties go to the lower index."""
         order = density.argsort(dim=1, descending=True, stable=True)
         place = torch.arange(density.shape[1], device=density.device, dtype=torch.float32).expand_as(density)
         return torch.zeros_like(density).scatter(1, order, place)

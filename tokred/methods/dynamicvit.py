@@ -16,8 +16,7 @@ _TINY = 1e-6
 
 @register("dynamicvit", paper="Rao et al., NeurIPS 2021, arXiv:2106.02034")
 class DynamicViT(Reducer):
-    """Keep the tokens that a small network, trained with Gumbel-softmax masks, gives the largest probability
-    to be needed.
+    """Keep the tokens that a small network, trained with Gumbel-softmax masks, scores highest.
 
     The predictor sees each token and the mean of all that are still there. In training no token leaves: a
     hard, straight-through sample masks the dropped ones out of attention, and the share that stays is drawn
@@ -83,8 +82,7 @@ class DynamicViT(Reducer):
 
 
 def _sample(log_odds: Tensor, uniform: Tensor) -> Tensor:
-    """Hard Gumbel-softmax samples of the first of two classes, [B, n], at temperature 1, with the soft
-    sample's gradient.
+    """Hard Gumbel-softmax samples of the first of two classes, [B, n], with the soft sample's gradient.
 
     The difference of two Gumbel variables is logistic, so the log-odds and one uniform number for each token
     are enough.

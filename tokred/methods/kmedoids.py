@@ -52,7 +52,7 @@ class KMedoids(Reducer):
             raise TokredError(f"kmedoids.iterations must not be negative, got {iterations}.")
         if update == "published" and output != "medoid":
             raise TokredError(
-                f"kmedoids.output={output} needs update=textbook: the published update can leave clusters without tokens."
+                f"kmedoids.output={output} needs update=textbook: the published one can leave empty clusters."
             )
         self.update, self.weight, self.output, self.iterations = update, weight, output, iterations
         self.needs_cls = weight == "cls"

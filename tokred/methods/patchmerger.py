@@ -51,9 +51,7 @@ class PatchMerger(Reducer):
         return Mix(scores.softmax(-1), normalized if self.value == "normalized" else None)
 
     def calibrate(self, view: View) -> None:
-        """Normalisation that gives back the tokens as nearly as it can, and queries whose scores over them
-        have a deviation of 3.
-        """
+        """Fit the normalisation to reproduce the tokens; scale the queries to a score deviation of 3."""
         x = view.x.float()
         plain = nn.functional.layer_norm(x, (self.dim,))
         center, spread = x.mean((0, 1)), plain - plain.mean((0, 1))

@@ -99,8 +99,7 @@ def trace(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Traced:
-    """Follow images through the dense model and reduced ones. A reduced model that fails does not affect the
-    others.
+    """Follow images through the dense and the reduced models; one that fails does not affect the others.
 
     Args:
         backbone: the dense model.
