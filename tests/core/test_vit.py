@@ -241,7 +241,7 @@ def test_attention_that_cannot_be_looked_at_is_one_sentence(images):
     model.blocks[1].attn = torch.compile(model.blocks[1].attn, backend="eager")
     assert torch.allclose(reduced(images), want, atol=1e-6)
     model.blocks[1].attn = Wrapped(model.blocks[1].attn)
-    with pytest.raises(UnsupportedModel, match="attention has become Wrapped"):
+    with pytest.raises(UnsupportedModel, match="attention is now Wrapped"):
         reduced(images)
 
 

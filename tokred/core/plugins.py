@@ -15,6 +15,8 @@ from types import ModuleType
 from tokred.errors import TokredError
 from tokred.utils.text import visible
 
+_EXPECTED = "expected the path of a .py file, or the dotted name of a module"
+
 
 def module_name(target: str) -> str:
     """Name of a plugin in `sys.modules`: a module's own name, or a unique one for a path."""
@@ -39,10 +41,7 @@ def load(target: str) -> ModuleType:
         return sys.modules[name]
     path = Path(target).resolve()
     if _is_path(target) and not (path.is_file() and path.suffix == ".py"):
-        raise TokredError(
-            f"There is no Python file {target!r}; expected the path of a .py file or the dotted name of a "
-            "module."
-        )
+        raise TokredError(f"There is no Python file {target!r}; {_EXPECTED}.")
     try:
         with _findable(path.parent if _is_path(target) else Path.cwd()):
             return _execute(name, path) if _is_path(target) else importlib.import_module(name)
@@ -87,7 +86,7 @@ def _explain(target: str, error: BaseException) -> str:
         frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)
     ]
     if isinstance(error, ModuleNotFoundError) and not frames and f"{target}.".startswith(f"{error.name}."):
-        return f"There is no module {target!r}; expected the path of a .py file or a dotted module name."
+        return f"There is no module {target!r}; {_EXPECTED}."
     file, line, message = target, None, str(error)
     if isinstance(error, SyntaxError) and error.filename:
         file, line, message = error.filename, error.lineno, error.msg
