@@ -15,7 +15,7 @@ from types import ModuleType
 from tokred.errors import TokredError
 from tokred.utils.text import visible
 
-_EXPECTED = "expected the path of a .py file, or the dotted name of a module"
+_EXPECTED = "expected the path of a .py file or the dotted name of a module"
 
 
 def module_name(target: str) -> str:

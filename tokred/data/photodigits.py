@@ -1,12 +1,14 @@
 """PhotoDigits: the embedded benchmark, made from what scikit-learn ships, so nothing is downloaded.
 
-Real handwritten digits (`sklearn.datasets.load_digits`, 1,797 images of 8 x 8) are drawn in light ink, at a random place,
-scale and rotation, over random crops of two real photographs (`load_sample_images`). Ten classes, a natural background,
-an object that covers a fraction of the tokens: the situation that token reduction is made for.
+Real handwritten digits (`sklearn.datasets.load_digits`, 1,797 images of 8 x 8) are drawn in light ink, at a
+random place, scale and rotation, over random crops of two real photographs (`load_sample_images`). Ten
+classes, a natural background, an object that covers a fraction of the tokens: the situation that token
+reduction is made for.
 
-Digits are split by index, so training, validation and test never share a digit. Both photographs serve every split.
-Every image is a function of (split, seed, index) alone: its parameters come from one `RandomState`, whose streams NumPy
-froze, and its pixels from Pillow's fixed-point operations, so the test split has one hash on every machine.
+Digits are split by index, so training, validation and test never share a digit. Both photographs serve every
+split. Every image is a function of (split, seed, index) alone: its parameters come from one `RandomState`,
+whose streams NumPy froze, and its pixels from Pillow's fixed-point operations, so the test split has one hash
+on every machine.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class Scene:
 
     @classmethod
     def draw(cls, rng: np.random.RandomState, ease: float) -> Scene:
-        """One scene from 13 uniform draws. `ease` 1 is a large, centred, upright white digit on black; 0 is the benchmark."""
+        """One scene from 13 uniform draws. `ease` 1 is a large, centred, upright white digit on black; 0 is
+        the benchmark.
+        """
         u = rng.random_sample(13)
         hard = 1.0 - ease
         side = (0.28 + 0.22 * u[5]) * hard + (0.46 + 0.04 * u[5]) * ease
@@ -140,7 +144,9 @@ def render(
 
 
 def token_targets(mask: Image.Image, label: int, grid: int, least: float = 0.15) -> np.ndarray:
-    """Class of every patch token, [grid * grid]: the digit's where ink covers at least `least` of it, else background."""
+    """Class of every patch token, [grid * grid]: the digit's where ink covers at least `least` of it, else
+    background.
+    """
     cover = np.asarray(mask.resize((grid, grid), Image.Resampling.BOX), dtype=np.float32) / 255
     return np.where(cover.reshape(-1) >= least, label, _BACKGROUND).astype(np.int64)
 
@@ -173,7 +179,9 @@ class PhotoDigits(Dataset[tuple[Any, int]]):
         return (self.transform(image) if self.transform else image), label
 
     def groups(self) -> np.ndarray:
-        """Source digit of every image, [length]: images of one digit are not independent, statistics resample digits."""
+        """Source digit of every image, [length]: images of one digit are not independent, statistics resample
+        digits.
+        """
         if self.split == "train":
             return np.array([render("train", self.seed, i, size=16)[3] for i in range(self.length)])
         digits = split_digits(self.split)
