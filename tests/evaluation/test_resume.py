@@ -174,7 +174,7 @@ def test_a_changed_method_starts_anew(checked, tmp_path, monkeypatch):
     finished(checked, tmp_path)
     monkeypatch.setattr(comparison, "software", lambda methods: {"code": "another"})
     job = fresh(checked)
-    assert "another code" in job.open(tmp_path)
+    assert "has other code. " in job.open(tmp_path)
     assert not job.evaluation.done.any()
     job.folder.release()
 
@@ -329,7 +329,7 @@ def test_the_path_of_the_data_is_no_part_of_a_run_but_its_files_are(tmp_path, mo
     Image.new("RGB", (32, 32), (0, 200, 0)).save(
         tmp_path / "data" / "3" / "a.png", compress_level=0
     )  # of the same size
-    assert "another files" in opened("data")
+    assert "has other files. " in opened("data")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
