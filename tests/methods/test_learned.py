@@ -224,6 +224,20 @@ def test_a_dropped_token_stays_dropped_and_the_ratio_loss_is_its_formula():
     assert reducer.penalty(exact).item() == 0
 
 
+@pytest.mark.parametrize("iterations", [1, 3, 12])
+def test_pot_solves_the_same_transport(iterations):
+    view = make_view()
+    plans = []
+    for solver in ("torch", "pot"):
+        reducer = made("sinkhorn", epsilon=0.1, iterations=iterations, solver=solver)
+        view.x.requires_grad_().grad = None
+        mix = reducer(view)
+        mix.pool(view.x).square().sum().backward()
+        plans.append((mix.weight, view.x.grad, reducer.centers.grad))
+    for ours, theirs in zip(*plans, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_masked_attention_with_all_alive_is_the_ordinary_one():
     attn = tiny_vit().blocks[0].attn
     x = torch.randn(2, 11, DIM, generator=torch.Generator().manual_seed(0))

@@ -119,7 +119,7 @@ def test_methods_without_parameters(tmp_path, images, method):
         (
             "sinkhorn",
             {"sinkhorn_eps": 0.5, "cluster_iters": 4},
-            {"epsilon": 0.5, "iterations": 4, "output": "published"},
+            {"epsilon": 0.5, "iterations": 4, "output": "published", "solver": "torch"},
         ),
         (
             "dpcknn",

@@ -19,9 +19,9 @@ from tokred.errors import TokredError
 class Sinkhorn(Reducer):
     """Transport the tokens to learned centres by entropic optimal transport.
 
-    Cosine similarities of unit-norm centres and tokens go through a fixed number of Sinkhorn iterations in the log domain, so that an
-    image's result never depends on its batch. The token update comes last: every token is shared out exactly once, and the centres' shares
-    tend to n / keep, n times the balanced plan.
+    Cosine similarities of unit-norm centres and tokens go through a fixed number of Sinkhorn iterations in the log domain, so that
+    an image's result never depends on its batch. The token update comes last: every token is shared out exactly once, and the
+    centres' shares tend to n / keep, n times the balanced plan.
 
     Unlike the published code, the centres are normalised where they are used and not overwritten, and gradients flow through that.
 
@@ -29,6 +29,9 @@ class Sinkhorn(Reducer):
         epsilon: entropic regularisation. Similarities lie in [-1, 1], so at 1 (published) every output is nearly the mean token.
         iterations: pairs of updates, centres then tokens.
         output: "published" sums unit-norm tokens by the plan, a total weight of n / keep; "mean" averages the tokens themselves.
+        solver: "torch", or POT's batched solver in the log domain, "pot", which gives the same plan. POT asks in its first iteration
+            whether the plan has converged, a branch on data that `torch.compile` and `torch.export` cannot trace, and takes 1.5 times
+            as long (137 x 196 on one CPU thread: 1.7 instead of 1.1 ms for an image, 20 instead of 13 ms for 16).
     """
 
     site = "pre"
@@ -44,6 +47,7 @@ class Sinkhorn(Reducer):
         epsilon: float = 1.0,
         iterations: int = 3,
         output: Literal["published", "mean"] = "published",
+        solver: Literal["torch", "pot"] = "torch",
     ) -> None:
         super().__init__(n, keep, dim, heads)
         if not (epsilon > 0 and math.isfinite(epsilon)):
@@ -51,12 +55,13 @@ class Sinkhorn(Reducer):
         if iterations < 1:
             raise TokredError(f"sinkhorn.iterations must be at least 1, got {iterations}.")
         self.epsilon, self.iterations, self.output = epsilon, iterations, output
+        self.transport = transport if solver == "torch" else transport_by_pot
         self.centers = nn.Parameter(torch.randn(keep, dim))
 
     def forward(self, view: View) -> Mix:
         tokens = F.normalize(view.x.float(), dim=-1, eps=1e-12)  # [B, n, C]
         centers = F.normalize(self.centers[: self.keep], dim=-1, eps=1e-12)  # [keep, C]
-        plan = transport(torch.matmul(centers, tokens.mT) / self.epsilon, self.iterations)
+        plan = self.transport(torch.matmul(centers, tokens.mT) / self.epsilon, self.iterations)
         if self.output == "published":
             return Mix(plan, tokens)
         return Mix(plan / plan.sum(-1, keepdim=True))
@@ -83,3 +88,20 @@ def transport(affinity: Tensor, iterations: int) -> Tensor:
         v = -mass - torch.logsumexp(affinity + u, 1, keepdim=True)  # [B, 1, n]
         u = -mass - torch.logsumexp(affinity + v, 2, keepdim=True)
     return torch.softmax(affinity + u, 1)  # the last update of v, and exp(affinity + u + v + mass), in one
+
+
+def transport_by_pot(affinity: Tensor, iterations: int) -> Tensor:
+    """As `transport`, by `ot.batch` with a tolerance that is never met, so that the number of iterations is fixed."""
+    from ot.batch import bregman_log_projection_batch
+
+    batch, rows, columns = affinity.shape
+    mass = affinity.new_full((), 1 / (rows + columns))
+    projection = bregman_log_projection_batch(
+        affinity,
+        mass.expand(batch, rows),
+        mass.expand(batch, columns),
+        max_iter=iterations,
+        tol=-1.0,
+        grad="autodiff",
+    )
+    return projection["T"] * (rows + columns)
