@@ -9,7 +9,7 @@ from tokred.data.preprocessing import Preparation
 from tokred.data.source import Source
 from tokred.evaluation import published_accuracy
 from tokred.evaluation.metrics import Scores
-from tokred.evaluation.rows import Published, published_columns
+from tokred.evaluation.rows import published_columns
 from tokred.models.zoo import Loaded
 from tokred.tables.results_table import row_notes
 from tokred.tables.row import BASELINE, Row
@@ -105,9 +105,9 @@ def test_every_figure_is_of_weights_that_timm_has():
 def test_a_run_is_marked_when_it_is_off_by_more_than_a_twentieth_of_a_point(top1, off):
     method, baseline = published_columns(79.856, Scores(top1=top1))
     rows = [
-        Row("lotm", top1=79.0, **vars(method)),
-        Row(BASELINE, top1=top1, **vars(baseline)),
-        Row("tome", status="failed", error="why", **vars(method)),
+        Row("lotm", top1=79.0, **method),
+        Row(BASELINE, top1=top1, **baseline),
+        Row("tome", status="failed", error="why", **method),
     ]
     assert [row.baseline_off for row in rows] == [off] * 3
     assert [row.published_top1 for row in rows] == [None, 79.856, None]
@@ -118,11 +118,11 @@ def test_a_run_is_marked_when_it_is_off_by_more_than_a_twentieth_of_a_point(top1
 
 def test_without_a_figure_or_an_accuracy_nothing_is_marked():
     for published, scores in ((None, Scores(top1=10.0)), (79.856, Scores()), (79.856, None)):
-        assert published_columns(published, scores) == (Published(), Published())
+        assert published_columns(published, scores) == ({}, {})
 
 
 def test_the_note_tells_by_how_much():
-    row = Row(BASELINE, top1=79.5, **vars(published_columns(79.856, Scores(top1=79.5))[1]))
+    row = Row(BASELINE, top1=79.5, **published_columns(79.856, Scores(top1=79.5))[1])
     assert row_notes(row) == ["published: 79.856, off by -0.356: check images and preparation"]
 
 

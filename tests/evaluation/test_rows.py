@@ -8,8 +8,8 @@ import pytest
 
 from tokred.errors import TokredError
 from tokred.evaluation.predictions import Evaluation
-from tokred.evaluation.rows import Facts, RunFacts, build_rows
-from tokred.tables.row import BASELINE
+from tokred.evaluation.rows import build_rows
+from tokred.tables.row import BASELINE, Row
 
 LABELS = np.array([0, 1, 2, 3] * 5)
 
@@ -30,8 +30,11 @@ def run_facts(**changes):
         "device": "cpu",
         "batch_size": 4,
         "seed": 0,
+        "on_error": "",
+        "versions": {},
+        "published": None,
     }
-    return RunFacts(**(columns | changes))
+    return columns | changes
 
 
 def evaluation(wrong, labels=LABELS):
@@ -45,8 +48,8 @@ def evaluation(wrong, labels=LABELS):
 
 
 def rows_of(evaluation, **changes):
-    facts = {BASELINE: Facts(BASELINE, reduction=0.0)}
-    facts |= {name: Facts(name, budget=0.3, reduction=0.3) for name in evaluation.methods}
+    facts = {BASELINE: Row(BASELINE, reduction=0.0)}
+    facts |= {name: Row(name, budget=0.3, reduction=0.3) for name in evaluation.methods}
     rows = build_rows(run_facts(**changes), facts, evaluation.take(np.flatnonzero(evaluation.done)), {})
     return {row.method: row for row in rows}
 

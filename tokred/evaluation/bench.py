@@ -26,7 +26,7 @@ from tokred.utils.text import plain_name
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One line of a benchmark: one method at one batch size. `Facts` and `Speed` explain the columns."""
+    """One line of a benchmark: one method at one batch size. `Row` and `Speed` explain the columns."""
 
     method: str
     model: str
@@ -157,18 +157,18 @@ class Bench:
 
     def _row(self, name: str, batch_size: int, speed: Speed) -> BenchRow:
         candidate = self.candidates.get(name)
-        facts = candidate.facts(self.costs) if candidate else candidates.baseline_facts(self.costs)
+        row = candidate.row(self.costs) if candidate else candidates.baseline_row(self.costs)
         return BenchRow(
             method=name,
             model=self.config.model,
             batch_size=batch_size,
-            budget=facts.budget,
-            reduction=facts.reduction if candidate else None,
-            gflops=facts.gflops,
+            budget=row.budget,
+            reduction=row.reduction if candidate else None,
+            gflops=row.gflops,
             options=_options(candidate),
-            stages=facts.stages,
-            tokens=facts.tokens if facts.stages else "",
-            unfitted=facts.unfitted,
+            stages=row.stages,
+            tokens=row.tokens if row.stages else "",
+            unfitted=row.unfitted,
             compiled=self.compiled,
             precision=str(self.dtype).removeprefix("torch."),
             device=_device_name(self.device),

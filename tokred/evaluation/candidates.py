@@ -17,11 +17,10 @@ from tokred.errors import TokredError, Unfitted, Unreachable
 from tokred.evaluation import foreign_plans
 from tokred.evaluation.config import RANDOM, Config, Fixed
 from tokred.evaluation.controls import LOWRES, SMALLER, Control, lowres, smaller
-from tokred.evaluation.rows import Facts
 from tokred.models import adapters, foreign
 from tokred.models.adapters import Adapter
 from tokred.models.zoo import Loaded
-from tokred.tables.row import BASELINE
+from tokred.tables.row import BASELINE, Row
 from tokred.utils.text import spaced
 
 _STATUS: dict[type, str] = {Unreachable: "unreachable", Unfitted: "unfitted"}
@@ -71,52 +70,55 @@ class Candidate:
         """Whether it is a learned method with random parameters."""
         return self.model is not None and self.model.learned and self.adapter is None
 
-    def facts(self, costs: CostTable, data_hashes: Iterable[str] = ()) -> Facts:
-        """The columns of its row that are known before any image is seen.
+    def row(self, costs: CostTable, data_hashes: Iterable[str] = ()) -> Row:
+        """Its row as far as it is known before any image is seen, without the columns that all rows share.
 
         Args:
             costs: the cost table of the dense model.
             data_hashes: hashes of the images; an adapter that was fitted on one of these is marked.
         """
         match, control, adapter = self.match, self.control, self.adapter
-        facts = Facts(
+        columns: dict[str, Any] = {
+            "options": options_text(match.plan.options if match else self.options),
+            "protocol": self.protocol,
+            "training": "none",
+        }
+        if control:
+            columns |= {"reducer_gflops": 0.0, "tokens": str(control.patches)}
+        if match:
+            columns |= {
+                "reducer_gflops": match.reducer_flops / 1e9,
+                "stages": spaced(match.plan.stages),
+                "tokens": spaced(match.plan.tokens),
+                "knob": match.knob,
+            }
+        if adapter:
+            columns |= {
+                "training": adapter.card["training"],
+                "images_seen": adapter.card["images_seen"],
+                "adapter": adapter.hash,
+                "fitted_here": any(adapter.saw(digest) for digest in data_hashes),
+            }
+        if isinstance(adapter, foreign.Checkpoint):  # it was trained at layers of its own
+            options = f"{columns['options']} {adapter.trained_at}".strip()
+            columns |= {"protocol": "custom", "options": options}
+        if self.refused is not None:
+            status = _STATUS.get(type(self.refused), "failed")
+            columns |= {"status": status, "error": str(self.refused)}
+        return Row(
             method=self.method,
             budget=self.budget,
-            options=options_text(match.plan.options if match else self.options),
             control=self.method in (LOWRES, SMALLER) or registry.get(self.method).control,
             reduction=self.reduction(costs),
             gflops=None if self.flops is None else self.flops / 1e9,
-            protocol=self.protocol,
             unfitted=self.unfitted,
-            status="ok" if self.refused is None else _STATUS.get(type(self.refused), "failed"),
-            error="" if self.refused is None else str(self.refused),
+            **columns,
         )
-        if control:
-            facts = replace(facts, reducer_gflops=0.0, tokens=str(control.patches))
-        if match:
-            facts = replace(
-                facts,
-                reducer_gflops=match.reducer_flops / 1e9,
-                stages=spaced(match.plan.stages),
-                tokens=spaced(match.plan.tokens),
-                knob=match.knob,
-            )
-        if adapter:
-            facts = replace(
-                facts,
-                training=adapter.card["training"],
-                images_seen=adapter.card["images_seen"],
-                adapter=adapter.hash,
-                fitted_here=any(adapter.saw(digest) for digest in data_hashes),
-            )
-        if isinstance(adapter, foreign.Checkpoint):  # it was trained at layers of its own
-            facts = replace(facts, protocol="custom", options=f"{facts.options} {adapter.trained_at}".strip())
-        return facts
 
 
-def baseline_facts(costs: CostTable) -> Facts:
-    """The columns of the dense model's row that are known before any image is seen."""
-    return Facts(BASELINE, reduction=0.0, gflops=costs.dense / 1e9, reducer_gflops=0.0)
+def baseline_row(costs: CostTable) -> Row:
+    """The dense model's row as far as it is known before any image is seen."""
+    return Row(BASELINE, reduction=0.0, gflops=costs.dense / 1e9, reducer_gflops=0.0, training="none")
 
 
 def build(config: Config, loaded: Loaded, costs: CostTable) -> list[Candidate]:

@@ -21,7 +21,7 @@ from tokred.evaluation.config_file import NAME, config_text
 from tokred.evaluation.engine import Pass, dense_model
 from tokred.evaluation.predictions import Evaluation, RunPredictions
 from tokred.evaluation.recording import Folder, Record
-from tokred.evaluation.rows import RunFacts, build_rows
+from tokred.evaluation.rows import build_rows
 from tokred.evaluation.setup import Setup
 from tokred.evaluation.speed import measure
 from tokred.tables import row as results
@@ -110,11 +110,12 @@ class Job(Setup):
         right = int((evaluation.dense.prediction[images] == evaluation.labels[images]).sum())
         return preflight.at_chance(right, len(images), self.loaded.model.num_classes)
 
-    def run_facts(self) -> RunFacts:
-        """What all rows have in common. The versions are those with which the run began."""
+    def run_facts(self) -> dict[str, Any]:
+        """What all rows have in common, see `build_rows`. The versions are those with which the run began."""
         before = self.folder.run if self.folder else {}
-        began = {name: before.get(name, version) for name, version in versions().items()}
-        return self.shared_facts(limited=not self.evaluation.done.all(), versions=began)
+        began = {name: str(before.get(name, version)) for name, version in versions().items()}
+        limited = self.source.limited or not self.evaluation.done.all()
+        return {**self.shared_columns(), "limited": limited, "versions": began}
 
     def predictions(self) -> RunPredictions:
         """The predictions of all images that have been evaluated."""
@@ -122,12 +123,13 @@ class Job(Setup):
         return self.evaluation.take(images, self.source.groups, self.evaluation.seconds)
 
     def _rows(self) -> list[Row]:
-        return build_rows(self.run_facts(), self.facts(), self.predictions(), self.speeds)
+        return build_rows(self.run_facts(), self.candidate_rows(), self.predictions(), self.speeds)
 
     def about(self, comparison: Comparison) -> dict[str, Any]:
         """The contents of run.json beside the configuration."""
         evaluation, kinds = self.evaluation, list(self.evaluation.kinds.values())
-        errors = {name: facts.error for name, facts in self.facts().items() if facts.error}
+        rows = self.candidate_rows()
+        errors = {name: row.error for name, row in rows.items() if row.error}
         errors |= {name: failure.reason for name, failure in sorted(evaluation.failed.items())}
         return {
             "title": self.title,
@@ -153,8 +155,11 @@ class Job(Setup):
             "depth": len(self.loaded.model.blocks),
             "class_names": None if self.source.class_names is None else list(self.source.class_names),
             "command": self.command,
-            "facts": asdict(self.run_facts()),
-            "candidates": {name: asdict(facts) for name, facts in self.facts().items()},
+            "facts": self.run_facts(),
+            "candidates": {
+                name: {column: value for column, value in vars(row).items() if value not in (None, "")}
+                for name, row in rows.items()
+            },
         }
 
     def open(self, out: Path) -> str:

@@ -12,8 +12,7 @@ from tokred.core.costs import CostTable
 from tokred.evaluation import candidates, published_accuracy
 from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.inputs import open_inputs
-from tokred.evaluation.rows import Facts, RunFacts
-from tokred.tables.row import BASELINE
+from tokred.tables.row import BASELINE, Row
 from tokred.utils.devices import precision_name, resolve_precision
 from tokred.utils.distributed import Processes
 from tokred.utils.text import plain_name
@@ -122,35 +121,29 @@ class Setup:
         inputs = f"Data: {data}. Weights: {self.loaded.weights}. Input: {self.preparation}."
         return f"{inputs} Precision: {precision} on {where}.{note}"
 
-    def facts(self) -> dict[str, Facts]:
-        """What is known of each row before any image is seen, by the name of its predictions."""
+    def candidate_rows(self) -> dict[str, Row]:
+        """Each row as far as it is known before any image is seen, by the name of its predictions."""
         hashes = (self.source.hash, self.source.images_hash)
-        facts = {candidate.name: candidate.facts(self.costs, hashes) for candidate in self.candidates}
-        return {BASELINE: candidates.baseline_facts(self.costs), **facts}
+        rows = {candidate.name: candidate.row(self.costs, hashes) for candidate in self.candidates}
+        return {BASELINE: candidates.baseline_row(self.costs), **rows}
 
-    def shared_facts(self, limited: bool, versions: Mapping[str, Any]) -> RunFacts:
-        """What all rows have in common.
-
-        Args:
-            limited: whether some images have not been evaluated.
-            versions: version columns and the date.
-        """
-        return RunFacts(
-            model=self.config.model,
-            dataset=self.source.name,
-            split=self.source.split,
-            limited=self.source.limited or limited,
-            weights=self.loaded.weights,
-            weights_hash=self.loaded.weights_hash,
-            data_hash=self.source.hash,
-            img_size=self.preparation.img_size,
-            crop_pct=self.preparation.crop_pct,
-            interpolation=self.preparation.interpolation,
-            precision=str(self.dtype).removeprefix("torch."),
-            device=self.device.type,
-            batch_size=self.batch_size,
-            seed=self.config.seed,
-            on_error="" if self.config.on_error == "fail" else self.config.on_error,
-            versions={name: str(version) for name, version in versions.items()},
-            published=published_accuracy.published(self.loaded, self.source, self.preparation),
-        )
+    def shared_columns(self) -> dict[str, Any]:
+        """The columns of set-up that all rows have in common, and the published top-1 (%) of the baseline."""
+        return {
+            "model": self.config.model,
+            "dataset": self.source.name,
+            "split": self.source.split,
+            "limited": self.source.limited,
+            "weights": self.loaded.weights,
+            "weights_hash": self.loaded.weights_hash,
+            "data_hash": self.source.hash,
+            "img_size": self.preparation.img_size,
+            "crop_pct": self.preparation.crop_pct,
+            "interpolation": self.preparation.interpolation,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "batch_size": self.batch_size,
+            "seed": self.config.seed,
+            "on_error": "" if self.config.on_error == "fail" else self.config.on_error,
+            "published": published_accuracy.published(self.loaded, self.source, self.preparation),
+        }

@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Protocol
 
 import numpy as np
 
 from tokred.evaluation.metrics import LEVEL, mcnemar
-from tokred.tables.row import BASELINE
+from tokred.tables.row import BASELINE, Row
 
 ALPHA = 0.05
 Test = Callable[[int, int], float]
@@ -27,23 +26,6 @@ Test = Callable[[int, int], float]
 
 Beats = Callable[[int, Sequence[int]], Sequence[bool]]
 """Which of some rows, by their places, a row is shown to beat."""
-
-
-class Contender(Protocol):
-    """The fields of a row, or of a candidate before it has a row, that decide whom it competes with."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def control(self) -> bool: ...
-    @property
-    def budget(self) -> float | None: ...
-    @property
-    def gap(self) -> float: ...
-    @property
-    def unfitted(self) -> bool: ...
-    @property
-    def fitted_here(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -59,9 +41,7 @@ class Flags:
     best: bool = False
 
 
-def judge(
-    contenders: Sequence[Contender], correct: Mapping[int, np.ndarray], groups: np.ndarray
-) -> list[Flags]:
+def judge(contenders: Sequence[Row], correct: Mapping[int, np.ndarray], groups: np.ndarray) -> list[Flags]:
     """The significance flags of all rows of one run.
 
     A method beats a control where it is right more often and the paired test separates them at 5 %. It is
@@ -95,7 +75,7 @@ def judge(
     return flags
 
 
-def competes(row: Contender) -> bool:
+def competes(row: Row) -> bool:
     """Whether a row may be called the best of its budget.
 
     Controls, the baseline, unfitted methods, methods that these images fitted, and those that cost more than

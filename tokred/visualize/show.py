@@ -16,7 +16,6 @@ from tokred.evaluation.config import Config
 from tokred.evaluation.engine import dense_model, evaluate
 from tokred.evaluation.inputs import load_weights, open_images, prepare
 from tokred.models import zoo
-from tokred.tables.row import Row
 from tokred.utils.devices import resolve_precision
 from tokred.utils.distributed import Processes
 from tokred.utils.text import spaced, visible
@@ -113,7 +112,7 @@ class Showing:
         self.candidates = candidates.build(replace(self.config, controls=False), self.loaded, costs)
         models = {candidate.name: candidate.model for candidate in self.candidates}
         self.models = {name: model for name, model in models.items() if model is not None}
-        self.rows = {candidate.name: Row(**vars(candidate.facts(costs))) for candidate in self.candidates}
+        self.rows = {candidate.name: candidate.row(costs) for candidate in self.candidates}
         depth = len(model.blocks)
         if not isinstance(self.layers, str) and not all(1 <= layer <= depth for layer in self.layers or (0,)):
             expected = f'last, all, or layers from 1 to {depth}, such as "4 7 10"'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +134,15 @@ def rebuild(job: Job, evidence: Sequence[Evidence], run: Run | None) -> tuple[di
     about, names = evidence[0].run, {one.name for one in evidence}
     stored = run.predictions if run is not None and run.predictions else _merged(job, evidence)
     before = about["facts"]
-    facts = replace(
-        job.run_facts(),
-        limited=job.source.limited or len(stored.images) < len(job.source),
+    facts = {
+        **job.run_facts(),
+        "limited": job.source.limited or len(stored.images) < len(job.source),
         **{name: before.get(name, "") for name in ("dataset", "weights", "device")},
-        versions=before.get("versions", {}),
-    )
-    known = {name: part for name, part in job.facts().items() if name in stored.models or part.status != "ok"}
+        "versions": before.get("versions", {}),
+    }
+    known = {
+        name: row for name, row in job.candidate_rows().items() if name in stored.models or row.status != "ok"
+    }
     rows = build_rows(facts, known, stored, about.get("speeds") or {})
     unknown = set[str]()
     if run is None:
