@@ -206,7 +206,7 @@ def to_csv(rows: Sequence[BenchRow]) -> str:
     import pandas as pd
 
     columns = [field.name for field in fields(BenchRow)]
-    frame = pd.DataFrame([asdict(row) for row in rows], columns=columns, dtype=object)
+    frame = pd.DataFrame(list(map(vars, rows)), columns=columns, dtype=object)
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tokred.data import preflight, preprocessing, sources
 from tokred.data.preprocessing import Preparation
 from tokred.data.source import Source
 from tokred.evaluation.config import Config
 from tokred.models import zoo
 from tokred.models.zoo import Loaded
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Images whose labels are the model's classes, the model, and the preparation of the images for it."""
-
-    source: Source
-    loaded: Loaded
-    preparation: Preparation
 
 
 def open_images(config: Config) -> Source:
@@ -37,8 +26,8 @@ def open_images(config: Config) -> Source:
     )
 
 
-def open_inputs(config: Config) -> Inputs:
-    """Images, as many as the limit says, with weights that fit them.
+def open_inputs(config: Config) -> tuple[Source, Loaded, Preparation]:
+    """Images, as many as the limit says, the model with weights that fit them, and their preparation for it.
 
     Raises:
         TokredError: something is missing, or one does not fit the other.
@@ -48,7 +37,7 @@ def open_inputs(config: Config) -> Inputs:
     aligned = preflight.align(
         source, loaded.model.num_classes, loaded.weights, own=config.weights is not None
     )
-    return Inputs(aligned.limit(config.limit), loaded, prepare(config, loaded, source))
+    return aligned.limit(config.limit), loaded, prepare(config, loaded, source)
 
 
 def load_weights(config: Config, source: Source | None) -> Loaded:

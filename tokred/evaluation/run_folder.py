@@ -47,8 +47,7 @@ class Run:
 
     def name(self, row: Row) -> str | None:
         """The name under which a row's predictions are stored; None where they are not."""
-        arrays = [f"{name}/prediction" for name in self.predictions.models] if self.predictions else []
-        return outcome_name(arrays, row.method, row.budget, row.knob, row.stages)
+        return outcome_name(self.predictions.models if self.predictions else (), row)
 
     def of(self, row: Row) -> Predictions | None:
         """The predictions of a row's model; None where they are not stored."""

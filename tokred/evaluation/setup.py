@@ -43,8 +43,7 @@ class Setup:
         self.device = Processes.device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
         self.batch_size = config.batch_size or (16 if self.device.type == "cpu" else 256)
-        inputs = open_inputs(config)
-        self.source, self.loaded, self.preparation = inputs.source, inputs.loaded, inputs.preparation
+        self.source, self.loaded, self.preparation = open_inputs(config)
         self.costs = CostTable(self.loaded.model)
         self.candidates = candidates.build(config, self.loaded, self.costs)
         self.models = {

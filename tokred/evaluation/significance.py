@@ -114,7 +114,6 @@ def ranks(
     top1s: Sequence[float],
     correct: np.ndarray | Sequence[np.ndarray],
     groups: np.ndarray | None = None,
-    alpha: float = ALPHA,
 ) -> list[int]:
     """The rank of each row, 1 for the best, by the rule above.
 
@@ -122,11 +121,10 @@ def ranks(
         top1s: [m] accuracies, in any unit.
         correct: [m, n] bool, whether each row has each image right.
         groups: [n], images that are not independent share a number; None where all are.
-        alpha: significance level of the tests.
     """
     return ladder(
         top1s,
-        shown(paired(top1s, correct, groups), alpha),
+        shown(paired(top1s, correct, groups)),
         tiebreak=[np.packbits(row).tobytes() for row in correct],
     )
 
@@ -135,10 +133,9 @@ def leaders(
     top1s: Sequence[float],
     correct: np.ndarray | Sequence[np.ndarray],
     groups: np.ndarray | None = None,
-    alpha: float = ALPHA,
 ) -> list[int]:
     """The places of the rows with rank 1; a single one beats all others. Arguments as for `ranks`."""
-    return [index for index, rank in enumerate(ranks(top1s, correct, groups, alpha)) if rank == 1]
+    return [index for index, rank in enumerate(ranks(top1s, correct, groups)) if rank == 1]
 
 
 def paired(
@@ -154,9 +151,9 @@ def paired(
     return test
 
 
-def shown(test: Test, alpha: float = ALPHA) -> Beats:
+def shown(test: Test) -> Beats:
     """The relation "is shown to beat", by a test that is corrected for the number of rows."""
-    return lambda row, others: (holm([test(row, other) for other in others]) <= alpha).tolist()
+    return lambda row, others: (holm([test(row, other) for other in others]) <= ALPHA).tolist()
 
 
 def ladder(top1s: Sequence[float], beats: Beats, tiebreak: Sequence[bytes | str] | None = None) -> list[int]:

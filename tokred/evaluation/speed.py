@@ -65,7 +65,7 @@ class Speed:
 @torch.inference_mode()
 def measure(
     models: Mapping[str, ReducedViT],
-    dense: nn.Module,
+    dense: Any,
     batch_size: int,
     *,
     rounds: int = 15,
@@ -97,9 +97,8 @@ def measure(
     everything: dict[str, nn.Module] = {DENSE: dense, **models}
     for model in everything.values():
         model.to(device).eval()
-    images = torch.randn(batch_size, *_image_shape(dense), generator=torch.Generator().manual_seed(0)).to(
-        device
-    )
+    shape = (batch_size, 3, *dense.patch_embed.img_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     runs, peaks = {}, {}
     with (
         torch._dynamo.config.patch(recompile_limit=2 * len(everything) + 8),
@@ -116,7 +115,7 @@ def measure(
     if DENSE not in seconds:
         raise TokredError(f"The dense model cannot be timed: {(failed or {}).get(DENSE)}")
     saved = {
-        name: 1 - count(models[name]).total / _dense_flops(dense)
+        name: 1 - count(models[name]).total / count(ReducedViT(dense)).total
         for name in seconds
         if name not in {DENSE, *(reductions or {})}
     }
@@ -154,12 +153,3 @@ def _speed(
         promise_share=ratio.median / promise,
         peak_mem_mb=peak,
     )
-
-
-def _image_shape(model: Any) -> tuple[int, int, int]:
-    height, width = model.patch_embed.img_size
-    return 3, int(height), int(width)
-
-
-def _dense_flops(dense: Any) -> int:
-    return count(ReducedViT(dense)).total

@@ -76,7 +76,7 @@ def page_table(data: RunData, defaults: Mapping[str, str] | None = None) -> Page
     sentences, numbers = table.numbered()
     number = {n: k for k, n in enumerate((n for n, s in enumerate(sentences, 1) if s not in _BADGES), 1)}
     several = len({setting(row) for row in rows if row.method != BASELINE}) > 1
-    headers = [(name, not table.is_word(column)) for column, name in enumerate(table.headers)]
+    headers = [(name, column not in table.words) for column, name in enumerate(table.headers)]
     lines = []
     for row, texts, own in zip(rows, table.rows, numbers, strict=True):
         cells = [

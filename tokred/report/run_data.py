@@ -47,8 +47,7 @@ class RunData:
 
     def name(self, row: Row) -> str:
         """The name of a row's predictions; "" where they are not known."""
-        arrays = [f"{name}/prediction" for name in self.predictions.models] if self.predictions else []
-        return outcome_name(arrays, row.method, row.budget, row.knob, row.stages) or ""
+        return outcome_name(self.predictions.models if self.predictions else (), row) or ""
 
     def predicted(self, name: str) -> np.ndarray | None:
         """[n] the class that a model predicts for each image, -1 where there is none; None if not known."""

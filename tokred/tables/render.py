@@ -69,10 +69,6 @@ class Table:
             for place in range(len(self.rows))
         ]
 
-    def is_word(self, column: int) -> bool:
-        """Whether a column holds words rather than numbers."""
-        return column in self.words
-
 
 def check_format(name: str) -> str:
     """The name itself, if it is one of `FORMATS`.
@@ -103,9 +99,9 @@ def terminal(table: Table) -> RenderableType:
     for column, header in enumerate(table.headers):
         rich.add_column(
             Text(_header(table, column) if table.compact else visible(header)),
-            justify="left" if table.is_word(column) else "right",
+            justify="left" if column in table.words else "right",
             overflow="fold",
-            no_wrap=table.compact and not table.is_word(column),
+            no_wrap=table.compact and column not in table.words,
         )
     sentences, marks = table.numbered()
     styles = table.styles or [""] * len(table.rows)
@@ -124,7 +120,7 @@ def markdown(table: Table) -> str:
     sentences, marks = table.numbered()
     lines = [
         table.headers,
-        ["---" if table.is_word(column) else "---:" for column in range(len(table.headers))],
+        ["---" if column in table.words else "---:" for column in range(len(table.headers))],
     ]
     for place, row in enumerate(table.rows):
         cells = [_bold(table, place, column, for_markdown(text), "**{}**") for column, text in enumerate(row)]
@@ -148,12 +144,12 @@ def latex(table: Table) -> str:
     sentences, marks = table.numbered()
     body = []
     for place, row in enumerate(table.rows):
-        texts = [for_latex(text) if table.is_word(i) else _number(text) for i, text in enumerate(row)]
+        texts = [for_latex(text) if i in table.words else _number(text) for i, text in enumerate(row)]
         cells = [_bold(table, place, column, text, r"\textbf{{{}}}") for column, text in enumerate(texts)]
         if marks[place]:
             cells[0] += rf"\textsuperscript{{{_joined(marks[place])}}}"
         body.append(line(cells))
-    columns = "".join("l" if table.is_word(column) else "r" for column in range(len(table.headers)))
+    columns = "".join("l" if column in table.words else "r" for column in range(len(table.headers)))
     numbered = [
         rf"\par{{\footnotesize\textsuperscript{{{number}}}~{for_latex(note)}\par}}"
         for number, note in enumerate(sentences, start=1)

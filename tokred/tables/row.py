@@ -167,27 +167,18 @@ COLUMNS = tuple(field.name for field in fields(Row))
 _FIRST_COLUMNS = COLUMNS.index("date") + 1  # how many the first leaderboards had
 
 
-def outcome_name(
-    arrays: Iterable[str], method: str, budget: float | None, knob: str, stages: str
-) -> str | None:
-    """The name of a row's predictions in predictions.npz, which holds `arrays`; None if they are not in it.
+def outcome_name(names: Iterable[str], row: Row) -> str | None:
+    """The name of a row's predictions among those of a run; None if they are not there.
 
     It is the method, with the budget or the knob where there are several. A CSV has 12 digits of either.
     """
-    here = {
-        _rounded(name): name
-        for name in (key.removesuffix(_PREDICTION) for key in arrays if key.endswith(_PREDICTION))
-    }
-    if budget is not None:
-        wanted = [method, f"{method}@{budget:.12g}"]
-    elif knob:
-        wanted = [f"{method}@{knob}@{stages}", f"{method}@{knob}"]
-    else:
-        wanted = [method]  # the baseline, and controls that have no budget
+    here = {_rounded(name): name for name in names}
+    wanted = [row.method]  # alone for the baseline, and for controls that have no budget
+    if row.budget is not None:
+        wanted.append(f"{row.method}@{row.budget:.12g}")
+    elif row.knob:
+        wanted = [f"{row.method}@{row.knob}@{row.stages}", f"{row.method}@{row.knob}"]
     return next((here[name] for name in wanted if name in here), None)
-
-
-_PREDICTION = "/prediction"
 
 
 def _rounded(name: str) -> str:

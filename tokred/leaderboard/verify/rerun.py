@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from tokred.evaluation.predictions import Evaluation, Predictions, RunPrediction
 from tokred.evaluation.rows import build_rows
 from tokred.evaluation.run_folder import Run
 from tokred.leaderboard.evidence import Evidence
-from tokred.tables.row import BASELINE, Row
+from tokred.tables.row import BASELINE, Row, outcome_name
 from tokred.utils.devices import precision_name, resolve_device
 
 _NO_CLASS = -3  # a label that no prediction has
@@ -149,8 +148,8 @@ def rebuild(job: Job, evidence: Sequence[Evidence], run: Run | None) -> tuple[di
         unknown |= {"top5", "kl", "smallest_batch"}
         unknown |= {"unbeaten", "best"} if set(job.models) - names else set()
         unknown |= set() if BASELINE in names else _AGAINST_DENSE
-    again = Run(path=Path(), about=about, rows=rows, predictions=stored)
-    return {name: row for row in rows if (name := again.name(row)) is not None}, unknown
+    named = ((outcome_name(stored.models, row), row) for row in rows)
+    return {name: row for name, row in named if name is not None}, unknown
 
 
 def _merged(job: Job, evidence: Sequence[Evidence]) -> RunPredictions:

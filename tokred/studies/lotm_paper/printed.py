@@ -6,8 +6,6 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokred.tables.row import BASELINE
-
 TITLES = {
     "table1": "Table 1: LoTM at different k",
     "table2": "Table 2: methods on DeiT-S, 30 % fewer FLOPs",
@@ -92,8 +90,3 @@ def lines(table: int, model: str | None = None) -> list[Printed]:
 def models(table: int) -> tuple[str, ...]:
     """The models of a table, in their order."""
     return tuple(dict.fromkeys(line.model for line in lines(table)))
-
-
-def baseline(table: int, model: str) -> Printed:
-    """A table's line about the dense model."""
-    return next(line for line in lines(table, model) if line.method == BASELINE)

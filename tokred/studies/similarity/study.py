@@ -101,8 +101,7 @@ class Study:
         self.device = resolve_device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
         self.batch_size = config.batch_size or (16 if self.device.type == "cpu" else 256)
-        inputs = open_inputs(config)
-        self.source, self.loaded, self.preparation = inputs.source, inputs.loaded, inputs.preparation
+        self.source, self.loaded, self.preparation = open_inputs(config)
         self.dense = ReducedViT(self.loaded.model)
         self.layers = _check_layers(layers, self.dense.depth, config.model)
         self.pairs = Pairs.of(*self.loaded.model.patch_embed.grid_size)
