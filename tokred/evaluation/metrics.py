@@ -55,10 +55,7 @@ def score(
     known = dense.prediction >= 0
     correct = ((predictions.prediction == labels) & known).astype(float)
     lost = ((dense.prediction == labels) & known) - correct  # 1 where only the dense model is right
-    _, group = np.unique(groups, return_inverse=True)
-    count, correct_sum, lost_sum = (
-        np.bincount(group, weights=w) for w in (np.ones_like(correct), correct, lost)
-    )
+    count, correct_sum, lost_sum = group_sums(groups, np.ones_like(correct), correct, lost)
     top1_lo, top1_hi = interval(correct_sum, count, seed)
     drop_lo, drop_hi = interval(lost_sum, count, seed)
     return Scores(
@@ -79,16 +76,20 @@ def fidelity(predictions: Predictions, dense: Predictions, groups: np.ndarray, s
     """Score one model without labels, by agreement with the dense model; unpredicted images are left out."""
     known = dense.prediction >= 0
     same = (predictions.prediction == dense.prediction)[known].astype(float)
-    _, group = np.unique(groups[known], return_inverse=True)
-    low, high = interval(
-        np.bincount(group, weights=same), np.bincount(group, weights=np.ones_like(same)), seed
-    )
+    total, count = group_sums(groups[known], same, np.ones_like(same))
+    low, high = interval(total, count, seed)
     return Scores(
         agreement=float(same.mean()),
         kl=float(predictions.kl[known].mean()),
         agreement_lo=low,
         agreement_hi=high,
     )
+
+
+def group_sums(groups: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
+    """Sums of values, [n] each, over the images of each group, [g] each."""
+    _, group = np.unique(groups, return_inverse=True)
+    return [np.bincount(group, weights=weights) for weights in values]
 
 
 def interval(total: np.ndarray, count: np.ndarray, seed: int = 0) -> tuple[float, float]:

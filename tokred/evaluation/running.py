@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokred.evaluation.metrics import interval
+from tokred.evaluation.metrics import group_sums, interval
 from tokred.tables.row import BASELINE
 
 if TYPE_CHECKING:
@@ -24,13 +24,12 @@ def running_scores(job: Job) -> list[tuple[str, str, str]]:
         return []
     dense = evaluation.dense.prediction[images]
     target = evaluation.labels[images] if labelled else dense
-    _, groups = np.unique(job.source.groups[images], return_inverse=True)
-    count = np.bincount(groups)
+    groups = job.source.groups[images]
     scores = []
     models = {BASELINE: evaluation.dense} if labelled else {}
     for name, model in {**models, **evaluation.methods}.items():
         if name not in evaluation.failed:
-            right = np.bincount(groups, weights=model.prediction[images] == target)
+            right, count = group_sums(groups, model.prediction[images] == target, np.ones(len(images)))
             low, high = interval(right, count)
             scores.append((name != BASELINE, -right.sum() / len(images), name, low, high))
     return [

@@ -17,7 +17,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from tokred.evaluation.metrics import LEVEL, mcnemar
+from tokred.evaluation.metrics import LEVEL, group_sums, mcnemar
 from tokred.tables.row import BASELINE, Row
 
 ALPHA = 0.05
@@ -201,7 +201,4 @@ def unpaired(
 def _net(correct_a: np.ndarray, correct_b: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     """The number of images by which the second model is ahead in each group, [g]."""
     ahead = np.asarray(correct_b, dtype=np.int64) - np.asarray(correct_a, dtype=np.int64)
-    if groups is None:
-        return ahead
-    _, group = np.unique(groups, return_inverse=True)
-    return np.bincount(group, weights=ahead)
+    return ahead if groups is None else group_sums(groups, ahead)[0]

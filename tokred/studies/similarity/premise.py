@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tokred.evaluation.metrics import intervals
+from tokred.evaluation.metrics import group_sums, intervals
 from tokred.studies.similarity.accumulator import EDGES
 from tokred.studies.similarity.shape import quantiles, shape, superiority
 from tokred.studies.similarity.study import SENSES, Measurement
@@ -36,7 +36,10 @@ def _rows(measurement: Measurement, sense: str) -> Iterator[dict[str, Any]]:
     counts, every = sums.counts.numpy(), kinds.index("all")
     means = sums.means.numpy()[:, :, measurement.readable]  # [layers, kinds, images]
     differences = means - means[:, [every]]
-    total, size = _by_group(np.concatenate([means, differences]), measurement.groups[measurement.readable])
+    values = np.concatenate([means, differences]).reshape(-1, measurement.images)
+    groups = measurement.groups[measurement.readable]
+    *each, size = group_sums(groups, *values, np.ones(len(groups)))
+    total = np.stack(each, axis=1)
     lo, hi = (ends.reshape(2, *means.shape[:2]) for ends in intervals(total, size, measurement.seed))
     shapes = {at: shape(counts[at], EDGES, sums.sums.numpy()[at]) for at in np.ndindex(*means.shape[:2])}
     for at, form in shapes.items():
@@ -73,14 +76,6 @@ def verdict(lo: float, hi: float, groups: int) -> str:
     if groups < 2 or lo <= 0 <= hi:
         return OPEN
     return HOLDS if lo > 0 else FAILS
-
-
-def _by_group(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of values [..., images] over each group, [groups, everything else], and the size of each group."""
-    _, group = np.unique(groups, return_inverse=True)
-    flat = values.reshape(-1, values.shape[-1])
-    total = np.stack([np.bincount(group, weights=row) for row in flat], axis=1)
-    return total, np.bincount(group).astype(float)
 
 
 def select(frame: pd.DataFrame, sense: str, kind: str) -> pd.DataFrame:
