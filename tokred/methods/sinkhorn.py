@@ -19,19 +19,23 @@ from tokred.errors import TokredError
 class Sinkhorn(Reducer):
     """Transport the tokens to learned centres by entropic optimal transport.
 
-    Cosine similarities of unit-norm centres and tokens go through a fixed number of Sinkhorn iterations in the log domain, so that
-    an image's result never depends on its batch. The token update comes last: every token is shared out exactly once, and the
-    centres' shares tend to n / keep, n times the balanced plan.
+    Cosine similarities of unit-norm centres and tokens go through a fixed number of Sinkhorn iterations in
+    the log domain, so that an image's result never depends on its batch. The token update comes last: every
+    token is shared out exactly once, and the centres' shares tend to n / keep, n times the balanced plan.
 
-    Unlike the published code, the centres are normalised where they are used and not overwritten, and gradients flow through that.
+    Unlike the published code, the centres are normalised where they are used and not overwritten, and
+    gradients flow through that.
 
     Args:
-        epsilon: entropic regularisation. Similarities lie in [-1, 1], so at 1 (published) every output is nearly the mean token.
+        epsilon: entropic regularisation. Similarities lie in [-1, 1], so at 1 (published) every output is
+            nearly the mean token.
         iterations: pairs of updates, centres then tokens.
-        output: "published" sums unit-norm tokens by the plan, a total weight of n / keep; "mean" averages the tokens themselves.
-        solver: "torch", or POT's batched solver in the log domain, "pot", which gives the same plan. POT asks in its first iteration
-            whether the plan has converged, a branch on data that `torch.compile` and `torch.export` cannot trace, and takes 1.5 times
-            as long (137 x 196 on one CPU thread: 1.7 instead of 1.1 ms for an image, 20 instead of 13 ms for 16).
+        output: "published" sums unit-norm tokens by the plan, a total weight of n / keep; "mean" averages the
+            tokens themselves.
+        solver: "torch", or POT's batched solver in the log domain, "pot", which gives the same plan. POT asks
+            in its first iteration whether the plan has converged, a branch on data that `torch.compile` and
+            `torch.export` cannot trace, and takes 1.5 times as long (137 x 196 on one CPU thread: 1.7 instead
+            of 1.1 ms for an image, 20 instead of 13 ms for 16).
     """
 
     site = "pre"
@@ -77,10 +81,10 @@ class Sinkhorn(Reducer):
 
 
 def transport(affinity: Tensor, iterations: int) -> Tensor:
-    """Sinkhorn's algorithm on log-kernels [B, K, n]: plans [B, K, n] whose columns sum to one, and whose rows to n / K in the limit.
+    """Sinkhorn's algorithm on log-kernels [B, K, n], as plans [B, K, n].
 
-    As in the published code every centre and every token has the same mass, 1 / (K + n), which no plan meets for K != n; the last
-    update decides.
+    Columns of a plan sum to one, rows to n / K in the limit. As in the published code every centre and every
+    token has the same mass, 1 / (K + n), which no plan meets for K != n; the last update decides.
     """
     mass = math.log(affinity.shape[1] + affinity.shape[2])
     u = -mass - torch.logsumexp(affinity, 2, keepdim=True)  # [B, K, 1]
@@ -91,7 +95,7 @@ def transport(affinity: Tensor, iterations: int) -> Tensor:
 
 
 def transport_by_pot(affinity: Tensor, iterations: int) -> Tensor:
-    """As `transport`, by `ot.batch` with a tolerance that is never met, so that the number of iterations is fixed."""
+    """The same by POT, whose tolerance is never met, so that the number of iterations is fixed."""
     from ot.batch import bregman_log_projection_batch
 
     batch, rows, columns = affinity.shape
