@@ -40,11 +40,11 @@ def reduce(
         budget: between 0 and 1.
         protocol: "native" for the method's published layers, "common" for 4, 7, 10.
         stages: layers, one-based, that take the place of the protocol's.
-        seed: of the methods that draw random numbers.
+        seed: seed for methods that draw random numbers.
         adapter: fitted parameters, a file or a folder of them; by default those that tokred ships for these
             very weights. With an adapter of a full fit the result holds that fit's own backbone.
         allow_unfitted: give a learned method that has no adapter random parameters, to train them yourself.
-        options: of the method.
+        options: options of the method.
 
     Raises:
         TokredError: unknown names, an unsupported model, a budget that the method cannot reach, a learned

@@ -295,7 +295,7 @@ def test_a_plugin_module_by_its_name(plugin, monkeypatch):
     [
         (
             "import os\n\n1 / 0\n",
-            r"mine.py cannot be loaded: ZeroDivisionError: division by zero \(line 3\); mend it",
+            r"mine.py cannot be loaded: ZeroDivisionError: division by zero \(line 3\); fix it",
         ),
         (
             "def f():\n    raise ValueError('two\\nlines')\n\nf()\n",

@@ -38,7 +38,7 @@ class CostTable:
 
     @cached_property
     def dense(self) -> int:
-        """FLOPs of the unreduced model."""
+        """FLOPs of the dense model."""
         return self.plan(Plan())
 
     @cached_property

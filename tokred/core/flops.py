@@ -92,8 +92,8 @@ class Flops:
     """Multiply-accumulates of one image.
 
     Attributes:
-        total: of the whole model, the reducers included.
-        reducers: of the reducers alone: what they compute to decide, and applying it.
+        total: FLOPs of the whole model, the reducers included.
+        reducers: FLOPs of the reducers alone: deciding, and applying the decision.
         by_operator: total by kind of operator.
     """
 

@@ -32,8 +32,8 @@ class Match:
     Attributes:
         plan: tokens kept at each stage, and the uniform knob that it started from.
         flops: multiply-accumulates of one image.
-        reducer_flops: of the reducers alone.
-        dense_flops: of the unreduced model.
+        reducer_flops: FLOPs of the reducers alone.
+        dense_flops: FLOPs of the dense model.
         budget: the reduction asked for, a fraction; None of a plan that was made at a knob.
         patches: patch tokens before the first stage.
     """
@@ -76,12 +76,12 @@ def match(
     """Find the plan of `method` that saves the fraction `budget` of the dense model's FLOPs.
 
     Args:
-        costs: of the backbone; share one between methods.
+        costs: cost table of the backbone; share one between methods.
         method: a registered name.
         budget: between 0 and 1, exclusive.
         protocol: "native" for the method's published layers, "common" for 4, 7, 10.
         stages: layers, one-based, that take the place of the protocol's.
-        options: of the method.
+        options: options of the method.
 
     Raises:
         TokredError: a budget outside (0, 1), unknown names or options, stages beyond the model's depth.

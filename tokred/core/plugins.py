@@ -97,7 +97,7 @@ def _explain(target: str, error: BaseException) -> str:
     kind = "" if isinstance(error, TokredError) else f"{type(error).__name__}: "
     place = "" if line is None else f" (line {line})"
     return visible(
-        f"The plugin {file} cannot be loaded: {kind}{what.rstrip('.')}{place}; mend it, or leave it out."
+        f"The plugin {file} cannot be loaded: {kind}{what.rstrip('.')}{place}; fix it, or leave it out."
     )
 
 

@@ -118,7 +118,7 @@ class View:
         depth: number of layers of the model.
         has_cls: whether the first prefix token is a CLS token.
         rng: the only randomness.
-        attention: of the layer ("mid") or of the one before ("pre").
+        attention: attention of the layer ("mid") or of the one before ("pre").
         history: the reductions so far; None before the first.
     """
 

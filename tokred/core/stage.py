@@ -22,7 +22,7 @@ class State:
         layer: the layer that comes next, one-based, or that has run its attention (site "mid"). One past the
             last when done.
         site: where in that layer.
-        attention: of the last layer that ran, where it was recorded.
+        attention: attention of the last layer that ran, where it was recorded.
         images: [B] keys of the images for `View.rng`.
         history: the reductions so far; None before the first.
     """

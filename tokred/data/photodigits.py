@@ -158,7 +158,7 @@ class PhotoDigits(Dataset[tuple[Any, int]]):
         split: "train", "validation" or "test".
         transform: applied to the PIL image (224 x 224, RGB).
         length: number of images; by default the split's own (500 and 1,000), for "train" it must be given.
-        seed: of the images. Only seed 0 is the published benchmark.
+        seed: seed of the images. Only seed 0 is the published benchmark.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class DPCKNN(Reducer):
             root mean square over the image.
         ties: between equal densities the lower "index" is denser, or "noise" below 1e-6 decides, as in the
             published code.
-        weights: of the tokens in their cluster's mean: "equal", or "learned", exp(u·x + c) with fitted u and
+        weights: token weights in the cluster's mean: "equal", or "learned", exp(u·x + c) with fitted u and
             c, as published methods train it. At the start of a fit they are nearly equal.
     """
 

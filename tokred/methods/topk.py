@@ -18,8 +18,8 @@ class TopK(Reducer):
     EViT without its fused token. Attention is that of the stage's own layer, averaged over heads.
 
     Args:
-        order: of the kept tokens: by "score", descending (published), or "raster". The network's result does
-            not depend on it.
+        order: order of the kept tokens, "score" (descending, as published) or "raster"; the network's result
+            does not depend on it.
     """
 
     needs_cls = True

@@ -86,7 +86,7 @@ def read(path: Path, method: str | None = None) -> Checkpoint:
     """A checkpoint of the TokenReduction benchmark, the one kind that there is.
 
     Args:
-        path: of the file.
+        path: path of the file.
         method: that it was trained with, in tokred's name; by default what it says itself.
 
     Raises:

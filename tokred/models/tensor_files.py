@@ -71,7 +71,7 @@ def state_dict(checkpoint: Any, path: Path, part: str | None = None) -> dict[str
 
     Args:
         checkpoint: a state dict, or a dictionary that holds one.
-        path: of the file, for the message.
+        path: path of the file, for the message.
         part: under which key the state dict stands; by default where it usually does.
 
     Raises:

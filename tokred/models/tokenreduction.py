@@ -48,7 +48,7 @@ def describe(path: Path, method: str | None = None) -> dict[str, Any]:
     """The card of a checkpoint, as of an adapter, made from what the file says.
 
     Args:
-        path: of the file.
+        path: path of the file.
         method: in tokred's name; by default what parameters, settings or the file's name say.
 
     Raises:

@@ -42,7 +42,7 @@ class Loaded:
         name: as the user gave it.
         weights: one phrase about the weights, for tables.
         weights_hash: SHA-256 over all parameters and buffers.
-        card: of the weights, where they have one.
+        card: the card of the weights, where they have one.
         published: timm's tagged name of the weights, such as "deit_small_patch16_224.fb_in1k", where it is
             known.
         origin: where the weights of other models of the family are to be had; "" where that is unknown.
@@ -121,7 +121,7 @@ def load_for(
     """Load a model with the weights that the user names, or with those that belong to the data.
 
     Args:
-        name: of the model; one that names a place brings its weights from there.
+        name: the model's name; one that names a place brings its weights from there.
         weights: a file, or a place such as "hf-hub:owner/name".
         default: which weights to load where `weights` is None; see `Source.weights`.
         img_size: side of the input in pixels, for which position embeddings are resampled; by default the

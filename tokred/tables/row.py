@@ -53,7 +53,7 @@ class Row:
         top5: accuracy of the five most likely classes.
         drop: the baseline's top-1 minus this one.
         drop_lo, drop_hi: limits of drop, paired by image.
-        p_value: of McNemar's test against the baseline.
+        p_value: p-value of McNemar's test against the baseline.
         agreement: the fraction of images on which the prediction is the baseline's.
         kl: mean Kullback-Leibler divergence from the baseline's distribution, in nats.
         images_per_s: measured throughput.

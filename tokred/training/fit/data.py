@@ -32,7 +32,7 @@ class FitImages:
         train: index to (PIL image, label).
         n: training images; None where they are endless.
         validation: a fixed choice from the validation images, spread over all of them.
-        hash: of the training images.
+        hash: hash of the training images.
         labelled: whether their labels are classes of the model.
         note: a sentence that a reader of the results needs.
     """
@@ -51,7 +51,7 @@ def open_images(data: str | None, seed: int, classes: int, labels: bool = True) 
 
     Args:
         data: as `compare` takes it; None for PhotoDigits.
-        seed: of PhotoDigits' endless training images.
+        seed: seed of PhotoDigits' endless training images.
         classes: The number of classes of the model.
         labels: whether to use the labels, if they are classes of the model.
 
