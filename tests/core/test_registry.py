@@ -424,3 +424,12 @@ def test_a_run_knows_the_modules_that_a_plugin_brings(plugin, tmp_path):
     (tmp_path / "centre_helper.py").write_text("FACTOR = 2\n")
     after = fingerprint.software(["centre", "lotm"])
     assert {key for key in before if before[key] != after[key]} == {"method centre"}
+
+
+def test_a_plugin_in_the_working_directory(plugin, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bare = type(sys)("bare_module")
+    bare.__file__ = "bare_module.py"  # as torch.classes has, which lies nowhere
+    monkeypatch.setitem(sys.modules, "bare_module", bare)
+    registry.load_plugin(Path(plugin(METHOD)).name)
+    assert "method centre" in fingerprint.software(["centre"])
