@@ -174,7 +174,7 @@ def test_a_changed_method_starts_anew(checked, tmp_path, monkeypatch):
     finished(checked, tmp_path)
     monkeypatch.setattr(comparison, "software", lambda methods: {"code": "another"})
     job = fresh(checked)
-    assert "has other code. " in job.open(tmp_path)
+    assert "has other code, numpy, pillow, timm, torch. " in job.open(tmp_path)
     assert not job.evaluation.done.any()
     job.folder.release()
 
