@@ -5,6 +5,7 @@ import socket
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one core to each worker, and to the programs that it starts
     os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["COLUMNS"] = "140"  # tables as wide as in a pipe, wherever the tests run
 
 import pytest
 import torch

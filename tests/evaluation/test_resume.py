@@ -243,7 +243,7 @@ def test_sigint_says_how_to_go_on(tmp_path):
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)  # by an impatient hand
     done = process.wait()
-    assert done.returncode == 130
+    assert done.returncode == 130, done.stderr
     assert "INTERRUPTED after" in " ".join(done.stdout.split())
     assert "Resume with: tokred compare --model deit_t" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr

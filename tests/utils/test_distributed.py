@@ -125,7 +125,7 @@ def check_reproduced_by_two(folder, file, command, settings=None):
     many = together(folder / "printed", 2, *command, "--out", folder / "many", settings=settings)
     assert [done.returncode for done in many] == [0, 0], many[0].stderr[-3000:]
     printed = "".join(done.stdout for done in many)
-    assert printed.count("3 images") == text.count("3 images")
+    assert printed.count("Data: ") == text.count("Data: ") > 0
     assert (folder / "many" / file).read_bytes() == (folder / "one" / file).read_bytes()
 
 

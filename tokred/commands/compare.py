@@ -98,13 +98,11 @@ def resumable(commentary: Console, form: str = "table") -> Iterator[None]:
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as interrupted:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not lose the table
-        try:
-            if isinstance(interrupted, Interrupted):
-                print_comparison(interrupted.comparison, form, commentary)
-            say(f"Interrupted. Resume with: {command_line()}", commentary)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        # The process ends now: a second Ctrl-C must lose neither the table nor the exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if isinstance(interrupted, Interrupted):
+            print_comparison(interrupted.comparison, form, commentary)
+        say(f"Interrupted. Resume with: {command_line()}", commentary)
         raise typer.Exit(130) from None
 
 
