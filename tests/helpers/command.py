@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import signal
 import sys
 from unittest import mock
 
@@ -20,4 +21,5 @@ def run(*arguments):
         pytest.raises(SystemExit) as ended,
     ):
         cli.main()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # an interrupted command ignores it from then on
     return ended.value.code or 0, printed.getvalue() + errors.getvalue()
