@@ -194,6 +194,17 @@ def check_documented(cls: type[Reducer]) -> None:
 
 
 @check
+def check_groups(cls: type[Reducer]) -> None:
+    """`groups` is a tuple of names, and says "learned" or "training-free" as the method is."""
+    named = isinstance(cls.groups, tuple) and all(name and isinstance(name, str) for name in cls.groups)
+    expect(
+        named, f'groups must be a tuple of names such as ("merging", "training-free"), not {cls.groups!r}.'
+    )
+    wrong = "training-free" if build(cls, 16, _keeps(cls, 16)[0]).learned else "learned"
+    expect(wrong not in cls.groups, f"By its parameters the method is not {wrong}, as its groups say.")
+
+
+@check
 def check_output_count(cls: type[Reducer]) -> None:
     """Exactly `keep` tokens come out, finite, for even, odd and small counts."""
     for view, reducer in _runs(cls):

@@ -13,7 +13,7 @@ from tokred.models import zoo
 def test_match_prints_all_methods():
     code, text = run("match", "--model", "deit_t", "--budget", "0.3")
     assert code == 0
-    assert all(name in text for name in registry.names())
+    assert all(name in text for name in registry.select())
     code, text = run("match", "--model", "deit_t", "--budget", "0.95", "--methods", "lotm")
     assert code == 2
     code, text = run("match", "--model", "deit_t", "--budget", "0.55", "--methods", "lotm,topk")

@@ -108,24 +108,27 @@ def test_layers_of_a_base_class_and_a_name_that_is_no_literal_are_listed(package
     assert listed(package) == ["nobody, never", "(3, 6)"]
 
 
+def tokred_python(code, package):
+    """A fresh interpreter that finds the package and this checkout."""
+    path = f"{package}{os.pathsep}{Path(package_of_tokred.__file__).parents[1]}"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def listed(package):
     """What a fresh interpreter that has imported no method says of the paper and the layers of centre."""
     code = (
         "from tokred.core import registry; e = registry.catalog()['centre']; "
         "print(e.paper, e.facts['stages'], sep='|')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{package}{os.pathsep}{Path(package_of_tokred.__file__).parents[1]}",
-        },
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().split("|")
+    return tokred_python(code, package).stdout.strip().split("|")
 
 
 def test_listing_shipped_methods_imports_none_of_them():
@@ -176,6 +179,41 @@ def test_the_shipped_methods():
         assert entry.summary == cls.__doc__.splitlines()[0]
         assert entry.facts.get("site", "mid") == cls.site
         assert entry.paper == cls.paper
+
+
+def test_groups_are_what_the_classes_state():
+    known = registry.catalog()
+    assert registry.select() == [name for name, entry in known.items() if "core" in entry.groups]
+    assert registry.select(["all"]) == list(known)
+    training_free, learned = registry.select(["training-free"]), registry.select(["learned"])
+    assert {*training_free, *learned} == {name for name in known if not registry.get(name).control}
+    assert not {*training_free} & {*learned}
+    for name, entry in known.items():
+        assert entry.groups == registry.get(name).groups
+        assert registry.get(name)(16, 12, 48, 3).learned == (name in learned)
+        assert len({"merging", "pruning"} & {*entry.groups}) == (not registry.get(name).control)
+
+
+def test_groups_and_names_make_one_list():
+    pruning = registry.select(["pruning"])
+    assert registry.select(["topk", "pruning", "lotm"]) == list(dict.fromkeys(["topk", *pruning, "lotm"]))
+    assert registry.select([]) == []
+    with pytest.raises(UnknownName, match="Unknown method 'prunning'. Did you mean: pruning"):
+        registry.select(["prunning"])
+
+
+def test_a_plugin_is_compared_by_default_and_may_make_a_group(package):
+    code = "from tokred.core import registry; print(*registry.select({}))"
+
+    def selected(groups):
+        done = tokred_python(code.format(groups), package)
+        return done.stdout.split()
+
+    assert "centre" in selected('["core"]')
+    text = METHOD.replace("stages = (3, 6)", 'groups = ("mine",)')
+    (package / "centremethod.py").write_text(text)
+    assert "centre" not in selected('["core"]')
+    assert selected('["mine"]') == ["centre"]
 
 
 def test_did_you_mean():

@@ -22,7 +22,7 @@ def test_a_configuration_comes_back_from_yaml():
     assert mapping["options"] == {"lotm": {"weighted": True}}
     assert Config.from_mapping(yaml.safe_load(yaml.safe_dump(mapping))) == config
     assert Config.from_mapping({}) == Config()
-    assert Config().methods == tuple(registry.names())
+    assert Config().methods == tuple(registry.select())
     assert Config.from_mapping({"budgets": 0.2}).budgets == (0.2,)
 
 

@@ -1,4 +1,4 @@
-"""`compare`: all methods at one FLOP budget."""
+"""`compare`: methods at one FLOP budget."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def compare(
     bench: Rounds = 0,
     form: Format = "table",
 ) -> None:
-    """Evaluate all methods at one FLOP budget and write a leaderboard; repeat to resume."""
+    """Evaluate methods at one FLOP budget and write a leaderboard; repeat to resume."""
     flags = configuration(model, (budget,), plans, images, rows, how)
     run_comparison(configured(config, flags, context), folder, workers, bench, form)
 

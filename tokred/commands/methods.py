@@ -10,11 +10,11 @@ from tokred.core import registry
 from tokred.tables.render import Table, check_format
 from tokred.utils.text import spaced
 
-HEADERS = ("Method", "What it does", "Site", "Layers", "Knob", "Source")
+HEADERS = ("Method", "What it does", "Groups", "Site", "Layers", "Knob", "Source")
 
 
 def methods(plugins: Plugins = None, form: Format = "table") -> None:
-    """List all methods: what they do, site, default layers and knob."""
+    """List all methods: what they do, groups for `--methods`, site, default layers and knob."""
     check_format(form)
     load(plugins)
     records = [_record(entry) for entry in registry.catalog().values()]
@@ -31,6 +31,7 @@ def _record(entry: registry.Entry) -> dict[str, Any]:
     return {
         "method": entry.name,
         "summary": error or entry.summary + (" (control)" if entry.facts.get("control") else ""),
+        "groups": ", ".join(entry.groups),
         "site": entry.facts.get("site", "mid"),
         "stages": layers if isinstance(layers, str) else spaced(layers),
         "knob": entry.facts.get("knob", "rate"),

@@ -28,7 +28,12 @@ ConfigName = Annotated[
 ]
 Budget = Annotated[float, typer.Option("--budget", "-b", help="Fraction of FLOPs to save, between 0 and 1.")]
 Methods = Annotated[
-    str | None, typer.Option("--methods", "--method", help="Comma-separated methods; by default all.")
+    str | None,
+    typer.Option(
+        "--methods",
+        "--method",
+        help="Comma-separated methods, or groups: core (default), all, merging, pruning, learned, training-free.",
+    ),
 ]
 ProtocolName = Annotated[
     str, typer.Option(help="native: each method's published layers; common: layers 4, 7, 10 for all.")

@@ -1,4 +1,4 @@
-"""`sweep`: all methods at several FLOP budgets."""
+"""`sweep`: methods at several FLOP budgets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sweep(
     bench: Rounds = 0,
     form: Format = "table",
 ) -> None:
-    """Evaluate all methods at several FLOP budgets in one pass: accuracy against FLOPs."""
+    """Evaluate methods at several FLOP budgets in one pass: accuracy against FLOPs."""
     from tokred.evaluation.config import budget_range
 
     config = configuration(model, budget_range(budgets), plans, images, rows, how)

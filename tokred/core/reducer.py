@@ -50,6 +50,9 @@ class Reducer(nn.Module):
     """Add log(size) to the attention scores of later layers."""
     needs_cls: bool = False
     """Refused on models without a CLS token."""
+    groups: ClassVar[tuple[str, ...]] = ("core",)
+    """Names that select it beside its own: "core" (compared by default), "merging" or "pruning", "learned" or
+    "training-free"; any other name makes a group of its own."""
     control: ClassVar[bool] = False
     """A control shows what a method must beat; tables mark it."""
     nested: ClassVar[tuple[str, ...]] = ()

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from tokred.core.reducer import Reducer
 
 ENTRY_POINTS = "tokred.methods"
+CORE, ALL = "core", "all"  # the group that is compared by default, and that of every method
 FOLDER = Path(__file__).parents[1] / "methods"
-FACTS = frozenset({"site", "stages", "knob", "control"})  # what a listing shows of a class
+FACTS = frozenset({"site", "stages", "knob", "groups", "control"})  # what a listing shows of a class
 
 T = TypeVar("T", bound="type[Reducer]")
 
@@ -51,6 +52,11 @@ class Entry:
     summary: str = ""
     paper: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of groups that hold the method, but for "all"."""
+        return tuple(self.facts.get("groups", (CORE,)))
 
 
 def register(name: str, paper: str = "") -> Callable[[T], T]:
@@ -82,6 +88,25 @@ def register(name: str, paper: str = "") -> Callable[[T], T]:
 def names() -> list[str]:
     """Names of all registered methods, sorted."""
     return sorted(set(catalog()) | set(_classes))
+
+
+def select(chosen: Iterable[str] = (CORE,)) -> list[str]:
+    """Names of the methods that names of methods and groups stand for, each once, in the order of `chosen`.
+
+    Raises:
+        UnknownName: no such method or group; the message suggests near ones.
+    """
+    known = catalog()
+    groups = {ALL: list(known)}
+    for name, entry in known.items():
+        for group in entry.groups:
+            groups.setdefault(group, []).append(name)
+    selected: list[str] = []
+    for name in chosen:
+        if name not in known and name not in groups:
+            raise UnknownName(did_you_mean("method", name, [*known, *sorted(groups)]))
+        selected += [name] if name in known else groups[name]
+    return list(dict.fromkeys(selected))
 
 
 def get(name: str) -> type[Reducer]:

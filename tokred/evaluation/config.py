@@ -57,7 +57,8 @@ class Config:
     Attributes:
         model: a name of tokred or timm, with or without the tag of its weights, or "hf-hub:owner/name".
         budgets: fractions of FLOPs to save.
-        methods: names of methods; by default all registered ones.
+        methods: names of methods and groups of them (`tokred methods` lists both), kept as names of methods;
+            by default those of the group "core".
         options: options of methods, such as {"lotm": {"order": "append"}}; text is converted to values.
         protocol: "native" or "common" stages.
         stages: layers for all methods, in place of the protocol's.
@@ -206,16 +207,15 @@ class Config:
             raise InvalidSetting("stages", '{} needs at least one layer, such as "4 7 10".')
 
     def _checked_methods(self) -> tuple[str, ...]:
-        """The names of the methods, each once; all registered ones for None."""
-        known = registry.names()
+        """The names of the methods, each once; the core ones for None."""
         if self.methods is None:
-            return tuple(known)
+            return tuple(registry.select())
         if not self.methods:
-            raise InvalidSetting("methods", "{} names no method; leave it out to compare all.")
-        for name in (*self.methods, *(fixed.method for fixed in self.fixed)):
-            if name not in known:
-                raise UnknownName(did_you_mean("method", name, known))
-        return tuple(dict.fromkeys(self.methods))
+            raise InvalidSetting("methods", "{} names no method; leave it out to compare the core ones.")
+        for fixed in self.fixed:
+            if fixed.method not in registry.names():
+                raise UnknownName(did_you_mean("method", fixed.method, registry.names()))
+        return tuple(registry.select(self.methods))
 
     def _checked_options(self) -> dict[str, dict[str, Any]]:
         """The options of each method as values of their types."""

@@ -34,6 +34,7 @@ class DPCKNN(Reducer):
             c, as published methods train it. At the start of a fit they are nearly equal.
     """
 
+    groups = ("core", "merging", "training-free")
     site = "pre"
 
     def __init__(

@@ -28,6 +28,7 @@ class DynamicViT(Reducer):
             means.
     """
 
+    groups = ("core", "pruning", "learned")
     site = "pre"
 
     def __init__(

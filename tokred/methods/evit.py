@@ -21,6 +21,7 @@ class EViT(Reducer):
         normalize: divide the fused token by the sum of its weights, which makes it an average.
     """
 
+    groups = ("core", "pruning", "training-free")
     extra = 1
     needs_cls = True
 

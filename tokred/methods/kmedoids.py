@@ -33,6 +33,7 @@ class KMedoids(Reducer):
         iterations: rounds of assignment and update.
     """
 
+    groups = ("core", "pruning", "training-free")
     site = "pre"
 
     def __init__(

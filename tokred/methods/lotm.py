@@ -30,6 +30,7 @@ class LoTM(Reducer):
         metric: "x" for the tokens, "keys" for the attention keys averaged over heads.
     """
 
+    groups = ("core", "merging", "training-free")
     stages = (4, 7, 11)
     knob = "removed"
 

@@ -26,6 +26,7 @@ class PatchMerger(Reducer):
             stream, or the "tokens".
     """
 
+    groups = ("core", "merging", "learned")
     site = "pre"
     nested = ("queries",)
 

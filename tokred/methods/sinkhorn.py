@@ -38,6 +38,7 @@ class Sinkhorn(Reducer):
             of 1.1 ms for an image, 20 instead of 13 ms for 16).
     """
 
+    groups = ("core", "merging", "learned")
     site = "pre"
     nested = ("centers",)
 

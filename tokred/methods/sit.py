@@ -19,6 +19,7 @@ class SiT(Reducer):
     is no reverse module. At the start all scores are near zero and every output is nearly the mean token.
     """
 
+    groups = ("core", "merging", "learned")
     site = "pre"
     nested = ("score.weight", "score.bias")
 

@@ -28,6 +28,7 @@ class ToMe(Reducer):
         proportional: add log(size) to later attention scores (published for use without training).
     """
 
+    groups = ("core", "merging", "training-free")
     stages = "all"
     knob = "removed"
 

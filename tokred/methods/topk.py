@@ -22,6 +22,7 @@ class TopK(Reducer):
             does not depend on it.
     """
 
+    groups = ("core", "pruning", "training-free")
     needs_cls = True
 
     def __init__(

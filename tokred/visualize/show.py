@@ -44,7 +44,7 @@ def show(
 
     Args:
         images: files or Pillow images; by default those of the data set.
-        methods: names of methods; by default all registered ones.
+        methods: names of methods or groups; by default those of the group "core".
         budget: the fraction of FLOPs to save, or several.
         model: a name of tokred or timm.
         index: which images of the data set; by default the first three.
