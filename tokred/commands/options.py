@@ -32,7 +32,7 @@ Methods = Annotated[
     typer.Option(
         "--methods",
         "--method",
-        help="Comma-separated methods, or groups: core (default), all, merging, pruning, learned, training-free.",
+        help="Methods and groups (core, all, merging, pruning, learned, training-free), comma-separated; default core.",
     ),
 ]
 ProtocolName = Annotated[
