@@ -8,8 +8,8 @@ import torch
 
 from tokred.core import registry
 from tokred.core.reducer import Reducer
-from tokred.core.reduction import Keep
-from tokred.testing import CHECKS, check_reducer, residual_invariant
+from tokred.core.reduction import Keep, Merge
+from tokred.testing import CHECKS, check_reducer, make_view, residual_invariant
 
 DOCUMENTED = Path(__file__).parents[1] / "docs" / "methods.md"
 
@@ -29,6 +29,25 @@ class KeepsFirst(Reducer):
 
 def test_a_third_party_class_passes_unregistered():
     assert check_reducer(KeepsFirst) == {}
+
+
+class DropsAndMerges(Reducer):
+    """Drop the least attended tokens of some images, and merge those of others into the most attended one."""
+
+    needs_cls = True
+
+    def forward(self, view):
+        score = view.cls_attention
+        place = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
+        flat = score.var(1, keepdim=True) < 1e-3
+        return Merge(torch.where(place < self.keep, place, flat.long() - 1), self.keep, view.size, drops=True)
+
+
+def test_a_third_party_class_may_drop_and_merge_in_one_decision():
+    assert check_reducer(DropsAndMerges) == {}
+    view = make_view(seed=5, batch=8)
+    label = DropsAndMerges(16, 9, 48, 3)(view).labels()
+    assert 0 < (label == -1).any(1).sum() < 8
 
 
 class Broken(KeepsFirst):

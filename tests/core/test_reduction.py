@@ -39,6 +39,63 @@ def test_merge_is_a_loop_over_groups(seed, mean, weighted):
             assert torch.allclose(pooled[b, group], want, atol=1e-12)
 
 
+def dropping(seed, batch=2, n=9, m=4):
+    """Random labels in which every group has a member, and about a third of the others are -1."""
+    label, rng = partition(seed, batch, n, m), np.random.default_rng(seed)
+    gone = rng.random((batch, n)) < 0.4
+    for b in range(batch):
+        gone[b, [label[b].tolist().index(group) for group in range(m)]] = False
+    return label.masked_fill(torch.from_numpy(gone), -1)
+
+
+@given(st.integers(0, 10_000), st.booleans(), st.booleans(), st.integers(0, 2))
+def test_a_label_of_minus_one_drops_a_token(seed, mean, weighted, prefix):
+    label, x, rng = dropping(seed), tokens(seed, n=prefix + 9), np.random.default_rng(seed)
+    weight, size = rng.random((2, 9)) * (label.numpy() >= 0), rng.integers(1, 9, (2, 9))
+    merge = Merge(label, 4, torch.from_numpy(weight) if weighted else None, mean, drops=True)
+    after = merge.apply(x, prefix)
+    pooled, want_size = np.zeros((2, 4, 5)), np.zeros((2, 4))
+    for b in range(2):
+        total = np.zeros(4)
+        for i in range(9):
+            if label[b, i] >= 0:
+                w = weight[b, i] if weighted else 1.0
+                pooled[b, label[b, i]] += w * x[b, prefix + i].numpy()
+                total[label[b, i]] += w
+                want_size[b, label[b, i]] += size[b, i]
+        if mean:
+            pooled[b] /= total[:, None]
+    assert torch.equal(after[:, :prefix], x[:, :prefix])
+    np.testing.assert_allclose(after[:, prefix:].numpy(), pooled, atol=1e-12)
+    np.testing.assert_allclose(merge.pool(x[:, prefix:]).numpy(), pooled, atol=1e-12)
+    np.testing.assert_allclose((merge.matrix().double() @ x[:, prefix:]).numpy(), pooled, atol=1e-5)
+    np.testing.assert_array_equal(merge.sizes(torch.from_numpy(size)).numpy(), want_size)
+    assert torch.equal(compose([merge]).argmax(1)[label >= 0], label[label >= 0])
+    assert (compose([merge]).sum(1) == (label >= 0)).all()
+    restored = merge.unmerge(merge.pool(x[:, prefix:]))
+    for b in range(2):
+        for i in range(9):
+            own = pooled[b, label[b, i]] if label[b, i] >= 0 else np.zeros(5)
+            np.testing.assert_allclose(restored[b, i].numpy(), own, atol=1e-12)
+
+
+def test_what_drops_nothing_equals_what_may_not_drop():
+    label, x, weight = partition(3), tokens(3, n=10).float(), torch.rand(2, 9)
+    for options in ({}, {"weight": weight}, {"weight": weight, "mean": False}):
+        plain, free = Merge(label, 4, **options), Merge(label, 4, **options, drops=True)
+        assert torch.equal(plain.apply(x, 1), free.apply(x, 1))
+        assert torch.equal(plain.pool(x[:, 1:]), free.pool(x[:, 1:]))
+
+
+def test_dropped_tokens_without_weight_leave_gradients_finite():
+    x, weight = tokens(0).requires_grad_(), torch.tensor([[1.0, 0.0, 2.0, 0.0]] * 2, requires_grad=True)
+    merge = Merge(torch.tensor([[0, -1, 1, -1]] * 2), 2, weight, drops=True)
+    merge.pool(x[:, :4]).square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert weight.grad.isfinite().all()
+    assert (x.grad[:, [1, 3]] == 0).all()
+
+
 @given(st.integers(0, 10_000))
 def test_merge_conserves_sizes_and_weighted_sums(seed):
     label, x = partition(seed), tokens(seed)

@@ -222,6 +222,11 @@ def label(b, m, **changes):
             "Merge's label must lie between 0 and 19 here, not go from 0 to 20",
         ),
         (lambda b: Merge(label(b, 20, _3=-1), 20), "between 0 and 19 here, not go from -1 to 19"),
+        (
+            lambda b: Merge(label(b, 20, _3=-2), 20, drops=True),
+            "between -1 and 19 here, not go from -2 to 19",
+        ),
+        (lambda b: Merge(label(b, 20, _19=-1), 20, drops=True), "Every group of a Merge needs a member."),
         (lambda b: Merge(label(b, 21), 21), "m = 20 groups here, not 21"),
         (lambda b: Mix(torch.ones(b, 36, 20)), r"shape \[4, 20, 36\] here, not \[4, 36, 20\]"),
         (lambda b: torch.ones(b, 20), "must return Keep, Merge or Mix, not Tensor"),

@@ -44,7 +44,7 @@ def walk(steps, n):
 def test_labels_of_every_stage_are_a_walk_over_all_steps(n, seed):
     rng = torch.Generator().manual_seed(seed)
     reductions, steps, count = [], [], n
-    for kind in torch.randint(0, 3, (4,), generator=rng).tolist():
+    for kind in torch.randint(0, 4, (4,), generator=rng).tolist():
         keep = max(1, count - 1)
         if kind == 0:  # drops what it does not keep
             index = torch.randperm(count, generator=rng)[:keep][None]
@@ -55,6 +55,10 @@ def test_labels_of_every_stage_are_a_walk_over_all_steps(n, seed):
                 None
             ]
             reductions.append(Merge(label, keep))
+            steps.append(label[0].tolist())
+        elif kind == 2:
+            label = torch.cat([torch.arange(keep), torch.full((count - keep,), -1)])[None]
+            reductions.append(Merge(label, keep, drops=True))
             steps.append(label[0].tolist())
         else:
             weight = torch.rand(1, keep, count, generator=rng)

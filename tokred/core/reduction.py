@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ class Keep(Reduction):
 
 @dataclass(frozen=True, eq=False)
 class Merge(Reduction):
-    """Hard groups: every token goes to exactly one output, which is the mean of its group.
+    """Hard groups: every token goes to one output, which is the mean of its group, or is dropped.
 
     >>> merge = Merge(torch.tensor([[0, 1, 0]]), m=2)
     >>> merge.pool(torch.tensor([[[1.0], [2.0], [3.0]]])).flatten().tolist()
@@ -107,26 +107,30 @@ class Merge(Reduction):
     [[2.0, 1.0]]
 
     Args:
-        label: [B, N] int64 in [0, m), the group of each token. Every group has a member.
+        label: [B, N] int64 in [0, m), the group of each token; with `drops` also -1, for none. Every group
+            has a member.
         m: number of groups, M.
         weight: [B, N], weight of each token within its group; by default all equal. ToMe passes the token
             sizes.
         mean: divide by the group's weight. EViT's fused token is a plain weighted sum.
+        drops: whether labels may be -1: those tokens are lost, as by `Keep`. Another group then takes them
+            in and is cut off, so that shapes do not depend on how many there are.
     """
 
     label: Tensor
     m: int
     weight: Tensor | None = None
     mean: bool = True
+    drops: bool = False
 
     def pool(self, x: Tensor) -> Tensor:
         # Sums of many bfloat16 tokens lose bits; groups are added in float32 and rounded once.
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         if self.weight is not None:
-            return sum_groups(wide * self._share(wide.dtype).unsqueeze(-1), self.label, self.m).to(x.dtype)
-        total = sum_groups(wide, self.label, self.m)
+            return self.carry(wide * self._share(wide.dtype).unsqueeze(-1)).to(x.dtype)
+        total = self.carry(wide)
         if self.mean:
-            total = total / count_groups(self.label, self.m).to(wide.dtype).unsqueeze(-1)
+            total = total / self._counts().to(wide.dtype).unsqueeze(-1)
         return total.to(x.dtype)
 
     def apply(self, x: Tensor, prefix: int) -> Tensor:
@@ -135,22 +139,45 @@ class Merge(Reduction):
         weight = self.weight
         if weight is not None:
             weight = torch.cat([weight.new_ones(len(weight), prefix), weight], dim=1)
-        return Merge(behind_prefix(self.label, prefix), self.m + prefix, weight, self.mean).pool(x)
+        label = behind_prefix(self._slots(), prefix)
+        return replace(self, label=label, m=self.m + prefix, weight=weight).pool(x)
+
+    @property
+    def _groups(self) -> int:
+        """The number of groups, that of the dropped tokens included."""
+        return self.m + 1 if self.drops else self.m
+
+    def _slots(self) -> Tensor:
+        """The group of each token, [B, N]; m for dropped ones."""
+        return torch.where(self.label < 0, self.m, self.label) if self.drops else self.label
+
+    def _counts(self) -> Tensor:
+        """The number of tokens in each group, [B, M]."""
+        return self._cut(count_groups(self._slots(), self._groups))
+
+    def _cut(self, groups: Tensor) -> Tensor:
+        """Values of all groups, [B, groups, ...], without that of the dropped tokens."""
+        return groups[:, : self.m] if self.drops else groups
 
     def _share(self, dtype: torch.dtype) -> Tensor:
         """The weight of each token, [B, N]; for a mean, the weights of a group sum to one."""
         assert self.weight is not None
-        weight = self.weight.to(dtype)
-        return weight / self.sizes(weight).gather(1, self.label) if self.mean else weight
+        weight, slots = self.weight.to(dtype), self._slots()
+        if not self.mean:
+            return weight
+        total = sum_groups(weight.unsqueeze(-1), slots, self._groups).squeeze(-1)
+        if self.drops:  # dropped tokens may weigh nothing
+            total = torch.where(total == 0, 1, total)
+        return weight / total.gather(1, slots)
 
     def carry(self, mass: Tensor) -> Tensor:
-        return sum_groups(mass, self.label, self.m)
+        return self._cut(sum_groups(mass, self._slots(), self._groups))
 
     def labels(self) -> Tensor:
         return self.label
 
     def matrix(self) -> Tensor:
-        member = F.one_hot(self.label, self.m).mT.float()
+        member = F.one_hot(self._slots(), self._groups)[..., : self.m].mT.float()
         weighted = member if self.weight is None else member * self.weight.float().unsqueeze(1)
         return weighted / weighted.sum(-1, keepdim=True) if self.mean else weighted
 

@@ -38,9 +38,8 @@ def _broken(decision: Reduction, inputs: tuple[int, int], keep: int) -> Iterator
     elif isinstance(decision, Merge):
         if decision.m != keep:
             yield f"Merge must have m = {keep} groups here, not {decision.m}."
-        yield from _indices("Merge's label", decision.label, inputs, 0, keep)
-        used = torch.zeros(batch, keep, device=decision.label.device).scatter(1, decision.label, 1.0)
-        if not used.all():
+        yield from _indices("Merge's label", decision.label, inputs, -1 if decision.drops else 0, keep)
+        if (decision.carry(torch.ones(batch, n, 1, device=decision.label.device)) == 0).any():
             yield "Every group of a Merge needs a member."
     elif isinstance(decision, Mix):
         shape = (batch, keep, n)
