@@ -20,7 +20,9 @@ def _tiny(monkeypatch):
     monkeypatch.setattr(
         train.zoo,
         "build",
-        lambda name, classes=None, **kw: build(name, classes, embed_dim=48, depth=2, num_heads=3, **kw),
+        lambda name, num_classes=None, img_size=None, **options: build(
+            name, num_classes, img_size, **{"embed_dim": 48, "depth": 2, "num_heads": 3, **options}
+        ),
     )
 
 
@@ -58,6 +60,23 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
     with pytest.raises(TokredError, match="delete it to start anew"):
         Trainer(RECIPE, tmp_path).resume()
+
+
+def test_written_weights_compute_what_was_trained_in_a_smaller_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "accuracy", lambda model, split: 0.0)
+    trainer = Trainer(RECIPE, tmp_path, workers=0)
+    path = trainer.finish("tokred train")
+    written = train.zoo.load_file("deit_t", path)
+    for norm in (module for module in written.model.modules() if isinstance(module, torch.nn.LayerNorm)):
+        norm.eps /= 64  # the only part that is not invariant
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(written.model(x), trainer.model.eval()(x), rtol=1e-2, atol=2e-3)  # float16
+        torch.testing.assert_close(written.model.pos_embed, trainer.model.pos_embed / 8, rtol=1e-3, atol=1e-6)
+    assert written.card["residual_scale"] == 0.125
+    source = train._source(str(path))
+    for a, b in zip(source.model.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_training_lowers_the_loss(tmp_path):

@@ -35,6 +35,7 @@ class Recipe(BaseModel):
     grow_from: str | None = (
         None  # a narrower model with shipped weights, or a weight file, to widen and start from
     )
+    residual_scale: float = Field(0.125, gt=0)  # factor on the residual stream of the written weights
     seed: int = Field(0, ge=0, lt=2**32)
 
     @property

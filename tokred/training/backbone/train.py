@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from tokred.data import photodigits
 from tokred.errors import TokredError
 from tokred.models import tensor_files, zoo
+from tokred.models.residual import scale_residual
 from tokred.training.backbone.images import TrainingImages
 from tokred.training.backbone.init import initialize
 from tokred.training.backbone.net2net import widen
@@ -129,22 +131,25 @@ class Trainer(TrainingRun):
     def finish(self, command: str) -> Path:
         """Measure the trained model, write its float16 weights and their card, and return the path."""
         path = self.out / f"{self.recipe.model}.safetensors"
+        weights = copy.deepcopy(self.model)
+        scale_residual(weights, self.recipe.residual_scale)
         card = {
             "model": self.recipe.model,
             "command": command,
             "recipe": self.recipe.model_dump(),
+            "residual_scale": self.recipe.residual_scale,
             "images_seen": self.step * self.recipe.batch_size,
             "seconds": round(self.seconds),
             "threads": torch.get_num_threads(),
             "precision": str(self.precision).removeprefix("torch."),
             **versions(),
         }
-        tensor_files.write_weights(self.model, path, card)
+        tensor_files.write_weights(weights, path, card)
         shipped = zoo.load_file(self.recipe.model, path)  # what is measured is what the file holds
         for split in ("validation", "test"):
             card[f"{split}_top1"] = round(accuracy(shipped.model, split), 2)
         card["weights_hash"] = shipped.weights_hash
-        tensor_files.write_weights(self.model, path, card)
+        tensor_files.write_weights(weights, path, card)
         return path
 
 
@@ -192,5 +197,8 @@ def accuracy(model: Any, split: photodigits.Split, limit: int | None = None, bat
 
 
 def _source(name: str) -> zoo.Loaded:
+    """Weights at the scale of the residual stream at which they were trained."""
     path = Path(name)
-    return zoo.load_file(path.stem, path) if path.suffix else zoo.load_shipped(name)
+    loaded = zoo.load_file(path.stem, path) if path.suffix else zoo.load_shipped(name)
+    scale_residual(loaded.model, 1 / loaded.card.get("residual_scale", 1.0))
+    return loaded
