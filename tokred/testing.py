@@ -74,6 +74,7 @@ def make_view(
         prefix=normal(batch, prefix, DIM),
         layer=layer,
         has_cls=has_cls,
+        grid=(-(-n // 4), 4),
         rng=Rng(0, torch.arange(batch)),
         attention=Attention(q, k, v, (DIM // HEADS) ** -0.5),
     )

@@ -11,6 +11,8 @@ from tokred.core import registry
 from tokred.core.costs import CostTable
 from tokred.core.flops import analyse, count
 from tokred.core.plan import Plan, resolve_stages, uniform_counts
+from tokred.core.reducer import Reducer
+from tokred.core.reduction import Keep, Merge, Mix
 from tokred.core.vit import ReducedViT
 from tokred.errors import UncountedOp
 from tokred.testing import tiny_vit
@@ -114,6 +116,26 @@ def test_the_searchs_cost_is_the_trace_of_the_assembled_model(method, options):
             assert costs.reducer_estimate(plan, n, keep) == pytest.approx(
                 costs.stage(plan, 2, n, keep), rel=1e-9
             )
+
+
+@pytest.mark.parametrize("decision", ["keep", "merge", "mix"])
+def test_asking_for_positions_costs_no_flops(decision):
+    class Central(Reducer):
+        """Keep what is in the middle, or merge or mix the others into it."""
+
+        def forward(self, view):
+            far = (view.position - view.position.mean(1, keepdim=True)).abs().sum(-1)
+            order = far.argsort(dim=1, stable=True)
+            if decision == "keep":
+                return Keep(order[:, : self.keep], self.n)
+            label = order.argsort(dim=1).clamp(max=self.keep - 1)
+            if decision == "merge":
+                return Merge(label, self.keep)
+            return Mix(F.one_hot(label, self.keep).mT.float())
+
+    model = tiny_vit()
+    plan = Plan(Central, (2, 3), (24, 10))
+    assert CostTable(model).plan(plan) == count(ReducedViT(model, plan)).total
 
 
 def test_counting_leaves_the_training_mode_alone():

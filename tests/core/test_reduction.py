@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokred.core.reducer import View
 from tokred.core.reduction import History, Keep, Merge, Mix, compose, compose_labels, unmerge
 
 
@@ -168,6 +169,42 @@ def test_unmerge_after_merge_gives_group_means(seed):
     for b in range(2):
         for i in range(9):
             assert torch.allclose(restored[b, i], x[b, label[b] == label[b, i]].mean(0))
+
+
+@given(st.integers(0, 10_000), st.permutations(["keep", "absorb", "merge", "drop", "mix"]))
+def test_the_position_of_a_token_is_the_mean_over_its_patches(seed, kinds):
+    rng, history, count, (rows, columns) = np.random.default_rng(seed), None, 12, (3, 4)
+    share = np.broadcast_to(np.eye(12), (2, 12, 12))  # of each patch in each token
+    for kind in kinds[:3]:
+        keep, label = count - 2, partition(seed, 2, count, count - 2)
+        index = torch.from_numpy(np.stack([rng.permutation(count)[:keep] for _ in range(2)]))
+        weight = torch.from_numpy(rng.random((2, keep, count)))
+        member = np.zeros((2, keep, count))
+        for b in range(2):
+            for i in range(count):
+                member[b, label[b, i], i] = 1
+        if kind == "keep":
+            reduction, step = Keep(index, count), np.eye(count)[index.numpy()]
+        elif kind == "absorb":
+            reduction, step = Keep(index, count, label), member
+        elif kind == "merge":
+            reduction, step = Merge(label, keep, weight[:, 0], drops=seed % 2 == 0), member
+        elif kind == "drop":
+            label = dropping(seed, 2, count, keep)
+            reduction, step = Merge(label, keep, drops=True), member * (label.numpy() >= 0)[:, None]
+        else:
+            reduction, step = Mix(weight), weight.numpy() / weight.numpy().sum(1, keepdims=True)
+        history, share, count = History(reduction, history), step @ share, keep
+    places = np.stack(np.unravel_index(np.arange(12), (rows, columns)), axis=-1)
+    want = share @ places / share.sum(-1, keepdims=True)
+    view = View(torch.zeros(2, count, 5), torch.zeros(2, 1, 5), grid=(rows, columns), history=history)
+    np.testing.assert_allclose(view.position.numpy(), want, atol=1e-5)
+    assert history.places(columns) is history.places(columns)
+
+
+def test_patches_are_in_raster_order_before_the_first_stage():
+    view = View(torch.zeros(2, 6, 5), torch.zeros(2, 1, 5), grid=(2, 3))
+    assert view.position.tolist() == [[[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]] * 2
 
 
 def test_composing_nothing_is_an_error():

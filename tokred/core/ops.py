@@ -46,6 +46,13 @@ def count_groups(label: Tensor, m: int) -> Tensor:
     return label.new_zeros(label.shape[0], m).scatter_add(1, label, torch.ones_like(label))
 
 
+def raster(like: Tensor, columns: int) -> Tensor:
+    """Row, column and 1 of the patches `like` [B, N, ...] in raster order, [B, N, 3] float32."""
+    patch = torch.arange(like.shape[1], device=like.device)
+    places = torch.stack([patch // columns, patch % columns, torch.ones_like(patch)], dim=-1)
+    return places.float().expand(len(like), -1, -1)
+
+
 def behind_prefix(index: Tensor, prefix: int) -> Tensor:
     """Indices of patch tokens [B, M] as indices [B, P + M] into sequences that begin with `prefix` tokens."""
     first = torch.arange(prefix, device=index.device).expand(len(index), -1)

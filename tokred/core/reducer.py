@@ -120,6 +120,7 @@ class View:
         layer: the stage's layer, one-based.
         depth: number of layers of the model.
         has_cls: whether the first prefix token is a CLS token.
+        grid: rows and columns of the image's patches, before any reduction.
         rng: the only randomness.
         attention: attention of the layer ("mid") or of the one before ("pre").
         history: the reductions so far; None before the first.
@@ -130,6 +131,7 @@ class View:
     layer: int = 1
     depth: int = 12
     has_cls: bool = True
+    grid: tuple[int, int] = (14, 14)
     rng: Rng = field(default_factory=Rng)
     attention: Attention | None = None
     history: History | None = None
@@ -138,6 +140,13 @@ class View:
     def size(self) -> Tensor:
         """Patches that each token stands for, [B, N], float32."""
         return self.history.size if self.history else torch.ones_like(self.x[..., 0], dtype=torch.float32)
+
+    @once
+    def position(self) -> Tensor:
+        """Row and column of every token, the mean over its patches, [B, N, 2] float32, from (0, 0)."""
+        columns = self.grid[1]
+        places = self.history.places(columns) if self.history else ops.raster(self.x, columns)
+        return places[..., :2] / places[..., 2:].clamp(min=torch.finfo(torch.float32).tiny)
 
     @once
     def alive(self) -> Tensor | None:

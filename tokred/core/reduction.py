@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokred.core.lazy import once
-from tokred.core.ops import behind_prefix, count_groups, sum_groups, take_rows
+from tokred.core.ops import behind_prefix, count_groups, raster, sum_groups, take_rows
+
+_FEW = 3  # numbers a token: its size, and the sums of its patches' rows and columns
 
 
 class Reduction(ABC):
@@ -203,12 +205,11 @@ class Mix(Reduction):
         return torch.matmul(self.weight.to(value.dtype), value).to(x.dtype)
 
     def carry(self, mass: Tensor) -> Tensor:
-        return torch.matmul(self.shares().to(mass.dtype), mass)
-
-    def sizes(self, size: Tensor) -> Tensor:
-        # Bookkeeping of one number a token, element by element: the FLOPs of a plan are the same whether
+        if mass.shape[-1] > _FEW:
+            return torch.matmul(self.shares().to(mass.dtype), mass)
+        # Bookkeeping of a few numbers a token, element by element: the FLOPs of a plan are the same whether
         # anybody asks for it or not.
-        return (self.shares() * size.unsqueeze(1)).sum(-1)
+        return torch.stack([(self.shares() * part.unsqueeze(1)).sum(-1) for part in mass.unbind(-1)], dim=-1)
 
     def shares(self) -> Tensor:
         """Share of each input token in each output, [B, M, N]; columns sum to one."""
@@ -265,6 +266,7 @@ class History:
     def __init__(self, reduction: Reduction, before: History | None = None) -> None:
         self.reductions: tuple[Reduction, ...] = (*(before.reductions if before else ()), reduction)
         self._before = before
+        self._places: Tensor | None = None
 
     @once
     def size(self) -> Tensor:
@@ -273,6 +275,18 @@ class History:
         if self._before is None:
             return reduction.sizes(torch.ones_like(reduction.labels(), dtype=torch.float32))
         return reduction.sizes(self._before.size)
+
+    def places(self, columns: int) -> Tensor:
+        """Sums over the patches of each token of row, column and 1, [B, M, 3] float32. Few methods ask.
+
+        Args:
+            columns: number of columns of patches.
+        """
+        if self._places is None:
+            reduction = self.reductions[-1]
+            before = self._before.places(columns) if self._before else raster(reduction.labels(), columns)
+            self._places = reduction.carry(before)
+        return self._places
 
 
 def compose(reductions: Sequence[Reduction]) -> Tensor:

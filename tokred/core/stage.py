@@ -72,15 +72,23 @@ class Stage(nn.Module):
         num_prefix: number of prefix tokens.
         has_cls: whether the first of them is a CLS token.
         seed: the seed of `View.rng`.
+        grid: rows and columns of an image's patches.
     """
 
     def __init__(
-        self, reducer: Reducer, layer: int, depth: int, num_prefix: int, has_cls: bool, seed: int = 0
+        self,
+        reducer: Reducer,
+        layer: int,
+        depth: int,
+        num_prefix: int,
+        has_cls: bool,
+        seed: int = 0,
+        grid: tuple[int, int] = (14, 14),
     ) -> None:
         super().__init__()
         self.reducer = reducer
         self.layer, self.depth, self.num_prefix, self.has_cls = layer, depth, num_prefix, has_cls
-        self.seed = seed
+        self.seed, self.grid = seed, grid
 
     @property
     def _name(self) -> str:
@@ -104,6 +112,7 @@ class Stage(nn.Module):
             layer=self.layer,
             depth=self.depth,
             has_cls=self.has_cls,
+            grid=self.grid,
             rng=Rng(self.seed, state.images, self.layer),
             attention=state.attention,
             history=state.history,

@@ -238,7 +238,8 @@ def build_stage(
         raise UnsupportedModel(
             f"{cls.name} needs a CLS token, which this model does not have; choose another method."
         )
-    return Stage(reducer, layer, len(backbone.blocks), backbone.num_prefix_tokens, has_cls, seed)
+    facts = (len(backbone.blocks), backbone.num_prefix_tokens, has_cls)
+    return Stage(reducer, layer, *facts, seed, backbone.patch_embed.grid_size)
 
 
 def check_supported(model: nn.Module) -> None:
