@@ -22,7 +22,7 @@ from torch import Tensor
 from tokred.core.options import default_options
 from tokred.core.plan import Plan, uniform_counts
 from tokred.core.reducer import Attention, Reducer, View
-from tokred.core.reduction import Mix, compose, unmerge
+from tokred.core.reduction import Merge, Mix, Reduction, compose, unmerge
 from tokred.core.rng import Rng
 from tokred.core.rules import broken_rule
 from tokred.core.vit import ReducedViT, num_heads, num_patches
@@ -242,21 +242,29 @@ def check_decision(cls: type[Reducer]) -> None:
         expect((labels < keep).all() and (labels >= -1).all(), "Labels must lie between -1 and keep - 1.")
         value = result.value if isinstance(result, Mix) and result.value is not None else view.x
         product = torch.matmul(result.matrix().to(value.dtype), value)
-        expect(torch.allclose(product, result.pool(view.x), atol=1e-4), "matrix() @ x differs from pool(x).")
+        same = torch.allclose(product, result.pool(view.x), atol=1e-4)
+        expect(same or not result.linear, "matrix() @ x differs from pool(x).")
+
+
+def _softened(reduction: Reduction) -> bool:
+    """Whether tokens count for other sizes than their patches."""
+    return isinstance(reduction, Merge) and reduction.mass is not None
 
 
 @check
 def check_mass(cls: type[Reducer]) -> None:
-    """Sizes stay positive and sum to the patches that were not dropped."""
+    """Sizes stay positive, and patches sum to those that were not dropped."""
     for view, reducer in _runs(cls):
         result = reducer(view)
         sizes = result.sizes(view.size)
         expect((sizes > 0).all(), "An output stands for no patch at all.")
         held = (view.size * (result.labels() >= 0)).sum(1)
+        carried = result.carry(view.size.unsqueeze(-1)).squeeze(-1)
         expect(
-            torch.allclose(sizes.sum(1), held, atol=1e-3),
+            torch.allclose(carried.sum(1), held, atol=1e-3),
             "Sizes do not sum to the patches that were kept or merged.",
         )
+        expect(_softened(result) or torch.allclose(sizes, carried), "Sizes are not what is carried.")
 
 
 @check
@@ -470,7 +478,8 @@ def check_models(cls: type[Reducer]) -> None:
         expect(wrapped.head(state).isfinite().all(), f"{options} gives logits that are no numbers.")
         source = compose(state.reductions)
         agree = state.size is not None and torch.allclose(source.sum(2), state.size, atol=1e-3)
-        expect(agree, "The source map does not agree with the sizes.")
+        softened = any(map(_softened, state.reductions))
+        expect(agree or softened, "The source map does not agree with the sizes.")
         expect(
             unmerge(state.reductions, state.x[:, -tokens:]).shape[1] == num_patches(model),
             "unmerge over stages lost patches.",

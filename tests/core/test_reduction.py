@@ -31,7 +31,7 @@ def test_merge_is_a_loop_over_groups(seed, mean, weighted):
         if weighted
         else None
     )
-    pooled = Merge(label, 4, weight, mean).pool(x)
+    pooled = Merge(label, 4, weight, "mean" if mean else "sum").pool(x)
     for b in range(2):
         for group in range(4):
             members = [i for i in range(9) if label[b, i] == group]
@@ -53,7 +53,13 @@ def dropping(seed, batch=2, n=9, m=4):
 def test_a_label_of_minus_one_drops_a_token(seed, mean, weighted, prefix):
     label, x, rng = dropping(seed), tokens(seed, n=prefix + 9), np.random.default_rng(seed)
     weight, size = rng.random((2, 9)) * (label.numpy() >= 0), rng.integers(1, 9, (2, 9))
-    merge = Merge(label, 4, torch.from_numpy(weight) if weighted else None, mean, drops=True)
+    merge = Merge(
+        label,
+        4,
+        torch.from_numpy(weight) if weighted else None,
+        "mean" if mean else "sum",
+        drops=True,
+    )
     after = merge.apply(x, prefix)
     pooled, want_size = np.zeros((2, 4, 5)), np.zeros((2, 4))
     for b in range(2):
@@ -82,7 +88,13 @@ def test_a_label_of_minus_one_drops_a_token(seed, mean, weighted, prefix):
 
 def test_what_drops_nothing_equals_what_may_not_drop():
     label, x, weight = partition(3), tokens(3, n=10).float(), torch.rand(2, 9)
-    for options in ({}, {"weight": weight}, {"weight": weight, "mean": False}):
+    for options in (
+        {},
+        {"weight": weight},
+        {"weight": weight, "reduce": "sum"},
+        {"reduce": "norm"},
+        {"reduce": "absmax"},
+    ):
         plain, free = Merge(label, 4, **options), Merge(label, 4, **options, drops=True)
         assert torch.equal(plain.apply(x, 1), free.apply(x, 1))
         assert torch.equal(plain.pool(x[:, 1:]), free.pool(x[:, 1:]))
@@ -95,6 +107,67 @@ def test_dropped_tokens_without_weight_leave_gradients_finite():
     assert x.grad.isfinite().all()
     assert weight.grad.isfinite().all()
     assert (x.grad[:, [1, 3]] == 0).all()
+
+
+@given(st.integers(0, 10_000), st.booleans(), st.booleans())
+def test_a_mean_keeps_the_largest_norm(seed, weighted, drops):
+    label, x = dropping(seed) if drops else partition(seed), tokens(seed).numpy()
+    weight = np.random.default_rng(seed).random((2, 9)) + 0.1
+    given_weight = torch.from_numpy(weight) if weighted else None
+    merge = Merge(label, 4, given_weight, "norm", drops=drops)
+    pooled = merge.pool(torch.from_numpy(x)).numpy()
+    for b in range(2):
+        for group in range(4):
+            members = np.flatnonzero(label[b].numpy() == group)
+            mean = np.average(x[b, members], axis=0, weights=weight[b, members] if weighted else None)
+            largest = max(np.linalg.norm(x[b, i]) for i in members)
+            np.testing.assert_allclose(pooled[b, group], mean / np.linalg.norm(mean) * largest, atol=1e-9)
+            if len(members) == 1:
+                np.testing.assert_array_equal(pooled[b, group], x[b, members[0]])
+    assert not merge.linear
+
+
+def test_tokens_that_cancel_out_stay_zero():
+    x = torch.tensor([[[1.0, 2.0], [-1.0, -2.0]]], requires_grad=True)
+    pooled = Merge(torch.zeros(1, 2, dtype=torch.long), 1, reduce="norm").pool(x)
+    assert pooled.tolist() == [[[0.0, 0.0]]]
+    pooled.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_the_value_of_largest_magnitude_survives_in_each_channel(seed, drops):
+    label, x = dropping(seed) if drops else partition(seed), tokens(seed)
+    pooled = Merge(label, 4, reduce="absmax", drops=drops).pool(x)
+    for b in range(2):
+        for group in range(4):
+            members = x[b, label[b] == group].numpy()
+            want = members[np.abs(members).argmax(0), np.arange(5)]
+            np.testing.assert_array_equal(pooled[b, group].numpy(), want)
+
+
+def test_of_two_values_of_one_magnitude_the_positive_one_survives_and_has_the_gradient():
+    x = torch.tensor([[[-2.0, 1.0], [2.0, -3.0]]], requires_grad=True)
+    pooled = Merge(torch.zeros(1, 2, dtype=torch.long), 1, reduce="absmax").pool(x)
+    assert pooled.tolist() == [[[2.0, -3.0]]]
+    pooled.sum().backward()
+    assert x.grad.tolist() == [[[0.0, 0.0], [1.0, 1.0]]]
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_a_token_counts_for_its_mass_and_comes_from_its_patches(seed, drops):
+    label = dropping(seed) if drops else partition(seed)
+    rng = np.random.default_rng(seed)
+    size, share = rng.integers(1, 5, (2, 9)), rng.random((2, 9)) + 0.1
+    merge = Merge(label, 4, mass=torch.from_numpy(size * share), drops=drops)
+    for b in range(2):
+        for group in range(4):
+            members = np.flatnonzero(label[b].numpy() == group)
+            sizes = merge.sizes(torch.from_numpy(size))[b, group].item()
+            assert sizes == pytest.approx((size * share)[b, members].sum())
+            assert compose([merge])[b, group].nonzero().flatten().tolist() == members.tolist()
+    later = History(Keep(torch.tensor([[2], [0]]), 4), History(merge))
+    assert later.size[0, 0].item() == pytest.approx(merge.sizes(torch.ones(2, 9))[0, 2].item())
 
 
 @given(st.integers(0, 10_000))
@@ -224,7 +297,9 @@ def test_the_prefix_passes_and_the_tokens_are_pooled_as_without(seed, prefix):
         Keep(torch.tensor([[2, 0, 8], [1, 5, 4]]), 9),
         Merge(label, 4),
         Merge(label, 4, weight),
-        Merge(label, 4, weight, mean=False),
+        Merge(label, 4, weight, "sum"),
+        Merge(label, 4, weight, "norm"),
+        Merge(label, 4, reduce="absmax"),
         Mix(soft),
         Mix(soft, tokens(seed + 1)),
     ):

@@ -227,6 +227,15 @@ def label(b, m, **changes):
             "between -1 and 19 here, not go from -2 to 19",
         ),
         (lambda b: Merge(label(b, 20, _19=-1), 20, drops=True), "Every group of a Merge needs a member."),
+        (lambda b: Merge(label(b, 20), 20, reduce="max"), "must be mean, sum, norm or absmax, not max"),
+        (
+            lambda b: Merge(label(b, 20), 20, torch.ones(b, 36), reduce="absmax"),
+            "A Merge by absmax takes no weight.",
+        ),
+        (
+            lambda b: Merge(label(b, 20), 20, mass=torch.zeros(b, 36)),
+            "mass must leave every group a positive size",
+        ),
         (lambda b: Merge(label(b, 21), 21), "m = 20 groups here, not 21"),
         (lambda b: Mix(torch.ones(b, 36, 20)), r"shape \[4, 20, 36\] here, not \[4, 36, 20\]"),
         (lambda b: torch.ones(b, 20), "must return Keep, Merge or Mix, not Tensor"),

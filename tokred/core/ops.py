@@ -31,14 +31,30 @@ def sum_groups(x: Tensor, label: Tensor, m: int, weight: Tensor | None = None) -
     if x.shape[-1] == 1:  # one number a row
         weighted = x if weight is None else x * weight.unsqueeze(-1)
         return x.new_zeros(x.shape[0], m, 1).scatter_add(1, label.unsqueeze(-1), weighted)
-    order = label.argsort(dim=1, stable=True)
-    count = count_groups(label, m).flatten()
-    start = count.cumsum(0) - count
+    order, start = _bags(label, m)
     chosen = None if weight is None else weight.gather(1, order).flatten()
     total = F.embedding_bag(
         flat_index(order, x.shape[1]), x.flatten(0, 1), start, mode="sum", per_sample_weights=chosen
     )
     return total.unflatten(0, (x.shape[0], m))
+
+
+def extremes_of_groups(x: Tensor, label: Tensor, m: int) -> Tensor:
+    """In each channel the value of largest magnitude among the rows of x [B, N, C] of each label, [B, m, C].
+
+    Of two values of one magnitude the positive one.
+    """
+    order, start = _bags(label, m)
+    index, rows = flat_index(order, x.shape[1]), x.flatten(0, 1)
+    highest, lowest = (sign * F.embedding_bag(index, sign * rows, start, mode="max") for sign in (1, -1))
+    return torch.where(highest >= -lowest, highest, lowest).unflatten(0, (x.shape[0], m))
+
+
+def _bags(label: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """The rows in the order of their labels, [B, N], and where each label starts in all of them, [B * m]."""
+    order = label.argsort(dim=1, stable=True)
+    count = count_groups(label, m).flatten()
+    return order, count.cumsum(0) - count
 
 
 def count_groups(label: Tensor, m: int) -> Tensor:

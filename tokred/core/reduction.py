@@ -10,19 +10,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tokred.core.lazy import once
-from tokred.core.ops import behind_prefix, count_groups, raster, sum_groups, take_rows
+from tokred.core.ops import (
+    behind_prefix,
+    count_groups,
+    extremes_of_groups,
+    raster,
+    sum_groups,
+    take_rows,
+)
 
 _FEW = 3  # numbers a token: its size, and the sums of its patches' rows and columns
 
 
 class Reduction(ABC):
     """A decision about the N patch tokens of every image of a batch."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether `pool` is the product with `matrix`."""
+        return True
 
     @abstractmethod
     def pool(self, x: Tensor) -> Tensor:
@@ -38,14 +51,14 @@ class Reduction(ABC):
 
     @abstractmethod
     def matrix(self) -> Tensor:
-        """The weights that `pool` applies, [B, M, N]."""
+        """The weights that `pool` applies, [B, M, N]; where it is not linear, those of the group's mean."""
 
     def apply(self, x: Tensor, prefix: int) -> Tensor:
         """Pool the patch tokens of [B, P + N, C] to [B, P + M, C]; the first `prefix` rows stay."""
         return torch.cat([x[:, :prefix], self.pool(x[:, prefix:])], dim=1)
 
     def sizes(self, size: Tensor) -> Tensor:
-        """Patches that each output stands for, [B, M], from those of the inputs, [B, N]."""
+        """What each output counts for, [B, M], in patches: the inputs' sizes [B, N], added up."""
         return self.carry(size.unsqueeze(-1)).squeeze(-1)
 
     def unmerge(self, y: Tensor) -> Tensor:
@@ -107,6 +120,9 @@ class Merge(Reduction):
     [2.0, 2.0]
     >>> merge.sizes(torch.ones(1, 3)).tolist()
     [[2.0, 1.0]]
+    >>> largest = Merge(torch.tensor([[0, 0]]), m=1, reduce="absmax")
+    >>> largest.pool(torch.tensor([[[1.0, 2.0], [-3.0, 0.0]]])).tolist()
+    [[[-3.0, 2.0]]]
 
     Args:
         label: [B, N] int64 in [0, m), the group of each token; with `drops` also -1, for none. Every group
@@ -114,7 +130,11 @@ class Merge(Reduction):
         m: number of groups, M.
         weight: [B, N], weight of each token within its group; by default all equal. ToMe passes the token
             sizes.
-        mean: divide by the group's weight. EViT's fused token is a plain weighted sum.
+        reduce: what becomes of a group: its "mean"; its "sum" (EViT's fused token); its mean stretched to the
+            largest norm in the group, "norm" (ToFu's MLERP); or in each channel its value of largest
+            magnitude, "absmax" (CubistMerge), which takes no weight. The last two are not linear.
+        mass: [B, N], what each token adds to the size of its output; by default its size. DiffRate's sources
+            add their size times a similarity. Source maps and positions count patches all the same.
         drops: whether labels may be -1: those tokens are lost, as by `Keep`. Another group then takes them
             in and is cut off, so that shapes do not depend on how many there are.
     """
@@ -122,18 +142,28 @@ class Merge(Reduction):
     label: Tensor
     m: int
     weight: Tensor | None = None
-    mean: bool = True
+    reduce: Literal["mean", "sum", "norm", "absmax"] = "mean"
+    mass: Tensor | None = None
     drops: bool = False
+
+    @property
+    def linear(self) -> bool:
+        return self.reduce in ("mean", "sum")
 
     def pool(self, x: Tensor) -> Tensor:
         # Sums of many bfloat16 tokens lose bits; groups are added in float32 and rounded once.
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        if self.reduce == "absmax":
+            return self._cut(extremes_of_groups(wide, self._slots(), self._groups)).to(x.dtype)
         if self.weight is not None:
-            return self.carry(wide * self._share(wide.dtype).unsqueeze(-1)).to(x.dtype)
-        total = self.carry(wide)
-        if self.mean:
-            total = total / self._counts().to(wide.dtype).unsqueeze(-1)
-        return total.to(x.dtype)
+            pooled = self.carry(wide * self._share(wide.dtype).unsqueeze(-1))
+        else:
+            pooled = self.carry(wide)
+            if self.reduce != "sum":
+                pooled = pooled / self._counts().to(wide.dtype).unsqueeze(-1)
+        if self.reduce == "norm":
+            pooled = pooled * self._stretch(wide, pooled).unsqueeze(-1)
+        return pooled.to(x.dtype)
 
     def apply(self, x: Tensor, prefix: int) -> Tensor:
         # Tokens of the prefix are groups of their own: that saves a copy of all others, 3 % of a DeiT-S with
@@ -161,11 +191,17 @@ class Merge(Reduction):
         """Values of all groups, [B, groups, ...], without that of the dropped tokens."""
         return groups[:, : self.m] if self.drops else groups
 
+    def _stretch(self, x: Tensor, mean: Tensor) -> Tensor:
+        """The largest norm in each group over that of its mean, [B, M]."""
+        norm = torch.linalg.vector_norm(x, dim=-1)
+        largest = norm.new_zeros(len(x), self._groups).scatter_reduce(1, self._slots(), norm, "amax")
+        return self._cut(largest) / torch.linalg.vector_norm(mean, dim=-1).clamp(min=1e-12)
+
     def _share(self, dtype: torch.dtype) -> Tensor:
         """The weight of each token, [B, N]; for a mean, the weights of a group sum to one."""
         assert self.weight is not None
         weight, slots = self.weight.to(dtype), self._slots()
-        if not self.mean:
+        if self.reduce == "sum":
             return weight
         total = sum_groups(weight.unsqueeze(-1), slots, self._groups).squeeze(-1)
         if self.drops:  # dropped tokens may weigh nothing
@@ -175,13 +211,16 @@ class Merge(Reduction):
     def carry(self, mass: Tensor) -> Tensor:
         return self._cut(sum_groups(mass, self._slots(), self._groups))
 
+    def sizes(self, size: Tensor) -> Tensor:
+        return super().sizes(size if self.mass is None else self.mass)
+
     def labels(self) -> Tensor:
         return self.label
 
     def matrix(self) -> Tensor:
         member = F.one_hot(self._slots(), self._groups)[..., : self.m].mT.float()
         weighted = member if self.weight is None else member * self.weight.float().unsqueeze(1)
-        return weighted / weighted.sum(-1, keepdim=True) if self.mean else weighted
+        return weighted if self.reduce == "sum" else weighted / weighted.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +309,7 @@ class History:
 
     @once
     def size(self) -> Tensor:
-        """Patches that each token stands for, [B, M], float32. Most models never ask."""
+        """Patches that each token counts for, [B, M], float32. Most models never ask."""
         reduction = self.reductions[-1]
         if self._before is None:
             return reduction.sizes(torch.ones_like(reduction.labels(), dtype=torch.float32))

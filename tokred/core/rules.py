@@ -41,6 +41,12 @@ def _broken(decision: Reduction, inputs: tuple[int, int], keep: int) -> Iterator
         yield from _indices("Merge's label", decision.label, inputs, -1 if decision.drops else 0, keep)
         if (decision.carry(torch.ones(batch, n, 1, device=decision.label.device)) == 0).any():
             yield "Every group of a Merge needs a member."
+        if decision.reduce not in ("mean", "sum", "norm", "absmax"):
+            yield f"Merge's reduce must be mean, sum, norm or absmax, not {decision.reduce}."
+        if decision.reduce == "absmax" and decision.weight is not None:
+            yield "A Merge by absmax takes no weight."
+        if decision.mass is not None and (decision.sizes(decision.mass) <= 0).any():
+            yield "Merge's mass must leave every group a positive size."
     elif isinstance(decision, Mix):
         shape = (batch, keep, n)
         if decision.weight.shape != shape:

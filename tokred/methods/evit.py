@@ -39,4 +39,4 @@ class EViT(Reducer):
             left = score.scatter(1, kept, 0)
             score = left / left.sum(1, keepdim=True)
         weight = score.scatter(1, kept, 1.0)
-        return Merge(label, self.keep, weight=weight, mean=False)
+        return Merge(label, self.keep, weight=weight, reduce="sum")
