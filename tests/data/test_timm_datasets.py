@@ -300,9 +300,9 @@ def test_images_without_labels_are_compared_by_agreement(photos, tmp_path):
 
 def test_fidelity_by_hand():
     def made(prediction, kl):
-        return Predictions(
-            np.array(prediction), np.zeros(len(prediction), dtype=bool), np.array(kl, dtype=np.float32)
-        )
+        made = Predictions.empty(len(prediction))
+        made.prediction[:], made.kl[:] = prediction, kl
+        return made
 
     dense = made([1, 2, 3, -1, 5], [0, 0, 0, np.nan, 0])
     scores = fidelity(made([1, 2, 4, -1, 5], [0.1, 0.2, 0.3, np.nan, 0.4]), dense, np.arange(5))

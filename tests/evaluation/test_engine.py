@@ -41,7 +41,7 @@ def models(names, stages=(2, 3)):
 
 
 def arrays(outcomes):
-    return outcomes.prediction, outcomes.top5, outcomes.kl
+    return outcomes.prediction, outcomes.top5, outcomes.kl, outcomes.nll
 
 
 @pytest.mark.parametrize("threads", [1, 2])

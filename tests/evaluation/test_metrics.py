@@ -6,9 +6,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
+from sklearn.metrics import log_loss
 
-from tokred.evaluation.metrics import interval, mcnemar, score
+from tokred.evaluation.metrics import interval, mcnemar, mean_test, rise_intervals, score
 from tokred.evaluation.predictions import Predictions, finite
 
 
@@ -24,9 +25,65 @@ def test_outcomes_from_logits():
     assert outcomes.kl[0] == pytest.approx(0, abs=1e-6)
 
 
-def made(prediction):
+def made(prediction, nll=None):
     n = len(prediction)
-    return Predictions(np.asarray(prediction), np.ones(n, dtype=bool), np.zeros(n, dtype=np.float32))
+    nll = np.full(n, np.nan, dtype=np.float32) if nll is None else np.asarray(nll, dtype=np.float32)
+    return Predictions(np.asarray(prediction), np.ones(n, dtype=bool), np.zeros(n, dtype=np.float32), nll)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_nll_is_that_of_scipy_and_scikit_learn(dtype, scale):
+    logits = (scale * torch.randn(40, 7, generator=torch.Generator().manual_seed(0))).to(dtype)
+    labels = torch.arange(40) % 7
+    predictions = Predictions.empty(40)
+    predictions.put(np.arange(40), logits, labels, logits)
+    log = special.log_softmax(logits.double().numpy(), axis=1)
+    np.testing.assert_allclose(predictions.nll, -log[np.arange(40), labels], rtol=1e-5, atol=1e-5)
+    scores = score(predictions, predictions, labels.numpy(), np.arange(40))
+    if scale == 1:  # scikit-learn clips probabilities
+        assert scores.nll == pytest.approx(log_loss(labels, np.exp(log)), rel=1e-5)
+    assert scores.nll_rise == 0
+
+
+def test_nll_where_there_is_no_label_or_no_prediction():
+    predictions = Predictions.empty(4)
+    predictions.put(np.arange(3), torch.zeros(3, 5), torch.tensor([-2, 4, 5]), torch.zeros(3, 5))
+    assert np.isnan(predictions.nll).tolist() == [True, False, True, True]
+    assert predictions.nll[1] == pytest.approx(math.log(5))
+    dense = made([0, 0, -1], [0.5, 0.5, np.nan])
+    method = made([0, 1, -1], [0.5, 1.5, np.nan])
+    scores = score(method, dense, np.zeros(3, dtype=int), np.arange(3))
+    assert (scores.nll, scores.nll_rise) == (1.0, 0.5)
+    older = score(made([0, 1, 0]), made([0, 0, 0]), np.zeros(3, dtype=int), np.arange(3))
+    assert (older.nll, older.nll_rise) == (None, None)
+    assert set(rise_intervals({"a": method, "older": made([0, 1, 0])}, dense, np.arange(3))) == {"a"}
+    assert rise_intervals({"older": made([0])}, made([0]), np.arange(1)) == {}
+
+
+def test_the_interval_of_a_rise_is_the_paired_bootstrap_over_groups():
+    rng = np.random.default_rng(0)
+    groups = np.sort(rng.integers(0, 60, 200))
+    dense, extra = rng.exponential(0.3, 200), rng.normal(0.02, 0.1, 200)
+    models = {"a": made(np.zeros(200), dense + extra), "b": made(np.zeros(200), dense + 2 * extra)}
+    ends = rise_intervals(models, made(np.zeros(200), dense), groups)
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    means = []
+    for _ in range(4000):  # image by image
+        images = np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))])
+        means.append(extra[images].mean())
+    np.testing.assert_allclose(ends["a"], np.percentile(means, [2.5, 97.5]), atol=2e-3)
+    np.testing.assert_allclose(ends["b"], 2 * np.array(ends["a"]), rtol=1e-5)  # of the same resamples
+
+
+def test_the_test_of_a_mean_is_the_paired_t_test_and_counts_groups():
+    rng = np.random.default_rng(0)
+    a, b = rng.exponential(size=(2, 50))
+    assert mean_test(a - b, np.ones(50)) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    totals = np.bincount(np.repeat(np.arange(50), 4), weights=np.repeat(a - b, 4))
+    assert mean_test(totals, np.full(50, 4.0)) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert mean_test(np.zeros(9), np.ones(9)) == mean_test(np.ones(1), np.ones(1)) == 1.0
+    assert mean_test(np.ones(9), np.ones(9)) == 0.0
 
 
 def test_scores_by_hand():

@@ -44,6 +44,7 @@ def evaluation(wrong, labels=LABELS):
     for name, model in made.models.items():
         model.prediction[:], model.top5[:], model.kl[:] = LABELS, True, 0.5
         model.prediction[: wrong.get(name, 1)] = 9
+        model.nll[:] = np.where(labels < 0, np.nan, 0.01 * (model.prediction != LABELS) + 0.5)
     return made
 
 
@@ -62,7 +63,10 @@ def test_rows_by_hand():
     assert rows["tome"].p_value == pytest.approx(2 * 0.5**2)  # two discordant pairs, one way
     assert (rows["tome"].agreement, rows["tome"].kl) == (0.9, 0.5)
     assert [row.best for row in rows.values()] == [False, True, False]
-    none = ("p_value", "agreement", "kl", "drop_lo", "drop_hi")
+    assert rows[BASELINE].nll == pytest.approx(0.5 + 0.01 / 20)
+    assert [row.nll_rise for row in rows.values()] == pytest.approx([0.0, 0.02 / 20, 0.18 / 20], rel=1e-4)
+    assert rows["tome"].nll_rise_lo < rows["tome"].nll_rise < rows["tome"].nll_rise_hi
+    none = ("p_value", "agreement", "kl", "drop_lo", "drop_hi", "nll_rise_lo", "nll_rise_hi")
     assert all(getattr(rows[BASELINE], column) is None for column in none)
     assert (rows["tome"].n_images, rows["tome"].n_failed, rows["tome"].model) == (20, 0, "deit_s")
 
@@ -94,6 +98,7 @@ def test_without_labels_the_dense_model_is_the_truth():
     assert (rows["tome"].agreement, rows["tome"].best) == (0.9, True)
     assert rows["tome"].agreement_lo < 0.9 < rows["tome"].agreement_hi
     assert rows[BASELINE].agreement is None
+    assert (rows["tome"].nll, rows["tome"].nll_rise, rows["tome"].nll_rise_lo) == (None, None, None)
 
 
 def test_a_method_that_fails_has_a_row_with_the_reason():

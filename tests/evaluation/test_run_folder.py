@@ -36,6 +36,7 @@ def filled(n=10, methods=("lotm", "topk"), key=""):
     evaluation.labels[:] = np.arange(n)
     for k, outcomes in enumerate((evaluation.dense, *evaluation.methods.values())):
         outcomes.prediction[:], outcomes.top5[:], outcomes.kl[:] = np.arange(n) + k, True, 0.5 + k
+        outcomes.nll[:] = 0.25 + k
     evaluation.done[:] = True
     return evaluation
 
@@ -44,7 +45,7 @@ def same(a, b):
     for name in ("labels", "done"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     for name in a.methods:
-        for part in ("prediction", "top5", "kl"):
+        for part in ("prediction", "top5", "kl", "nll"):
             np.testing.assert_array_equal(getattr(a.methods[name], part), getattr(b.methods[name], part))
     assert (a.failed, a.unreadable, a.kinds, a.smallest_batch) == (
         b.failed,

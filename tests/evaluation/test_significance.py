@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tokred.evaluation.significance import holm, ladder, leaders, paired, ranks, separated, unpaired
+from tokred.evaluation.metrics import mean_test
+from tokred.evaluation.significance import (
+    ALPHA,
+    better,
+    holm,
+    ladder,
+    leaders,
+    paired,
+    paired_nll,
+    ranks,
+    unpaired,
+)
 
 
 def exact(a, b, groups):
@@ -22,14 +33,51 @@ def exact(a, b, groups):
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n) if plus != minus else 1.0
 
 
-def test_separated_counts_groups():
+def p_value(a, b, groups=None):
+    """Of the paired test, in the direction that it takes."""
+    return min(paired([1, 0], [a, b], groups)(0, 1), paired([0, 1], [a, b], groups)(1, 0))
+
+
+def test_the_paired_test_counts_groups():
     rng = np.random.default_rng(0)
     for _ in range(20):
         a, b, groups = rng.random(60) < 0.8, rng.random(60) < 0.6, rng.integers(0, 25, 60)
-        assert separated(a, b, groups) == pytest.approx(exact(a, b, groups))
-        assert separated(a, b) == pytest.approx(exact(a, b, range(60)))
-        assert separated(a, b, groups) == separated(b, a, groups)
-    assert separated(a, a) == 1.0
+        assert p_value(a, b, groups) == pytest.approx(exact(a, b, groups))
+        assert p_value(a, b) == pytest.approx(exact(a, b, range(60)))
+        assert p_value(a, b, groups) == p_value(b, a, groups)
+    assert p_value(a, a) == 1.0
+
+
+def test_the_paired_test_of_nll():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 25, 60)
+    nll = rng.exponential(size=(2, 60)) + np.array([[0.0], [0.5]])
+    totals = [np.array([row[groups == g].sum() for g in np.unique(groups)]) for row in nll]
+    counts = np.array([(groups == g).sum() for g in np.unique(groups)], dtype=float)
+    test = paired_nll(nll, groups)
+    assert test(0, 1) == pytest.approx(mean_test(totals[1] - totals[0], counts))
+    assert test(1, 0) == 1.0
+    assert paired_nll(nll, None)(0, 1) == pytest.approx(stats.ttest_rel(*nll).pvalue)
+    unread = np.concatenate([nll, np.full((2, 3), np.nan)], axis=1)
+    assert paired_nll(unread, np.append(groups, [0, 1, 2]))(0, 1) == pytest.approx(test(0, 1))
+
+
+def test_better_corrects_for_all_pairs_and_all_tests():
+    rng = np.random.default_rng(0)
+    values = [rng.permutation(np.linspace(0.002, 0.02, 6)) for _ in range(2)]
+    pairs = list(itertools.combinations(range(4), 2))
+
+    def test_of(p_values):
+        known = dict(zip(pairs, p_values, strict=True))
+        return lambda i, j: known.get((i, j), 1.0)
+
+    shown = better([test_of(row) for row in values], 4)
+    adjusted = holm(np.concatenate(values)).reshape(2, 6)
+    assert 0 < (adjusted <= ALPHA).sum() < 12
+    for place, row in enumerate(adjusted):
+        assert shown[place] == {pair for pair, p in zip(pairs, row, strict=True) if p <= ALPHA}
+    assert better([lambda i, j: 0.0 if (i, j) == (1, 0) else 1.0], 2) == [{(1, 0)}]
+    assert better([lambda i, j: 0.0], 1) == [set()]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
@@ -119,7 +167,7 @@ def test_a_row_between_two_that_are_told_apart():
 def test_a_test_that_speaks_against_top1_separates_nothing():
     groups = np.array([0] * 40 + list(range(1, 13)))
     a, b = np.array([True] * 40 + [False] * 12), np.array([False] * 40 + [True] * 12)
-    assert separated(a, b, groups) < 0.05  # B wins twelve groups of thirteen, A most images
+    assert exact(a, b, groups) < 0.05  # B wins twelve groups of thirteen, A most images
     assert ranks([a.mean(), b.mean()], [a, b], groups) == [1, 1]
     assert paired([0.9, 0.9], [b, a], groups)(0, 1) == 1.0
 

@@ -48,7 +48,7 @@ def row(method, correct=None, **cells):
     return Row(method, **{**values, **cells})
 
 
-def folder(path, outcomes, groups=None, rows=None, **cells):
+def folder(path, outcomes, groups=None, rows=None, losses=None, **cells):
     """The folder of a finished run.
 
     Args:
@@ -56,6 +56,7 @@ def folder(path, outcomes, groups=None, rows=None, **cells):
         outcomes: [n] bool by method, with or without the baseline.
         groups: [n], by default every image its own.
         rows: changes to single rows, cells by method.
+        losses: [n] negative log-likelihoods by method; without, as of an older tokred.
         cells: of all rows.
     """
     path.mkdir(parents=True, exist_ok=True)
@@ -67,6 +68,8 @@ def folder(path, outcomes, groups=None, rows=None, **cells):
         arrays[f"{name}/prediction"] = np.where(correct, labels, (labels + 1) % 10)
         arrays[f"{name}/top5"] = np.ones(n, dtype=bool)
         arrays[f"{name}/kl"] = np.zeros(n, dtype=np.float32)
+        if losses and name in losses:
+            arrays[f"{name}/nll"] = losses[name].astype(np.float32)
     np.savez_compressed(path / "predictions.npz", about=np.array(json.dumps({"unreadable": {}})), **arrays)
     lines = [
         row(name, correct, **{**cells, **(rows or {}).get(name, {})}) for name, correct in outcomes.items()

@@ -84,6 +84,8 @@ def made_up(budgets=(0.3,), methods=METHODS, classes=10, per_class=4, labelled=T
             scores = {"top1": score, "top1_lo": score - 3, "top1_hi": score + 3}
             drop = dense_top1 - score
             scores |= {"drop": drop, "drop_lo": drop - 2, "drop_hi": drop + 2}
+            rise = 0.03 * k - 0.01
+            scores |= {"nll_rise": rise, "nll_rise_lo": rise - 0.02, "nll_rise_hi": rise + 0.03}
             row = Row(
                 method,
                 **common,

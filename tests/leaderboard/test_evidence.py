@@ -39,6 +39,11 @@ def test_evidence_is_kept_whole_and_small(tmp_path):
     data = kept.pack()
     back = Evidence.unpack(data)
     assert len(data) < 100_000  # random predictions, which do not compress; a bit and two bytes each
+    assert back.nll is None
+    lossy = replace(kept, nll=rng.exponential(size=n).astype(np.float32))
+    assert len(lossy.pack()) < 300_000  # and four bytes
+    assert np.array_equal(Evidence.unpack(lossy.pack()).nll, lossy.nll)
+    assert Evidence.unpack(lossy.pack()).digest == lossy.digest != kept.digest
     assert (back.images, back.name, back.run, back.verified, back.left_out) == (
         "hash",
         "lotm",
@@ -159,8 +164,10 @@ def test_claims_are_those_of_the_scores(tmp_path):
     )
     found = read_run(source)
     parts = found.predictions.models
+    for k, part in enumerate(parts.values()):
+        part.nll[:] = 0.3 * k + rng.exponential(size=200)
     scores = score(parts["lotm"], parts[BASELINE], found.predictions.labels, found.predictions.groups)
-    columns = ("top1", "top5", "drop", "agreement", "kl", "p_value")
+    columns = ("top1", "top5", "drop", "agreement", "kl", "p_value", "nll", "nll_rise")
     stated = replace(read(source / "leaderboard.csv")[1], **{name: getattr(scores, name) for name in columns})
     assert claims(found, stated) == []
     for column in columns:

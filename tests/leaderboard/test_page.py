@@ -69,7 +69,7 @@ def test_foreign_text_does_nothing_on_any_page(tmp_path):
     assert "\u202e" not in html + markdown
     for line in markdown.splitlines():
         if line.startswith("|"):
-            assert len(re.findall(r"(?<!\\)\|", line)) == 11
+            assert len(re.findall(r"(?<!\\)\|", line)) == 12
     for name in ("latex", "markdown", "csv"):
         code, text = run("leaderboard", "export", board, "--format", name)
         assert code == 0, text

@@ -5,7 +5,7 @@ import pytest
 from helpers.boards import CONTROL, GOOD, by_method, folder, made, outcome, standings
 
 from tokred.evaluation import significance
-from tokred.leaderboard import add
+from tokred.leaderboard import add, cells, export
 from tokred.leaderboard.publish import ranked_rows as load
 from tokred.leaderboard.ranking_groups import settings
 from tokred.tables.row import BASELINE
@@ -20,6 +20,30 @@ def test_ranks_are_those_of_the_paired_tests(tmp_path):
     assert [found[m].rank for m in methods] == expected == [1, 1, 3]
     assert found["random"].rank is None
     assert not any(standing.unpaired or standing.exclusions for standing in found.values())
+
+
+def test_who_is_better_than_whom_by_top1_or_by_nll(tmp_path):
+    rng = np.random.default_rng(0)
+    hard = rng.exponential(size=200)
+    losses = {"lotm": hard, "tome": hard + 0.05 + 0.1 * rng.random(200), "topk": hard + rng.normal(0, 1, 200)}
+    nll = {name: {"nll": float(loss.astype(np.float32).mean(dtype=float))} for name, loss in losses.items()}
+    board = tmp_path / "b.csv"
+    add(board, folder(tmp_path / "r", GOOD, rows={**CONTROL, **nll}, losses=losses))
+    found = by_method(board)
+    names = {
+        method: [[one.row.method for one in rows] for rows in (ranked.better_top1, ranked.better_nll)]
+        for method, ranked in found.items()
+    }
+    assert names.pop("random") == [[], []]
+    assert names == {"lotm": [["topk"], ["tome"]], "tome": [["topk"], []], "topk": [[], []]}
+    assert cells.better(found["lotm"]) == ["better by top-1 than topk", "better by NLL than tome"]
+    assert found["lotm"].rank == found["tome"].rank == 1  # ranks are by top-1 alone
+    header, *lines = export.csv_text(settings(load(board)), "t").splitlines()
+    assert header.endswith("verified,better_top1,better_nll")
+    assert next(line for line in lines if line.startswith("lotm")).endswith(",topk,tome")
+    board.write_text(board.read_text().replace(f"{nll['lotm']['nll']:.12g}", "0.5"))
+    (mark,) = by_method(board)["lotm"].exclusions
+    assert mark.startswith("nll 0.5 instead of")
 
 
 def test_images_of_one_source_count_once_on_a_board_too(tmp_path):

@@ -148,13 +148,14 @@ def test_forged_predictions_are_found(one):
     assert "not confirmed" in next(row for row in load(one / CSV) if row.row.method == "topk").exclusions[0]
 
 
-def test_forged_labels_and_kl_are_found(one):
-    """Labels that make LOTM wrong where it was right, KL of nought, and a CSV that follows from both."""
+def test_forged_labels_and_losses_are_found(one):
+    """Labels that make LOTM wrong where it was right, KL and NLL of nought, and a CSV that follows."""
 
     def change(arrays):
         right = np.flatnonzero(arrays["lotm/prediction"] == arrays["labels"])[:2]
         arrays["labels"][right] = (arrays["labels"][right] + 1) % 10
         arrays["topk/kl"][:] = 0
+        arrays["topk/nll"][:] = 0
 
     tamper(one, change)
     follow(one)
@@ -162,6 +163,7 @@ def test_forged_labels_and_kl_are_found(one):
     found = verdicts(verify(one, sample=12))
     assert "2 of 12 images have other labels" in found["lotm"]
     assert "the KL of 1" in found["topk"]
+    assert re.search("the NLL of [0-9]+ of 12 images is another", found["topk"])
 
 
 def test_forged_flops_are_found(one):
@@ -192,6 +194,7 @@ def test_forged_flops_are_found(one):
         {"on_error": "skip"},
         {"dataset": "imagenet"},
         {"top5": None},
+        {"nll_rise": None, "nll_rise_hi": 9.0},
         {"published_top1": 90.0},
     ],
     ids=lambda cells: "+".join(cells),
@@ -210,7 +213,12 @@ def test_a_board_compares_all_but_what_it_has_no_evidence_of(one, tmp_path):
     board = tmp_path / "board.csv"
     add(board, one)
     honest = board.read_text()
-    for cells, wrong in (({"limited": False}, True), ({"top1_hi": 99.0}, True), ({"kl": 9.0}, False)):
+    for cells, wrong in (
+        ({"limited": False}, True),
+        ({"top1_hi": 99.0}, True),
+        ({"nll_rise_lo": -9.0}, True),
+        ({"kl": 9.0}, False),
+    ):
         board.write_text(
             to_csv([replace(row, **cells) if row.method == "lotm" else row for row in read(board)])
         )

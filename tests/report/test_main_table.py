@@ -22,7 +22,7 @@ def test_the_table_shows_the_rows():
     text = html(material([*rows, failed], arrays))
     lines = Reader(text).table
     head, body = lines[0], lines[1 : 2 + len(rows)]
-    assert head == ["Method", "Top-1", "Drop [95 % interval]", "GFLOPs", "Reduction", "Training", "Speed-up"]
+    assert head == ["Method", "Top-1", "Drop [95 % interval]", "NLL rise", "GFLOPs", "Speed-up"]
     assert [line[0].split()[0] for line in body] == [row.method for row in [*rows, failed]]
     assert [line[1] for line in body] == [f"{row.top1:.2f}" for row in rows] + [""]
     assert body[1][0].split() == [rows[1].method, "best", "1"]

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -17,6 +18,7 @@ METHOD = {**COMMON, "budget": 0.3, "protocol": "native"}
 
 def measured(method, top1, drop, **cells):
     limits = {"drop": drop, "drop_lo": drop - 1, "drop_hi": drop + 1}
+    limits |= {"nll_rise": drop / 100, "nll_rise_lo": drop / 100 - 0.03, "nll_rise_hi": drop / 100 + 0.02}
     return Row(method, **{**METHOD, "top1": top1, "gflops": 0.88, "reduction": 0.3003, **limits, **cells})
 
 
@@ -47,7 +49,8 @@ def test_the_terminal_shows_a_row_a_line_at_80_columns():
             (line,) = (line for line in lines if line.startswith(row.method + " "))
             assert row.status != "ok" or f"{row.top1:.2f}" in line
         text = "\n".join(lines)
-        assert "0.50 [-0.50, 1.50]" in text
+        assert "0.50 [-0.50, 1.50]  +0.005 ±0.030   0.880" in text
+        assert "Reduction" not in text
         assert ("31.25" in text) == (rows is not ROWS)
 
 
@@ -57,13 +60,14 @@ def test_notes_stand_once_below_and_their_rows_have_the_number():
     assert notes == {
         "¹": "with order=append",
         "²": "not significantly better than random, lowres",
-        "³": "control",
-        "⁴": "with size=176x192",
-        "⁵": "saves 5.61 points more than asked",
-        "⁶": "failed: no memory",
+        "³": "own parameters trained",
+        "⁴": "control",
+        "⁵": "with size=176x192",
+        "⁶": "saves 5.61 points more than asked",
+        "⁷": "failed: no memory",
     }
     marks = {line.split("  ")[0].strip() for line in lines}
-    assert {"lotm ¹", "tome ²", "patchmerger ²", "lowres ³⁴⁵", "random ³", "sinkhorn ⁶", BASELINE} <= marks
+    assert {"lotm ¹", "tome ²", "patchmerger ²³", "lowres ⁴⁵⁶", "random ⁴", "sinkhorn ⁷", BASELINE} <= marks
     assert lines[-1] == "200 images, float32, 224 pixels, native stages."
 
 
@@ -72,13 +76,13 @@ def test_markdown_and_latex_have_the_same_cells_and_notes():
     markdown, latex = table.render("markdown"), table.render("latex")
     assert markdown.startswith("**A title**\n\n| Method | Top-1 |")
     assert (
-        "| lowres <sup>3,4,5</sup> | 88.00 | -13.00 \\[-14.00, -12.00\\] | 0.880 | 35.61 % | none |"
+        "| lowres <sup>4,5,6</sup> | 88.00 | -13.00 \\[-14.00, -12.00\\] | -0.130 ±0.030 | 0.880 |"
         in markdown
     )
     assert "| lotm <sup>1</sup> | **90.50** |" in markdown
-    assert "<sup>5</sup> saves 5.61 points more than asked" in markdown
-    assert r"lowres\textsuperscript{3,4,5} & 88.00 & $-13.00$ {[}$-14.00$, $-12.00${]} & 0.880" in latex
-    assert r"\textsuperscript{5}~saves 5.61 points more than asked" in latex
+    assert "<sup>6</sup> saves 5.61 points more than asked" in markdown
+    assert r"lowres\textsuperscript{4,5,6} & 88.00 & $-13.00$ {[}$-14.00$, $-12.00${]} & $-0.130$" in latex
+    assert r"\textsuperscript{6}~saves 5.61 points more than asked" in latex
     body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == len(ROWS)
     assert all(len(re.findall(r"(?<!\\)&", line)) == len(table.headers) - 1 for line in body)
@@ -103,15 +107,29 @@ def test_csv_and_json_have_all_columns_and_raw_numbers():
         ({"limited": True, "n_images": 1}, "first image only"),
         ({"n_failed": 2, "on_error": "skip", "n_images": 9}, "2 images unreadable, left out"),
         ({"smallest_batch": 2, "n_images": 9}, "batches of 2 for lack of memory"),
-        ({"unfitted": True}, "unfitted: random parameters, no result"),
+        ({"unfitted": True, "training": "reducer"}, "unfitted: random parameters, no result"),
+        ({"training": "full"}, "all weights trained"),
+        ({"budget": None, "control": True, "reduction": 0.7}, "saves 70.00 %"),
     ],
 )
 def test_what_a_single_row_says(cells, note):
     row = Row("x", **{"budget": 0.3, "reduction": 0.3005, **cells})
-    assert row_notes(row) == [note]
+    assert [text for text in row_notes(row) if note == "control" or text != "control"] == [note]
     if "n_images" in cells:  # which holds for all rows, and then stands in the run's note alone
         assert row_notes(row, [row, row]) == []
         assert note.lower() in run_notes([row, row])[0].lower()
+
+
+def test_columns_of_what_was_measured_and_is_not_the_same_for_all():
+    older = [replace(row, nll_rise=None) for row in ROWS]
+    assert results_table(older).headers == ("Method", "Top-1", "Drop [95 % interval]", "GFLOPs")
+    for budget in (0.5, None):  # another budget, and a plan at a knob
+        table = results_table([*ROWS, replace(ROWS[1], budget=budget, speedup=1.25)])
+        names = ("Method", "Top-1", "Drop [95 % interval]", "NLL rise", "GFLOPs", "Reduction", "Speed-up")
+        assert table.headers == names
+        cells = ["lotm", "90.50", "0.50 [-0.50, 1.50]", "+0.005 ±0.030", "0.880", "30.03 %", "1.25"]
+        assert table.rows[-1] == cells
+    assert results_table(ROWS).rows[0] == [BASELINE, "91.00", "", "", "1.258"]
 
 
 def test_options_are_noted_where_they_are_not_the_default():

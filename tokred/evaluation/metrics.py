@@ -7,6 +7,7 @@ a group of its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,8 @@ _BATCH_ENTRIES = 20_000_000  # resampled numbers in memory at once
 class Scores:
     """Scores of one model, named as the columns of `Row`; None where there is none.
 
-    Accuracies and drop are in per cent, agreement is a fraction, KL is in nats. With labels there are
-    intervals of accuracy and drop; without them there is no accuracy, and agreement has an interval.
+    Accuracies and drop are in per cent, agreement is a fraction, KL and NLL are in nats. With labels there
+    are intervals of accuracy and drop; without them there is no accuracy, and agreement has an interval.
     """
 
     agreement: float | None = None
@@ -43,6 +44,8 @@ class Scores:
     drop_lo: float | None = None
     drop_hi: float | None = None
     p_value: float | None = None
+    nll: float | None = None
+    nll_rise: float | None = None
 
 
 def score(
@@ -50,9 +53,11 @@ def score(
 ) -> Scores:
     """Score one model. Intervals are 95 % percentile bootstrap intervals over groups.
 
-    An image without predictions (-1) counts as wrong for both models; agreement and KL leave it out.
+    An image without predictions (-1) counts as wrong for both models; agreement, KL and NLL leave it out.
+    Predictions of an older tokred have no NLL. `rise_intervals` has the intervals of its rise.
     """
     known = dense.prediction >= 0
+    nll, dense_nll = (part.nll[known].astype(float).mean() for part in (predictions, dense))
     correct = ((predictions.prediction == labels) & known).astype(float)
     lost = ((dense.prediction == labels) & known) - correct  # 1 where only the dense model is right
     count, correct_sum, lost_sum = group_sums(groups, np.ones_like(correct), correct, lost)
@@ -69,7 +74,26 @@ def score(
         p_value=mcnemar(lost_sum),
         agreement=float((predictions.prediction == dense.prediction)[known].mean()),
         kl=float(predictions.kl[known].mean()),
+        nll=None if np.isnan(nll) else float(nll),
+        nll_rise=None if np.isnan(nll - dense_nll) else float(nll - dense_nll),
     )
+
+
+def rise_intervals(
+    models: Mapping[str, Predictions], dense: Predictions, groups: np.ndarray, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile bootstrap intervals, over groups, of the rise of each model's mean NLL.
+
+    The models share the resamples. Those without NLL are left out.
+    """
+    known = dense.prediction >= 0
+    rises = {name: (model.nll - dense.nll)[known].astype(float) for name, model in models.items()}
+    rises = {name: rise for name, rise in rises.items() if len(rise) and not np.isnan(rise).any()}
+    if not rises:
+        return {}
+    count, *totals = group_sums(groups[known], np.ones(known.sum()), *rises.values())
+    ends = np.transpose(intervals(np.stack(totals, axis=1), count, seed)).tolist()
+    return {name: (low, high) for name, (low, high) in zip(rises, ends, strict=True)}
 
 
 def fidelity(predictions: Predictions, dense: Predictions, groups: np.ndarray, seed: int = 0) -> Scores:
@@ -138,6 +162,19 @@ def intervals(total: np.ndarray, count: np.ndarray, seed: int = 0) -> tuple[np.n
         ratios.append((times @ total) / (times @ count)[:, None])
     lo, hi = np.percentile(np.concatenate(ratios), _ENDS, axis=0)
     return lo, hi
+
+
+def mean_test(total: np.ndarray, count: np.ndarray) -> float:
+    """Two-sided p-value of the hypothesis that a mean difference is zero, from sums over groups, [g] each.
+
+    With single images as groups this is the paired t-test. Larger groups are clusters: the error of the mean
+    comes from the deviations of their sums.
+    """
+    groups, mean = len(total), total.sum() / count.sum()
+    if groups < 2 or mean == 0:
+        return 1.0
+    error = np.sqrt(groups / (groups - 1) * np.square(total - mean * count).sum()) / count.sum()
+    return float(2 * stats.t.sf(abs(mean) / error, groups - 1)) if error > 0 else 0.0
 
 
 def mcnemar(lost: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from threading import Lock
@@ -32,16 +33,20 @@ class Predictions:
         top5: bool, whether the label is among the five most likely classes.
         kl: float32, KL divergence in nats from the dense model's distribution to this model's; NaN where
             there is none.
+        nll: float32, negative log-likelihood in nats of the label; NaN where there is no label or no
+            prediction.
     """
 
     prediction: np.ndarray
     top5: np.ndarray
     kl: np.ndarray
+    nll: np.ndarray
 
     @classmethod
     def empty(cls, n: int) -> Predictions:
         """No prediction of any of n images."""
-        return cls(np.full(n, -1), np.zeros(n, dtype=bool), np.full(n, np.nan, dtype=np.float32))
+        nothing = np.full(n, np.nan, dtype=np.float32)
+        return cls(np.full(n, -1), np.zeros(n, dtype=bool), nothing, nothing.copy())
 
     def put(self, images: np.ndarray, logits: Tensor, labels: Tensor, dense_logits: Tensor) -> None:
         """Enter a batch at the indices `images`, [b]; logits are [b, classes], labels [b]."""
@@ -50,16 +55,19 @@ class Predictions:
         self.prediction[images] = logits.argmax(1).cpu().numpy()
         self.top5[images] = (best == labels[:, None]).any(1).cpu().numpy()
         log, dense_log = logits.log_softmax(1), dense_logits.log_softmax(1)
-        divergence = dense_log.exp() * (dense_log - log)
-        self.kl[images] = divergence.sum(1).clamp(min=0).cpu().numpy()
+        divergence = (dense_log.exp() * (dense_log - log)).sum(1).clamp(min=0)
+        of_label = log.gather(1, labels.clamp(0, log.shape[1] - 1)[:, None])[:, 0]
+        nll = (-of_label).masked_fill((labels < 0) | (labels >= log.shape[1]), math.nan)
+        self.kl[images], self.nll[images] = divergence.cpu().numpy(), nll.cpu().numpy()
 
     def clear(self, images: np.ndarray) -> None:
         """Mark images as not predicted; they count as wrong."""
-        self.prediction[images], self.top5[images], self.kl[images] = -1, False, np.nan
+        self.prediction[images], self.top5[images] = -1, False
+        self.kl[images] = self.nll[images] = np.nan
 
     def take(self, images: np.ndarray) -> Predictions:
         """The predictions of some images alone."""
-        return Predictions(self.prediction[images], self.top5[images], self.kl[images])
+        return Predictions(*(getattr(self, part.name)[images] for part in fields(Predictions)))
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,8 @@ class RunPredictions:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = dict(file)
             names = [key.removesuffix("/prediction") for key in arrays if key.endswith("/prediction")]
+            for name in names:  # runs of an older tokred have none
+                arrays.setdefault(f"{name}/nll", np.full(len(arrays["rows"]), np.nan, dtype=np.float32))
             models = {
                 name: Predictions(
                     **{part.name: arrays[f"{name}/{part.name}"] for part in fields(Predictions)}

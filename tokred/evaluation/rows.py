@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tokred.errors import TokredError
-from tokred.evaluation.metrics import Scores, fidelity, score
+from tokred.evaluation.metrics import Scores, fidelity, rise_intervals, score
 from tokred.evaluation.predictions import RunPredictions
 from tokred.evaluation.significance import judge
 from tokred.tables.row import BASELINE, Row, rank
@@ -60,6 +60,7 @@ def build_rows(
     scores = {
         name: _score(name, run["seed"], predictions, places) for name in predictions.models if len(places)
     }
+    rises = _rise_columns(predictions, places, run["seed"])
     dense = predictions.models[BASELINE].prediction
     truth = predictions.labels if predictions.labelled else dense
     correct = {
@@ -74,6 +75,7 @@ def build_rows(
         replace(
             row,
             **vars(scores.get(name, Scores())),
+            **rises.get(name, {}),
             **_timing(speeds.get(name, {})),
             **published[name == BASELINE],
             **vars(flag),
@@ -88,7 +90,7 @@ def _timing(speed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _score(name: str, seed: int, predictions: RunPredictions, places: np.ndarray) -> Scores:
-    """A model's scores; those of the baseline against itself are left out, except for its drop of 0."""
+    """A model's scores; those of the baseline against itself are left out, except for its zeros."""
     own, dense = predictions.models[name].take(places), predictions.models[BASELINE].take(places)
     labels, groups = predictions.labels[places], predictions.groups[places]
     if predictions.labelled:
@@ -99,6 +101,14 @@ def _score(name: str, seed: int, predictions: RunPredictions, places: np.ndarray
         ("p_value", "agreement", "agreement_lo", "agreement_hi", "kl", "drop_lo", "drop_hi")
     )
     return replace(scores, **itself) if name == BASELINE else scores
+
+
+def _rise_columns(predictions: RunPredictions, places: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
+    """The limits of the rise of NLL, by the names of the methods that have it."""
+    models = {name: model.take(places) for name, model in predictions.models.items()}
+    dense, groups = models.pop(BASELINE), predictions.groups[places]
+    ends = rise_intervals(models, dense, groups, seed)
+    return {name: {"nll_rise_lo": low, "nll_rise_hi": high} for name, (low, high) in ends.items()}
 
 
 def published_columns(

@@ -1,7 +1,7 @@
-"""Significance: ranks with ties, controls that a method does not beat, and the best method of a budget.
+"""Significance: ranks with ties, which rows are better than which, and controls that a method does not beat.
 
 Rows are ranked by top-1, best first. The first is the leader and has rank 1. It is tested against every row
-after it by a paired test (`separated`), and the p-values are corrected for their number by Holm's method.
+after it by a paired test (`paired`), and the p-values are corrected for their number by Holm's method.
 Rows share the leader's rank down to the first that is significantly worse; that one is the next leader, its
 rank is its place, and so on. So ranks never contradict top-1, equal top-1 is equal rank, and neither the
 order of the rows nor chance has a say. A shared rank means "no difference was shown", not "equal".
@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import NormalDist
 
 import numpy as np
 
-from tokred.evaluation.metrics import LEVEL, group_sums, mcnemar
+from tokred.evaluation.metrics import LEVEL, group_sums, mcnemar, mean_test
 from tokred.tables.row import BASELINE, Row
 
 ALPHA = 0.05
 Test = Callable[[int, int], float]
-"""The p-value that one row is better than another, by their places; 1 where the test contradicts top-1."""
+"""The p-value that one row is better than another, by their places; 1 where it is not the better one."""
 
 Beats = Callable[[int, Sequence[int]], Sequence[bool]]
 """Which of some rows, by their places, a row is shown to beat."""
@@ -89,17 +90,6 @@ def unbeaten(test: Test, row: int, controls: Iterable[int]) -> list[int]:
     return [control for control in controls if test(row, control) > ALPHA]
 
 
-def separated(correct_a: np.ndarray, correct_b: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """Two-sided p-value of the hypothesis that neither of two models is better on the same images.
-
-    Args:
-        correct_a: [n] bool, whether the first model is right on each image.
-        correct_b: [n] bool, the same for the second model.
-        groups: [n], images that are not independent share a number; None where all are.
-    """
-    return mcnemar(_net(correct_a, correct_b, groups))
-
-
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's step-down correction for k tests, as adjusted p-values, [k]."""
     p = np.asarray(p_values, dtype=float)
@@ -151,6 +141,47 @@ def paired(
     return test
 
 
+def paired_nll(nll: Sequence[np.ndarray], groups: np.ndarray | None) -> Test:
+    """The paired test of the mean negative log-likelihood between any two rows.
+
+    Args:
+        nll: [m, n], of each row on each image; NaN where an image has no prediction, for all rows alike.
+        groups: [n], images that are not independent share a number; None where all are.
+    """
+    known = ~np.isnan(nll[0])
+    losses = [np.asarray(loss, dtype=float)[known] for loss in nll]
+    count = np.ones(known.sum())
+    if groups is not None:
+        count, *losses = group_sums(np.asarray(groups)[known], count, *losses)
+
+    def test(row: int, other: int) -> float:
+        excess = losses[other] - losses[row]
+        return mean_test(excess, count) if excess.sum() > 0 else 1.0
+
+    return test
+
+
+def better(tests: Sequence[Test], rows: int) -> list[set[tuple[int, int]]]:
+    """For each of several tests, the pairs of rows of which the first is shown to be better.
+
+    One correction by Holm's method covers all pairs and all tests.
+
+    Args:
+        tests: the tests, each by another measure.
+        rows: the number of rows.
+    """
+    pairs = [
+        (place, *min((test(i, j), i, j), (test(j, i), j, i)))
+        for place, test in enumerate(tests)
+        for i, j in combinations(range(rows), 2)
+    ]
+    shown_by: list[set[tuple[int, int]]] = [set() for _ in tests]
+    for (place, _, first, second), p in zip(pairs, holm([pair[1] for pair in pairs]), strict=True):
+        if p <= ALPHA:
+            shown_by[place].add((first, second))
+    return shown_by
+
+
 def shown(test: Test) -> Beats:
     """The relation "is shown to beat", by a test that is corrected for the number of rows."""
     return lambda row, others: (holm([test(row, other) for other in others]) <= ALPHA).tolist()
@@ -187,7 +218,7 @@ def unpaired(
     """Two-sided p-value of the hypothesis that two accuracies are equal, from their 95 % intervals alone.
 
     For rows without per-image predictions; the two models are treated as if each had images of its own. On
-    shared images the test has less power than `separated`, since it cannot know that both models miss the
+    shared images the test has less power than `paired`, since it cannot know that both models miss the
     same hard ones. 1 where an interval is not finite or has no width.
     """
     width = np.hypot(interval_a[1] - interval_a[0], interval_b[1] - interval_b[0])

@@ -10,10 +10,10 @@ from tokred.leaderboard.ranking_groups import Group, Setting
 from tokred.tables.row import BASELINE, csv_cell
 
 HEADERS = (
-    *("Rank", "Method", "Top-1 (%)", "95 % interval", "Drop", "FLOPs (G)", "Reduction", "Images/s"),
-    *("Verified", "Note"),
+    *("Rank", "Method", "Top-1 (%)", "95 % interval", "Drop", "NLL rise", "FLOPs (G)"),
+    *("Reduction", "Images/s", "Verified", "Note"),
 )
-WORDS = frozenset((1, 8, 9))  # columns that hold words
+WORDS = frozenset((1, 9, 10))  # columns that hold words
 
 _TRAINING = {
     "none": "nothing trained",
@@ -87,6 +87,7 @@ def flags(ranked: RankedRow) -> list[str]:
     row, texts = ranked.row, []
     if ranked.unbeaten:
         texts.append(f"not significantly better than {', '.join(ranked.unbeaten)}")
+    texts += better(ranked)
     if ranked.unpaired:
         texts.append("ranked by intervals alone (unpaired)")
     if ranked.evidence is None and row.status == "ok":
@@ -97,6 +98,21 @@ def flags(ranked: RankedRow) -> list[str]:
     if row.smallest_batch:
         texts.append(f"batches of {row.smallest_batch} for lack of memory")
     return texts
+
+
+def better(ranked: RankedRow) -> list[str]:
+    """Sentences about the rows than which a row is significantly better, by the measures that show it."""
+    by_top1, by_nll = (set(map(id, rows)) for rows in (ranked.better_top1, ranked.better_nll))
+    parts = {
+        "top-1 and NLL": [one for one in ranked.better_top1 if id(one) in by_nll],
+        "top-1": [one for one in ranked.better_top1 if id(one) not in by_nll],
+        "NLL": [one for one in ranked.better_nll if id(one) not in by_top1],
+    }
+    return [
+        f"better by {measure} than {', '.join(dict.fromkeys(one.row.method for one in rows))}"
+        for measure, rows in parts.items()
+        if rows
+    ]
 
 
 def cells(ranked: RankedRow, among: Sequence[RankedRow]) -> tuple[str, ...]:
@@ -111,6 +127,7 @@ def cells(ranked: RankedRow, among: Sequence[RankedRow]) -> tuple[str, ...]:
         fixed(row.top1, 2),
         " to ".join(limits) if all(limits) else "",
         "" if dense else fixed(row.drop, 2),
+        "" if dense else fixed(row.nll_rise, 3),
         fixed(row.gflops, 3),
         "" if dense or row.reduction is None else f"{100 * row.reduction:.2f} %",
         fixed(row.images_per_s, 1),

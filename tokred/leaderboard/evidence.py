@@ -23,9 +23,11 @@ from tokred.tables.row import BASELINE, Row, csv_cell
 
 PREDICTIONS = "predictions.npz"
 VERIFIED = "verified.json"
-_TOLERANCES = {"kl": 1e-4}  # relative; a mean of float32 may be summed in another order
+_TOLERANCES = dict.fromkeys(
+    ("kl", "nll", "nll_rise"), 1e-4
+)  # relative; a mean of float32 may be summed in another order
 _TOLERANCE = 1e-8  # of the 12 digits of a CSV
-_SCORES = ("top1", "top5", "drop")
+_SCORES = ("top1", "top5", "drop", "nll", "nll_rise")
 _FIDELITY = ("p_value", "agreement", "kl")  # which the baseline's row leaves out
 _RUN = ("configuration", "software", "data", "weights", "class_map", "devkit", "data_dir", "facts", "speeds")
 _ABOUT = ("images", "name", "run", "verified", "left_out")
@@ -44,6 +46,7 @@ class Evidence:
         run: the configuration, data and weights in the run's run.json; empty if it has none.
         verified: the result of the latest `tokred leaderboard verify`; None if there was none.
         left_out: the indices of images that could not be read and do not count.
+        nll: [n] float32, negative log-likelihood of the labels; None where the run does not have it.
     """
 
     correct: np.ndarray
@@ -54,11 +57,18 @@ class Evidence:
     run: dict[str, Any] = field(default_factory=dict)
     verified: dict[str, Any] | None = None
     left_out: tuple[int, ...] = ()
+    nll: np.ndarray | None = None
 
     @property
     def places(self) -> np.ndarray:
         """[n], the index of each image in the data."""
         return np.setdiff1d(np.arange(len(self.correct) + len(self.left_out)), self.left_out)
+
+    @cached_property
+    def clusters(self) -> np.ndarray | None:
+        """The groups; None where every image is a group of its own."""
+        alone = np.array_equal(self.groups, np.arange(len(self.groups)))
+        return None if alone else self.groups
 
     @property
     def top1(self) -> float:
@@ -69,15 +79,18 @@ class Evidence:
     def digest(self) -> str:
         """A short hash of the images and their predictions."""
         predictions = self.prediction.astype("<i4").tobytes()
-        return _short_hash(self.images.encode(), np.packbits(self.correct).tobytes(), predictions)
+        nll = b"" if self.nll is None else self.nll.astype("<f4").tobytes()
+        return _short_hash(self.images.encode(), np.packbits(self.correct).tobytes(), predictions, nll)
 
-    def supports(self, row: Row) -> bool:
-        """Whether the row's top-1 follows from these predictions. Without labels it has none."""
-        return not differences(row, {"top1": self.top1})
+    def contradicts(self, row: Row) -> list[str]:
+        """What a row states of top-1 and NLL that does not follow from these predictions."""
+        values = {"top1": self.top1}
+        if self.nll is not None:
+            values["nll"] = float(np.nanmean(self.nll.astype(float)))
+        return differences(row, values)
 
     def pack(self) -> bytes:
-        """These values as an npz file, with a bit and, compressed, a byte or two for each image."""
-        alone = np.array_equal(self.groups, np.arange(len(self.groups)))
+        """These values as an npz file, with up to seven bytes for each image, compressed."""
         small = np.int16 if self.prediction.max(initial=0) < 2**15 else np.int32
         about = {"n": len(self.correct), **{name: getattr(self, name) for name in _ABOUT}}
         buffer = io.BytesIO()
@@ -85,7 +98,8 @@ class Evidence:
             buffer,
             correct=np.packbits(self.correct),
             prediction=self.prediction.astype(small),
-            groups=np.empty(0, np.int32) if alone else self.groups.astype(np.int32),
+            groups=np.empty(0, np.int32) if self.clusters is None else self.clusters.astype(np.int32),
+            nll=np.empty(0, np.float32) if self.nll is None else self.nll.astype(np.float32),
             about=np.array(json.dumps(about)),
         )
         return buffer.getvalue()
@@ -102,8 +116,9 @@ class Evidence:
                 about, groups = json.loads(str(file["about"])), file["groups"]
                 n, prediction = int(about["n"]), file["prediction"].astype(np.int32)
                 correct = np.unpackbits(file["correct"], count=n).astype(bool)
+                nll = file["nll"] if "nll" in file and len(file["nll"]) else None  # older boards have none
             groups = groups if len(groups) else np.arange(n, dtype=np.int32)
-            if not n == len(correct) == len(prediction) == len(groups):
+            if {n} != {len(part) for part in (correct, prediction, groups, nll) if part is not None}:
                 raise ValueError("arrays of different lengths")
             return cls(
                 correct=correct,
@@ -114,6 +129,7 @@ class Evidence:
                 run=dict(about["run"]),
                 verified=about["verified"] if isinstance(about["verified"], dict) else None,
                 left_out=tuple(map(int, about.get("left_out", ()))),
+                nll=nll,
             )
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError("no outcomes of a row") from error
@@ -129,7 +145,8 @@ def evidence_of(run: Run, row: Row) -> Evidence | None:
         return None
     counted = stored.counted(row.on_error)
     images, labels = stored.images[counted], stored.labels[counted]
-    prediction = stored.models[name].prediction[counted]
+    own = stored.models[name].take(counted)
+    prediction = own.prediction
     _, groups = np.unique(stored.groups[counted], return_inverse=True)
     parts = (np.ascontiguousarray(part, "<i8").tobytes() for part in (images, labels, groups))
     evidence = Evidence(
@@ -140,6 +157,7 @@ def evidence_of(run: Run, row: Row) -> Evidence | None:
         name=name,
         run={part: run.about[part] for part in _RUN if part in run.about},
         left_out=tuple(sorted(stored.unreadable)) if row.on_error == "skip" else (),
+        nll=None if np.isnan(own.nll[prediction >= 0]).any() else own.nll,
     )
     verified = read_verified(run.path).get(name)
     current = isinstance(verified, dict) and verified.get("digest") == evidence.digest

@@ -49,7 +49,7 @@ class Store:
     def get(self, key: Key, row: Row) -> Evidence | None:
         """A row's evidence; if all that is stored for it contradicts the row, one of those."""
         stored = [evidence for path in self._files(key) if (evidence := _read(path))]
-        return next((evidence for evidence in stored if evidence.supports(row)), next(iter(stored), None))
+        return next((one for one in stored if not one.contradicts(row)), next(iter(stored), None))
 
     def clean(self, rows: Mapping[Key, Row], touched: Iterable[Key]) -> None:
         """Remove the files of rows that the board no longer has, and what `touched` rows have replaced."""
@@ -60,7 +60,7 @@ class Store:
         stale = {path for path in self.folder.glob("*-*.npz") if path.name.partition("-")[0] not in stems}
         for key in touched:
             paths = set(self._files(key))
-            fitting = {path for path in paths if (evidence := _read(path)) and evidence.supports(rows[key])}
+            fitting = {path for path in paths if (one := _read(path)) and not one.contradicts(rows[key])}
             stale |= paths - fitting if fitting else set()
         for path in stale:
             with contextlib.suppress(OSError):

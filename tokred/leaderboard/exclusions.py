@@ -40,6 +40,7 @@ def contradiction(row: Row) -> str:
         ("top1", row.top1_lo, row.top1_hi),
         ("drop", row.drop_lo, row.drop_hi),
         ("agreement", row.agreement_lo, row.agreement_hi),
+        ("nll_rise", row.nll_rise_lo, row.nll_rise_hi),
         ("top5", row.top1, 100.0 if row.top1 is not None else None),
         ("reduction", None, 1.0),
     ):

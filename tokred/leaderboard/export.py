@@ -28,7 +28,9 @@ TIMM_BENCHMARK = (
     *("model", "infer_img_size", "infer_samples_per_sec", "infer_step_time", "infer_batch_size"),
     *("param_count", "infer_gmacs", "infer_macts"),
 )
-STANDING = ("rank", "tied", "unpaired", "marks", "controls_unbeaten", "verified")
+STANDING = (
+    *("rank", "tied", "unpaired", "marks", "controls_unbeaten", "verified", "better_top1", "better_nll"),
+)
 """The columns that `csv_text` adds to the board's own; `tied` counts the others of the same rank."""
 
 _DISTINCTIVE = (
@@ -66,6 +68,7 @@ def csv_text(settings: Sequence[Setting], title: str) -> str:
         standing = (
             *(ranked.rank, tied, ranked.unpaired, "; ".join(ranked.exclusions), " ".join(ranked.unbeaten)),
             cells.verified(ranked),
+            *(" ".join(one.row.method for one in rows) for rows in (ranked.better_top1, ranked.better_nll)),
         )
         lines.append([csv_cell(v) for v in (*(getattr(ranked.row, name) for name in COLUMNS), *standing)])
     return render.csv(Table(headers=(*COLUMNS, *STANDING), rows=lines))

@@ -88,8 +88,8 @@ def _lines(setting: Setting, rows: Sequence[RankedRow]) -> list[dict[str, Any]]:
 def _sort_keys(ranked: RankedRow) -> dict[str, float]:
     """The numbers by which columns are sorted; a missing one is last, whichever way."""
     row = ranked.row
-    keys = {"Rank": ranked.rank, "Top-1 (%)": row.top1, "Drop": row.drop, "FLOPs (G)": row.gflops}
-    keys |= {"Reduction": row.reduction, "Images/s": row.images_per_s}
+    keys = {"Rank": ranked.rank, "Top-1 (%)": row.top1, "Drop": row.drop, "NLL rise": row.nll_rise}
+    keys |= {"FLOPs (G)": row.gflops, "Reduction": row.reduction, "Images/s": row.images_per_s}
     return {name: key for name, key in keys.items() if key is not None and math.isfinite(key)}
 
 

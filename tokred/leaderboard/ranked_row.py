@@ -11,7 +11,7 @@ from typing import Any
 
 from tokred.errors import TokredError
 from tokred.evaluation.run_folder import Run, read_run
-from tokred.leaderboard.evidence import PREDICTIONS, Evidence, claims, differences, evidence_of
+from tokred.leaderboard.evidence import PREDICTIONS, Evidence, claims, evidence_of
 from tokred.leaderboard.evidence_store import Store
 from tokred.leaderboard.exclusions import exclusions
 from tokred.tables.row import Row, csv_cell, from_csv
@@ -60,6 +60,8 @@ class RankedRow:
         rank: 1 for the best; None if it is not ranked.
         unpaired: whether it was compared by intervals alone, for lack of evidence.
         unbeaten: the controls that it is not significantly better than.
+        better_top1: the rows of its group than which it is significantly better by top-1.
+        better_nll: those than which it is by negative log-likelihood.
     """
 
     row: Row
@@ -69,6 +71,8 @@ class RankedRow:
     rank: int | None = None
     unpaired: bool = False
     unbeaten: list[str] = field(default_factory=list)
+    better_top1: list[RankedRow] = field(default_factory=list)
+    better_nll: list[RankedRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.exclusions = [*filter(None, [self.disputed]), *exclusions(self.row)]
@@ -135,8 +139,8 @@ def load(path: Path, run: Run | None) -> list[RankedRow]:
 
 def _with_evidence(row: Row, store: Store, run: Run | None) -> RankedRow:
     evidence, wrong = store.get(identity(row), row), list[str]()
-    if evidence is not None and not evidence.supports(row):
-        wrong, evidence = differences(row, {"top1": evidence.top1}), None
+    if evidence is not None and (contrary := evidence.contradicts(row)):
+        wrong, evidence = contrary, None
     if evidence is None and run is not None:
         evidence, wrong = evidence_of(run, row), claims(run, row)
     disputed = f"{', '.join(wrong)} by its predictions" if wrong and row.status == "ok" else ""

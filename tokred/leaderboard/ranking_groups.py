@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tokred.leaderboard.exclusions import BASELINE_OFF
 from tokred.leaderboard.ranked_row import RankedRow
 from tokred.tables.row import BASELINE, Row
@@ -149,6 +151,10 @@ def _rank(group: Group) -> None:
         places = significance.unbeaten(_test([ranked, *controls]), 0, range(1, len(controls) + 1))
         absent = [name for name in ranked.row.unbeaten.split() if name not in names]  # its own run counts
         ranked.unbeaten = list(dict.fromkeys([*(names[place - 1] for place in places), *absent]))
+    by_top1, by_nll = significance.better((_test(methods), _nll_test(methods)), len(methods))
+    for place, ranked in enumerate(methods):
+        ranked.better_top1 = [other for k, other in enumerate(methods) if (place, k) in by_top1]
+        ranked.better_nll = [other for k, other in enumerate(methods) if (place, k) in by_nll]
 
 
 def _test(rows: Sequence[RankedRow]) -> Callable[[int, int], float]:
@@ -159,9 +165,33 @@ def _test(rows: Sequence[RankedRow]) -> Callable[[int, int], float]:
         one, other = rows[first], rows[second]
         if one.evidence and other.evidence and _paired(one, other):
             correct = [one.evidence.correct, other.evidence.correct]
-            return significance.paired([one.top1, other.top1], correct, one.evidence.groups)(0, 1)
+            return significance.paired([one.top1, other.top1], correct, one.evidence.clusters)(0, 1)
         better = one.top1 > other.top1
         return significance.unpaired(one.top1, one.interval, other.top1, other.interval) if better else 1.0
+
+    return test
+
+
+def _nll_test(rows: Sequence[RankedRow]) -> Callable[[int, int], float]:
+    """The paired test of NLL where both rows have it on the same images; elsewhere nothing is shown."""
+    from tokred.evaluation import significance
+
+    nll: dict[str, dict[int, np.ndarray]] = {}
+    clusters: dict[str, np.ndarray | None] = {}
+    for place, ranked in enumerate(rows):
+        if ranked.evidence is not None and ranked.evidence.nll is not None:
+            nll.setdefault(ranked.evidence.images, {})[place] = ranked.evidence.nll
+            clusters[ranked.evidence.images] = ranked.evidence.clusters
+    tests = [
+        (list(same), significance.paired_nll(list(same.values()), clusters[images]))
+        for images, same in nll.items()
+    ]
+
+    def test(first: int, second: int) -> float:
+        for places, paired in tests:
+            if first in places and second in places:
+                return paired(places.index(first), places.index(second))
+        return 1.0
 
     return test
 

@@ -17,6 +17,7 @@ _KEYS = {
     "Drop [95 % interval]": "drop",
     "Agreement [95 % interval]": "agreement",
     "KL": "kl",
+    "NLL rise": "nll_rise",
     "GFLOPs": "gflops",
     "Reduction": "reduction",
     "Speed-up": "speedup",

@@ -79,7 +79,8 @@ def page(
 def _sound(row: Row) -> Row:
     """A copy of the row without non-finite values and incomplete intervals."""
     odd = [name for name, value in vars(row).items() if isinstance(value, float) and not math.isfinite(value)]
-    for limits in (("top1_lo", "top1_hi"), ("drop_lo", "drop_hi"), ("agreement_lo", "agreement_hi")):
+    for column in ("top1", "drop", "agreement", "nll_rise"):
+        limits = (f"{column}_lo", f"{column}_hi")
         if any(name in odd or getattr(row, name) is None for name in limits):
             odd += limits
     nothing: dict[str, Any] = dict.fromkeys(odd)

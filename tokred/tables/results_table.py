@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tokred.tables.render import Table
@@ -12,9 +13,11 @@ from tokred.tables.row import BASELINE, COLUMNS, PUBLISHED, Row, to_csv
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-HEADERS = ("Method", "Top-1", "Drop [95 % interval]", "GFLOPs", "Reduction", "Training", "Speed-up")
-UNLABELLED_HEADERS = ("Method", "Agreement [95 % interval]", "KL", *HEADERS[3:])
-_TRAINING, _SPEEDUP = HEADERS.index("Training"), HEADERS.index("Speed-up")
+_ACCURACY = ("Top-1", "Drop [95 % interval]")
+_RISE = "NLL rise"
+_AGREEMENT = ("Agreement [95 % interval]", "KL")
+_COST, _REDUCTION, _SPEEDUP = "GFLOPs", "Reduction", "Speed-up"
+_TRAINED = {"reducer": "own parameters trained", "full": "all weights trained"}
 
 
 def results_table(rows: Sequence[Row], title: str = "", defaults: Mapping[str, str] | None = None) -> Table:
@@ -31,8 +34,7 @@ def results_table(rows: Sequence[Row], title: str = "", defaults: Mapping[str, s
     return Table(
         title=title,
         headers=names,
-        rows=[cells(row)[: len(names)] for row in rows],
-        words=frozenset((0, _TRAINING)),
+        rows=[[cells(row)[name] for name in names] for row in rows],
         bold=frozenset((place, 1) for place, row in enumerate(rows) if row.best),
         styles=styles,
         notes=run_notes(rows),
@@ -43,22 +45,35 @@ def results_table(rows: Sequence[Row], title: str = "", defaults: Mapping[str, s
 
 
 def headers(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The column names: without labels agreement instead of accuracy; speed-up only where it was measured."""
-    names = UNLABELLED_HEADERS if _unlabelled(rows) else HEADERS
-    return names if any(row.speedup is not None for row in rows) else names[:_SPEEDUP]
+    """The column names: without labels agreement instead of accuracy, and only what was measured.
+
+    At one budget there is no reduction: the title has the budget, and a note says where a row misses it.
+    """
+    rise = (_RISE,) if any(row.nll_rise is not None for row in rows) else ()
+    timed = (_SPEEDUP,) if any(row.speedup is not None for row in rows) else ()
+    budgets = {row.budget for row in rows if row.method != BASELINE and not row.control}
+    saved = () if len(budgets) == 1 and None not in budgets else (_REDUCTION,)
+    return ("Method", *(_AGREEMENT if _unlabelled(rows) else _ACCURACY + rise), _COST, *saved, *timed)
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """The cells of a row, one for each of `HEADERS`."""
-    dense = row.method == BASELINE
-    return (
+def cells(row: Row) -> dict[str, str]:
+    """The cells of a row, by the names of the columns."""
+    if row.method == BASELINE:  # what compares it with itself is left out
+        row = replace(row, drop=None, nll_rise=None, speedup=None)
+    agreement = [
+        None if value is None else 100 * value
+        for value in (row.agreement, row.agreement_lo, row.agreement_hi)
+    ]
+    texts = (
         row.method,
-        *_accuracy(row),
+        *(_number(row.top1, "{:.2f}"), _between(row.drop, row.drop_lo, row.drop_hi), _rise(row)),
+        *(_between(*agreement), _number(row.kl, "{:.4f}")),
         _number(row.gflops, "{:.3f}"),
         _number(None if row.reduction is None else 100 * row.reduction, "{:.2f} %"),
-        row.training,
-        "" if dense else _number(row.speedup, "{:.2f}"),
+        _number(row.speedup, "{:.2f}"),
     )
+    names = ("Method", *_ACCURACY, _RISE, *_AGREEMENT, _COST, _REDUCTION, _SPEEDUP)
+    return dict(zip(names, texts, strict=True))
 
 
 def run_notes(rows: Sequence[Row]) -> list[str]:
@@ -94,6 +109,8 @@ def row_notes(row: Row, rows: Sequence[Row] = (), defaults: Mapping[str, str] | 
         notes.append("baseline off")
     if row.unfitted:
         notes.append("unfitted: random parameters, no result")
+    if row.training in _TRAINED and not row.unfitted:
+        notes.append(_TRAINED[row.training])
     if row.training == PUBLISHED:
         notes.append("published checkpoint, which its authors chose by validation accuracy")
     if row.fitted_here:
@@ -105,6 +122,8 @@ def row_notes(row: Row, rows: Sequence[Row] = (), defaults: Mapping[str, str] | 
         notes.append(row.error if row.status == "unfitted" else f"{row.status}: {row.error}")
     elif row.gap:
         notes.append(f"saves {100 * abs(row.gap):.2f} points {'more' if row.gap > 0 else 'less'} than asked")
+    elif row.control and row.budget is None and row.reduction is not None:
+        notes.append(f"saves {100 * row.reduction:.2f} %")
     return notes
 
 
@@ -172,15 +191,13 @@ def _style(row: Row) -> str:
     return "red" if row.status != "ok" else ""
 
 
-def _accuracy(row: Row) -> tuple[str, str]:
-    """Top-1 and the drop with its interval; without labels agreement with its interval and KL."""
-    if row.top1 is None and row.agreement is not None:
-        share = (row.agreement, row.agreement_lo, row.agreement_hi)
-        return _between(*(None if value is None else 100 * value for value in share)), _number(
-            row.kl, "{:.4f}"
-        )
-    dense = row.method == BASELINE
-    return _number(row.top1, "{:.2f}"), "" if dense else _between(row.drop, row.drop_lo, row.drop_hi)
+def _rise(row: Row) -> str:
+    """The rise of NLL with the distance to the farther limit of its interval."""
+    rise, low, high = row.nll_rise, row.nll_rise_lo, row.nll_rise_hi
+    if rise is None:
+        return ""
+    width = "" if low is None or high is None else f" ±{max(rise - low, high - rise):.3f}"
+    return f"{rise:+.3f}{width}"
 
 
 def _between(value: float | None, low: float | None, high: float | None) -> str:

@@ -19,7 +19,7 @@ PUBLISHED = (
     "published"  # training of rows whose weights come from elsewhere, trained with the reduction in place
 )
 TOLERANCE = 0.001  # of the dense model's FLOPs, by which a budget may be missed: 0.1 percentage points
-SCHEMA = 2  # one more whenever a column is appended or comes to mean something else
+SCHEMA = 3  # one more whenever a column is appended or comes to mean something else
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,9 @@ class Row:
         unbeaten: controls that this method is not significantly better than, with spaces between.
         best: whether it is significantly better than every other method of its budget.
         agreement_lo, agreement_hi: limits of agreement, without labels.
+        nll: mean negative log-likelihood of the labels, in nats; None without labels.
+        nll_rise: this nll minus the baseline's.
+        nll_rise_lo, nll_rise_hi: limits of nll_rise, paired by image.
     """
 
     method: str
@@ -155,6 +158,10 @@ class Row:
     best: bool = False
     agreement_lo: float | None = None
     agreement_hi: float | None = None
+    nll: float | None = None
+    nll_rise: float | None = None
+    nll_rise_lo: float | None = None
+    nll_rise_hi: float | None = None
 
     @property
     def gap(self) -> float:

@@ -126,12 +126,18 @@ class Check:
                 self.objections.append(f"{count} of {n} {text}")
         if run is not None and run.predictions is not None and evidence.name != BASELINE:
             stored_kl = run.predictions.models[evidence.name].kl
-            before, after = stored_kl[np.searchsorted(run.predictions.images, images)], now.kl[images]
-            known = prediction >= 0
-            off = known & ~(np.abs(after - before) <= limits.kl[0] + limits.kl[1] * np.abs(before))
-            if off.sum() > max(1, limits.kl_images * n):
-                self.objections.append(f"the KL of {off.sum()} of {n} images is another")
-            self.exact &= bool((before == after)[known].all())
+            before = stored_kl[np.searchsorted(run.predictions.images, images)]
+            self._compare_loss("KL", before, now.kl[images], limits)
+        if evidence.nll is not None:
+            self._compare_loss("NLL", evidence.nll[chosen], now.nll[images], limits)
+
+    def _compare_loss(self, name: str, before: np.ndarray, after: np.ndarray, limits: Limits) -> None:
+        """Object to KL or NLL of images, [n], that is not as stored; NaN is none."""
+        off = ~(np.abs(after - before) <= limits.kl[0] + limits.kl[1] * np.abs(before))
+        off &= ~(np.isnan(before) & np.isnan(after))
+        if off.sum() > max(1, limits.kl_images * len(off)):
+            self.objections.append(f"the {name} of {off.sum()} of {len(off)} images is another")
+        self.exact &= np.array_equal(before, after, equal_nan=True)
 
 
 def unchecked(checks: Sequence[Check]) -> list[str]:

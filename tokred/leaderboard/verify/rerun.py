@@ -24,7 +24,10 @@ from tokred.tables.row import BASELINE, Row, outcome_name
 from tokred.utils.devices import precision_name, resolve_device
 
 _NO_CLASS = -3  # a label that no prediction has
-_AGAINST_DENSE = {"drop", "drop_lo", "drop_hi", "p_value", "agreement", "agreement_lo", "agreement_hi"}
+_AGAINST_DENSE = {
+    *("drop", "drop_lo", "drop_hi", "p_value", "agreement", "agreement_lo", "agreement_hi"),
+    *("nll_rise", "nll_rise_lo", "nll_rise_hi"),
+}
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,8 @@ def _merged(job: Job, evidence: Sequence[Evidence]) -> RunPredictions:
         labels[one.places[one.correct]] = one.prediction[one.correct]
         groups[one.places] = one.groups
         models[one.name].prediction[one.places] = one.prediction
+        if one.nll is not None:
+            models[one.name].nll[one.places] = one.nll
     models.setdefault(BASELINE, models[evidence[0].name])
     unreadable = np.flatnonzero(models[BASELINE].prediction < 0).tolist()
     about = {"unreadable": dict.fromkeys(map(str, unreadable), "")}
