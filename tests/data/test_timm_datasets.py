@@ -320,7 +320,7 @@ def test_tables_without_labels():
     assert [row.method for row in rank(rows)] == ["baseline", "tome", "lotm"]
     table = results_table(rows)
     assert table.headers[1:3] == ("Agreement [95 % interval]", "KL")
-    assert table.rows[0][1:3] == ("75.00 [50.00, 90.00]", "0.0123")
+    assert table.rows[0][1:3] == ["75.00 [50.00, 90.00]", "0.0123"]
     for text in (table.render("markdown"), table.render("latex")):
         assert "75.00" in text
         assert "Top-1" not in text

@@ -87,7 +87,6 @@ def flags(ranked: RankedRow) -> list[str]:
     row, texts = ranked.row, []
     if ranked.unbeaten:
         texts.append(f"not significantly better than {', '.join(ranked.unbeaten)}")
-    texts += better(ranked)
     if ranked.unpaired:
         texts.append("ranked by intervals alone (unpaired)")
     if ranked.evidence is None and row.status == "ok":
@@ -120,7 +119,7 @@ def cells(ranked: RankedRow, among: Sequence[RankedRow]) -> tuple[str, ...]:
     row, dense = ranked.row, ranked.row.method == BASELINE
     limits = (fixed(row.top1_lo, 2), fixed(row.top1_hi, 2))
     control = ["control"] if row.control else []
-    notes = (*ranked.exclusions, *control, *flags(ranked), options(ranked, among))
+    notes = (*ranked.exclusions, *control, *better(ranked), *flags(ranked), options(ranked, among))
     return (
         "" if ranked.rank is None else str(ranked.rank),
         row.method,

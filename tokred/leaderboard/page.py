@@ -75,6 +75,7 @@ def _lines(setting: Setting, rows: Sequence[RankedRow]) -> list[dict[str, Any]]:
                 "opens": opens,
                 "cells": dict(zip(cells.HEADERS, cells.cells(ranked, rows), strict=True)),
                 "options": cells.options(ranked, rows),
+                "better": cells.better(ranked),
                 "flags": cells.flags(ranked),
                 "marks": ranked.exclusions,
                 "sort": _sort_keys(ranked),

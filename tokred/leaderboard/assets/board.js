@@ -5,8 +5,9 @@
   box.addEventListener("input", () => {
     const wanted = box.value.trim().toLowerCase();
     for (const row of document.querySelectorAll("tbody tr")) {
-      const text = row.querySelector(".method").textContent.toLowerCase();
-      row.hidden = wanted !== "" && !row.classList.contains("baseline") && !text.includes(wanted);
+      const own = [...row.querySelectorAll(".name, .options")].map((part) => part.textContent.toLowerCase());
+      const found = own.some((text) => text.includes(wanted));
+      row.hidden = wanted !== "" && !row.classList.contains("baseline") && !found;
     }
   });
 })();
