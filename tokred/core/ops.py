@@ -16,6 +16,8 @@ from torch.nn import functional as F
 DIRECT_DISTANCES = 25  # tokens up to which distances come from differences instead of inner products
 ROWS = 256  # rows of a matrix over pairs of tokens that one step looks at
 
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the former from torch 2.7
+
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index` [B, M] of x [B, N, C], as [B, M, C]."""
@@ -26,11 +28,17 @@ def sum_groups(x: Tensor, label: Tensor, m: int, weight: Tensor | None = None) -
     """Sums of the rows of x [B, N, C] that carry each label, [B, m, C]; rows count `weight` [B, N] times.
 
     A group is added in the order of its rows, on every device, and rows are read once, in one pass:
-    `scatter_add` takes 5 to 15 times as long on a CPU and adds in no fixed order on a GPU.
+    `scatter_add` takes 5 to 15 times as long on a CPU and adds in no fixed order on a GPU. Exported
+    graphs have `index_add` instead, for which ONNX has an operator.
     """
     if x.shape[-1] == 1:  # one number a row
         weighted = x if weight is None else x * weight.unsqueeze(-1)
         return x.new_zeros(x.shape[0], m, 1).scatter_add(1, label.unsqueeze(-1), weighted)
+    if _exporting():
+        weighted = x if weight is None else x * weight.unsqueeze(-1)
+        sums = x.new_zeros(x.shape[0] * m, x.shape[-1])
+        sums = sums.index_add(0, flat_index(label, m), weighted.flatten(0, 1))
+        return sums.unflatten(0, (x.shape[0], m))
     order, start = _bags(label, m)
     chosen = None if weight is None else weight.gather(1, order).flatten()
     total = F.embedding_bag(
@@ -66,18 +74,18 @@ def raster(like: Tensor, columns: int) -> Tensor:
     """Row, column and 1 of the patches `like` [B, N, ...] in raster order, [B, N, 3] float32."""
     patch = torch.arange(like.shape[1], device=like.device)
     places = torch.stack([patch // columns, patch % columns, torch.ones_like(patch)], dim=-1)
-    return places.float().expand(len(like), -1, -1)
+    return places.float().expand(like.shape[0], -1, -1)
 
 
 def behind_prefix(index: Tensor, prefix: int) -> Tensor:
     """Indices of patch tokens [B, M] as indices [B, P + M] into sequences that begin with `prefix` tokens."""
-    first = torch.arange(prefix, device=index.device).expand(len(index), -1)
+    first = torch.arange(prefix, device=index.device).expand(index.shape[0], -1)
     return torch.cat([first, index + prefix], dim=1) if prefix else index
 
 
 def flat_index(index: Tensor, n: int) -> Tensor:
     """Indices [B, M] into rows of [B, n, ...] as indices into [B * n, ...], [B * M]."""
-    return (index + n * torch.arange(len(index), device=index.device).unsqueeze(1)).flatten()
+    return (index + n * torch.arange(index.shape[0], device=index.device).unsqueeze(1)).flatten()
 
 
 def head_mean(x: Tensor) -> Tensor:

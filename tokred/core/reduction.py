@@ -170,7 +170,7 @@ class Merge(Reduction):
         # a stage in every layer.
         weight = self.weight
         if weight is not None:
-            weight = torch.cat([weight.new_ones(len(weight), prefix), weight], dim=1)
+            weight = torch.cat([weight.new_ones(weight.shape[0], prefix), weight], dim=1)
         label = behind_prefix(self._slots(), prefix)
         return replace(self, label=label, m=self.m + prefix, weight=weight).pool(x)
 
@@ -340,7 +340,7 @@ def compose(reductions: Sequence[Reduction]) -> Tensor:
     if not reductions:
         raise ValueError("compose() needs at least one reduction; an empty plan has none.")
     first = reductions[0].labels()
-    source = torch.eye(first.shape[1], device=first.device).expand(len(first), -1, -1)
+    source = torch.eye(first.shape[1], device=first.device).expand(first.shape[0], -1, -1)
     for reduction in reductions:
         source = reduction.carry(source)
     return source

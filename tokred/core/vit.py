@@ -197,7 +197,7 @@ class ReducedViT(nn.Module):
         """The state after the attention of its layer, with what entered the scores where that is recorded."""
         block, alive = self.backbone.blocks[state.layer - 1], state.alive
         if alive is not None:
-            alive = torch.cat([alive.new_ones(len(alive), self.num_prefix), alive], dim=1)
+            alive = torch.cat([alive.new_ones(alive.shape[0], self.num_prefix), alive], dim=1)
         x, attention = call_attention(
             block.attn, block.norm1(state.x), self._log_size(state), alive, state.layer in self.recorded
         )
@@ -216,7 +216,7 @@ class ReducedViT(nn.Module):
         if size is None:
             return None
         return (
-            torch.cat([size.new_ones(len(size), self.num_prefix), size], dim=1)
+            torch.cat([size.new_ones(size.shape[0], self.num_prefix), size], dim=1)
             .log()
             .to(state.x.dtype)[:, None, None, :]
         )

@@ -62,11 +62,11 @@ class LoTM(Reducer):
         return Merge(label, self.keep, weight=view.size if self.weighted else None)
 
     def _in_place(self, best: Tensor) -> Tensor:
-        starts = torch.ones(len(best), self.n, dtype=torch.long, device=best.device)
+        starts = torch.ones(best.shape[0], self.n, dtype=torch.long, device=best.device)
         return starts.scatter(1, 2 * best + 1, 0).cumsum(1) - 1  # the right half joins the slot on its left
 
     def _appended(self, best: Tensor) -> Tensor:
-        alone = torch.ones(len(best), self.n, dtype=torch.long, device=best.device)
+        alone = torch.ones(best.shape[0], self.n, dtype=torch.long, device=best.device)
         alone = alone.scatter(1, 2 * best, 0).scatter(1, 2 * best + 1, 0)
         slot = (self.n - 2 * best.shape[1] + torch.arange(best.shape[1], device=best.device)).expand_as(best)
         return (alone.cumsum(1) - 1).scatter(1, 2 * best, slot).scatter(1, 2 * best + 1, slot)
