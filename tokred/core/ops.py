@@ -52,6 +52,13 @@ def extremes_of_groups(x: Tensor, label: Tensor, m: int) -> Tensor:
 
     Of two values of one magnitude the positive one.
     """
+    if _exporting():
+        place, empty = label.unsqueeze(-1).expand_as(x), x.new_full((x.shape[0], m, x.shape[-1]), torch.inf)
+        highest, lowest = (
+            (-empty).scatter_reduce(1, place, x, "amax"),
+            empty.scatter_reduce(1, place, x, "amin"),
+        )
+        return torch.where(highest >= -lowest, highest, lowest)
     order, start = _bags(label, m)
     index, rows = flat_index(order, x.shape[1]), x.flatten(0, 1)
     highest, lowest = (sign * F.embedding_bag(index, sign * rows, start, mode="max") for sign in (1, -1))

@@ -194,7 +194,7 @@ class Merge(Reduction):
     def _stretch(self, x: Tensor, mean: Tensor) -> Tensor:
         """The largest norm in each group over that of its mean, [B, M]."""
         norm = torch.linalg.vector_norm(x, dim=-1)
-        largest = norm.new_zeros(len(x), self._groups).scatter_reduce(1, self._slots(), norm, "amax")
+        largest = norm.new_zeros(x.shape[0], self._groups).scatter_reduce(1, self._slots(), norm, "amax")
         return self._cut(largest) / torch.linalg.vector_norm(mean, dim=-1).clamp(min=1e-12)
 
     def _share(self, dtype: torch.dtype) -> Tensor:
