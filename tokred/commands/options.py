@@ -32,7 +32,7 @@ Methods = Annotated[
     typer.Option(
         "--methods",
         "--method",
-        help="Methods and groups (core, all, merging, pruning, learned, training-free), comma-separated; default core.",
+        help="Methods and groups (core, all, merging, pruning, learned, training-free); by default core.",
     ),
 ]
 ProtocolName = Annotated[
