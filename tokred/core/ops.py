@@ -84,6 +84,16 @@ def raster(like: Tensor, columns: int) -> Tensor:
     return places.float().expand(like.shape[0], -1, -1)
 
 
+def join(source: Tensor, destination: Tensor, n: int) -> Tensor:
+    """Labels of n tokens of which `source` join `destination`, both [B, R], and the others keep their order.
+
+    No destination may be a source.
+    """
+    stays = torch.ones(len(source), n, dtype=torch.long, device=source.device).scatter(1, source, 0)
+    slot = stays.cumsum(1) - 1
+    return slot.scatter(1, source, slot.gather(1, destination))
+
+
 def behind_prefix(index: Tensor, prefix: int) -> Tensor:
     """Indices of patch tokens [B, M] as indices [B, P + M] into sequences that begin with `prefix` tokens."""
     first = torch.arange(prefix, device=index.device).expand(index.shape[0], -1)
