@@ -26,8 +26,8 @@ _ELEMENTWISE = """
     abs add add_ addcmul bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor clamp_
     clamp_min clamp_min_ div div_ elu eq erf exp exp_ expm1 floor_divide ge gelu gt isfinite isnan le lerp log
     log1p log_softmax logical_and logical_not logical_or lt maximum minimum mul mul_ ne neg pow reciprocal
-    remainder rsqrt rsub sigmoid sign sin softmax sqrt sqrt_ square sub sub_ tanh where __and__ __lshift__ __or__
-    __rshift__ __xor__
+    remainder rsqrt rsub sigmoid sign sin softmax sqrt sqrt_ square sub sub_ tanh where __and__ __lshift__
+    __or__ __rshift__ __xor__
 """
 _REDUCTIONS = """
     all amax amin any argmax argmin cummax cumsum frobenius_norm linalg_vector_norm logsumexp mean min norm

@@ -15,10 +15,10 @@ from tokred.core.registry import register
 class CrossGET(Reducer):
     """Match all tokens with all others, not only with half of them, and let the best matches join.
 
-    Complete-graph soft matching of the paper. Similarities are cosines of the keys, averaged
-    over heads. Tokens are ordered by their best similarity; a token's match is the most similar of those that
-    come after it, so that of two tokens only one can be the other's source. The r tokens with the best
-    matches are sources, and each joins the most similar token that is none. Groups are means by size.
+    Complete-graph soft matching of the paper. Similarities are cosines of the keys, averaged over heads.
+    Tokens are ordered by their best similarity; a token's match is the most similar of those that come after
+    it, so that of two tokens only one can be the other's source. The r tokens with the best matches are
+    sources, and each joins the most similar token that is none. Groups are means by size.
 
     Differences from the authors' code: there is no cross-modal query in a ViT, so that neither the choice of
     sources nor the mean has weights of importance; the attention of later layers does not depend on sizes, as

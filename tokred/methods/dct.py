@@ -17,11 +17,11 @@ from tokred.core.registry import register
 class DCT(Reducer):
     """Keep the low frequencies of the token sequence, whatever the tokens are.
 
-    The Fourier Transformer of the paper, as OpenToMe applies it to ViTs: a DCT-II along the
-    sequence of patch tokens, of which the M lowest coefficients go through an inverse DCT of length M. Both
-    transforms are orthonormal; that makes one fixed matrix, here in closed form. A low-pass that does not
-    look at the tokens: what a method that does should beat. A token's size is shared out by the absolute
-    weights, and later attention does not depend on it.
+    The Fourier Transformer of the paper, as OpenToMe applies it to ViTs: a DCT-II along the sequence of patch
+    tokens, of which the M lowest coefficients go through an inverse DCT of length M. Both transforms are
+    orthonormal; that makes one fixed matrix, here in closed form. A low-pass that does not look at the
+    tokens: what a method that does should beat. A token's size is shared out by the absolute weights, and
+    later attention does not depend on it.
 
     Difference from the published code: see `scale`.
     Cost: M N C to apply; nothing to decide.

@@ -21,9 +21,9 @@ class PiToMe(Reducer):
 
     Energy-based merging of the paper. S holds the cosine similarities of the keys, averaged over heads. The
     energy of a token is the mean over j of ELU(S_ij - m), with a margin m that falls linearly with depth. The
-    tokens in descending order of energy alternate between sources and destinations. A "sorted" layer lets the r sources
-    that have the best matches join them; a "protect" layer alternates among the first 2r tokens only, each
-    of whose sources joins its best match. Groups are means weighted by size.
+    tokens in descending order of energy alternate between sources and destinations. A "sorted" layer lets the
+    r sources that have the best matches join them; a "protect" layer alternates among the first 2r tokens
+    only, each of whose sources joins its best match. Groups are means weighted by size.
 
     Differences from the authors' code: the margin counts all layers from the first, and so does a halved
     schedule; a stage leaves int(n0 * rate^s) tokens instead of rounding in every layer; prefix tokens beside
