@@ -61,6 +61,7 @@ def reduce(
     found = near.matches.get(method) or match(
         costs, method, budget, protocol=protocol, stages=stages, options=options
     )
+    costs.save()
     plan = found.plan
     reduced = ReducedViT(model, plan, seed=seed)
     if adapter is None and not reduced.learned:

@@ -1,5 +1,6 @@
 """Every method meets every budget that it can reach, within 0.1 points and never above it."""
 
+import functools
 import itertools
 
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tokred
-from tokred.core import registry
+from tokred.core import registry, stored_counts
 from tokred.core.costs import CostTable
 from tokred.core.flops import count
-from tokred.core.match import TOLERANCE, match
+from tokred.core.match import TOLERANCE, match, match_each
 from tokred.core.plan import Plan, resolve_stages, uniform_counts
 from tokred.core.reducer import Reducer
 from tokred.core.reduction import Keep
@@ -187,3 +188,57 @@ def test_stages_by_protocol():
         resolve_stages(registry.get("lotm"), 4)
     with pytest.raises(TokredError, match="Did you mean: native"):
         resolve_stages(registry.get("lotm"), 12, "nativ")
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """A cache of counts of its own: a function that forgets what this process knows of it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    counts = functools.cache(stored_counts.StoredCounts)
+    monkeypatch.setattr(stored_counts, "shared", counts)
+    return counts.cache_clear
+
+
+def no_trace(*arguments):
+    pytest.fail("A reducer was counted again")
+
+
+def test_counts_are_kept_for_other_tables_and_other_processes(stored, monkeypatch, tmp_path):
+    matches, _ = match_each(CostTable(tiny_vit()), ("lotm", "tome"), 0.2, stages=(2, 3))
+    monkeypatch.setattr(CostTable, "_counted", no_trace)
+    again, _ = match_each(CostTable(tiny_vit()), ("lotm", "tome"), 0.2, stages=(2, 3))
+    stored()
+    assert matches == again == match_each(CostTable(tiny_vit()), ("lotm", "tome"), 0.2, stages=(2, 3))[0]
+    stored()
+    with pytest.raises(pytest.fail.Exception, match="counted again"):
+        match(CostTable(tiny_vit(num_heads=1)), "lotm", 0.2, stages=(2, 3))
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"counts": 1}', "[" * 10**5, '{"a": NaN, "software": {}}'])
+def test_a_damaged_cache_is_ignored(damage, stored, tmp_path):
+    (tmp_path / "tokred").mkdir()
+    (tmp_path / "tokred" / "costs.json").write_text(damage)
+    costs = CostTable(tiny_vit())
+    found = match_each(costs, ("lotm",), 0.2, stages=(2, 3))[0]["lotm"]
+    assert found.flops == count(ReducedViT(costs.backbone, found.plan)).total
+    stored()
+    assert stored_counts.shared()._known
+
+
+def test_a_cache_that_cannot_be_written_is_left_alone(stored, monkeypatch, tmp_path):
+    (tmp_path / "tokred").write_text("a file where the folder would be")
+    assert match_each(CostTable(tiny_vit()), ("lotm",), 0.2, stages=(2, 3))[0]
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "tokred"))
+    stored()
+    assert match_each(CostTable(tiny_vit()), ("lotm",), 0.2, stages=(2, 3))[0]
+
+
+def test_counts_of_other_software_and_of_other_peoples_methods_are_not_kept(stored, monkeypatch):
+    costs = CostTable(tiny_vit())
+    costs.stage(Plan(Quarter, (2,), (8,)), 2, 9, 8)
+    assert not stored_counts.shared()._known
+    match_each(costs, ("lotm",), 0.2, stages=(2, 3))
+    monkeypatch.setattr(stored_counts, "code_hash", lambda: "other code")
+    stored()
+    assert not stored_counts.shared()._known

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import sys
@@ -65,9 +67,10 @@ def show_records(table: Table, records: Sequence[Mapping[str, Any]], form: str) 
     if form == "json":
         show(json.dumps(list(records), indent=2, ensure_ascii=False) + "\n")
     elif form == "csv":
-        import pandas as pd
-
-        show(pd.DataFrame(list(records), dtype=object).to_csv(index=False, lineterminator="\n"))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([tuple(records[0]), *(tuple(record.values()) for record in records)])
+        show(text.getvalue())
     else:
         show(table.render(form))
 

@@ -34,7 +34,7 @@ def match(
 
     check_format(form)
     config = configuration(model, (budget,), plans)
-    costs = CostTable(zoo.build(model, img_size=img_size))
+    costs = CostTable(zoo.outline(model, img_size))
     matches, refused = match_each(
         costs,
         config.methods or (),

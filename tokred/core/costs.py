@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tokred.core import stored_counts
 from tokred.core.flops import analyse
 from tokred.core.plan import Plan
 from tokred.core.reducer import Attention
@@ -25,7 +26,7 @@ class CostTable:
 
     Every part of a backbone is at most quadratic in its tokens. The polynomials are found from fvcore's
     counts of the real modules at three small lengths; a reducer is counted at the very pair of token counts
-    that a plan asks for.
+    that a plan asks for. Counts of tokred's own methods are shared by all tables, see `stored_counts`.
     """
 
     def __init__(self, backbone: Any) -> None:
@@ -51,22 +52,44 @@ class CostTable:
         """The layers as they print: those that print alike cost alike."""
         return [str(block) for block in self.backbone.blocks]
 
-    @torch.no_grad()
     def stage(self, plan: Plan, layer: int, n: int, keep: int) -> int:
         """FLOPs of the reducer of a plan at one layer, from n to keep tokens."""
         if keep == n:
             return 0
-        key = (plan.method, repr(plan.options), n, keep, layer == 1)
+        key = (plan.reducer, repr(plan.options), n, keep, layer == 1)
         if key not in self._stages:
-            stage, p = build_stage(self.backbone, plan, layer, n, keep), self.model.num_prefix
-            qkv = self._like(
-                1, num_heads(self.backbone), p + n, self.backbone.blocks[layer - 1].attn.head_dim
-            )
-            before_all = layer == 1 and stage.reducer.site == "pre"
-            attention = None if before_all else Attention(qkv, qkv, qkv, 1.0)
-            state = State(self._like(1, p + n, self.backbone.embed_dim), layer, stage.reducer.site, attention)
-            self._stages[key] = _count(stage, lambda x: stage(replace(state, x=x)).x, state.x)
+            self._stages[key] = self._stored(plan, layer, n, keep)
         return self._stages[key]
+
+    def _stored(self, plan: Plan, layer: int, n: int, keep: int) -> int:
+        """The count of a stage, from earlier calls where it is known."""
+        if not stored_counts.are_kept(plan.reducer):
+            return self._counted(plan, layer, n, keep)
+        stored, head_dim = stored_counts.shared(), self.backbone.blocks[layer - 1].attn.head_dim
+        stage = f"{plan.reducer.name} {dict(plan.options)} {n} {keep} {head_dim} {layer == 1}"
+        count = stored.get(self._geometry, stage)
+        if count is None:
+            count = self._counted(plan, layer, n, keep)
+            stored.put(self._geometry, stage, count)
+        return count
+
+    @cached_property
+    def _geometry(self) -> str:
+        """What the count of a reducer depends on of the backbone, beside the tokens and the layer."""
+        weight = self.backbone.patch_embed.proj.weight
+        heads, prefix, cls = num_heads(self.backbone), self.model.num_prefix, self.model.has_cls
+        sizes = f"{self.backbone.embed_dim} {heads} {prefix} {cls} {self.model.depth}"
+        return f"{sizes} {weight.dtype} {weight.device.type}"
+
+    @torch.no_grad()
+    def _counted(self, plan: Plan, layer: int, n: int, keep: int) -> int:
+        stage, p = build_stage(self.backbone, plan, layer, n, keep), self.model.num_prefix
+        head_dim = self.backbone.blocks[layer - 1].attn.head_dim
+        qkv = self._like(1, num_heads(self.backbone), p + n, head_dim)
+        before_all = layer == 1 and stage.reducer.site == "pre"
+        attention = None if before_all else Attention(qkv, qkv, qkv, 1.0)
+        state = State(self._like(1, p + n, self.backbone.embed_dim), layer, stage.reducer.site, attention)
+        return _count(stage, lambda x: stage(replace(state, x=x)).x, state.x)
 
     def reducer_estimate(self, plan: Plan, n: int, keep: int) -> float:
         """What a stage from n to keep tokens costs by a polynomial fitted to small counts.
@@ -139,18 +162,23 @@ class CostTable:
 
     def _fit(self, part: str, layer: int) -> list[int]:
         """Newton's forward differences of the counts at 1, 2 and 3 tokens: the exact quadratic."""
-        run = {
-            "attend": lambda x: self.model.attend(State(x, layer)).x,
-            "mlp": lambda x: self.model.mlp(State(x, layer)).x,
-            "head": lambda x: self.model.head(State(x)),
+        block = self.backbone.blocks[layer - 1]
+        module, run = {
+            "attend": (block, lambda x: self.model.attend(State(x, layer)).x),
+            "mlp": (block, lambda x: self.model.mlp(State(x, layer)).x),
+            "head": (self.model, lambda x: self.model.head(State(x))),
         }[part]
         shapes = [(1, self.model.num_prefix + n, self.backbone.embed_dim) for n in (1, 2, 3)]
-        column = [_count(self.model, run, self._like(*shape)) for shape in shapes]
+        column = [_count(module, run, self._like(*shape)) for shape in shapes]
         differences = []
         while column:
             differences.append(column[0])
             column = [after - before for before, after in pairwise(column)]
         return differences
+
+    def save(self) -> None:
+        """Keep what has been counted for later processes."""
+        stored_counts.shared().save()
 
     def _like(self, *shape: int) -> Tensor:
         return blank_image(self.backbone).new_zeros(shape)

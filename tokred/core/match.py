@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise, product
 from numbers import Real
 from typing import Any
@@ -163,6 +164,7 @@ def match_each(
             refused[name] = TokredError(
                 f"{name} has no plan: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             )
+    costs.save()
     return matches, refused
 
 
@@ -263,22 +265,20 @@ class _Search:
 
     def _neighbours(self, tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """Feasible counts near `tokens`, by the number of tokens that change, even changes first."""
-        if len(tokens) <= 3:
-            changes = list(product(range(-REACH, REACH + 1), repeat=len(tokens)))
-        else:  # with many layers, one token more on a run of them and one more or less on another is enough
-            length = len(tokens)
-            runs = [
-                tuple(int(i <= k < j) for k in range(length))
-                for i in range(length)
-                for j in range(i, length + 1)
-            ]
-            ones = [
-                tuple(sign * (i == k) for k in range(length)) for i in range(length) for sign in (-1, 0, 1)
-            ]
-            changes = list({tuple(map(sum, zip(run, one, strict=True))) for run in runs for one in ones})
-        for change in sorted(
-            changes, key=lambda change: (sum(map(abs, change)), max(map(abs, change)), change)
-        ):
+        for change in _changes(len(tokens)):
             counts = tuple(count + delta for count, delta in zip(tokens, change, strict=True))
             if all(self.cls.floor(n) <= keep <= n for n, keep in pairwise((self.costs.n, *counts))):
                 yield counts
+
+
+@cache
+def _changes(stages: int) -> list[tuple[int, ...]]:
+    """Small changes of the counts of some stages, the smallest first."""
+    if stages <= 3:
+        changes = list(product(range(-REACH, REACH + 1), repeat=stages))
+    else:  # with many layers, one token more on a run of them and one more or less on another is enough
+        places = range(stages)
+        runs = [tuple(int(i <= k < j) for k in places) for i in places for j in range(i, stages + 1)]
+        ones = [tuple(sign * (i == k) for k in places) for i in places for sign in (-1, 0, 1)]
+        changes = list({tuple(map(sum, zip(run, one, strict=True))) for run in runs for one in ones})
+    return sorted(changes, key=lambda change: (sum(map(abs, change)), max(map(abs, change)), change))

@@ -13,6 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -195,23 +196,31 @@ def _plugin_entry(point: EntryPoint) -> Entry:
     origin = f"plugin {distribution} ({point.value})"
     try:
         spec = importlib.util.find_spec(module)
-        entries = list(_read_source(Path(spec.origin), module)) if spec and spec.origin else []
+        entries = _read_source(Path(spec.origin), module) if spec and spec.origin else ()
     except (Exception, SystemExit):
-        entries = []  # `get` reports what is wrong with it; listing goes on
+        entries = ()  # `get` reports what is wrong with it; listing goes on
     for entry in entries:
         if entry.facts.get("class") == attribute:
             return replace(entry, name=point.name, module=point.value, origin=origin)
     return Entry(point.name, point.value, origin)
 
 
-def _read_source(path: Path, module: str) -> Iterator[Entry]:
+def _read_source(path: Path, module: str) -> tuple[Entry, ...]:
     """The classes of a file that carry `@register(...)`, read from its source where that suffices."""
+    return _entries(path, module, path.stat().st_mtime_ns)
+
+
+@cache
+def _entries(path: Path, module: str, modified: int) -> tuple[Entry, ...]:
+    """`_read_source` of a file as it was last modified."""
+    entries: list[Entry] = []
     for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
         if isinstance(node, ast.ClassDef) and any(map(_is_register, node.decorator_list)):
             try:
-                yield _described(node, module, str(path))
+                entries.append(_described(node, module, str(path)))
             except (ValueError, TypeError):  # a value that is no literal: only Python knows it
-                yield _class_entry(getattr(importlib.import_module(module), node.name))
+                entries.append(_class_entry(getattr(importlib.import_module(module), node.name)))
+    return tuple(entries)
 
 
 def _described(node: ast.ClassDef, module: str, origin: str) -> Entry:

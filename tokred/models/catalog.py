@@ -6,14 +6,10 @@ results are kept in the user's cache folder.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -23,8 +19,8 @@ from torch import nn
 
 from tokred import __version__
 from tokred.core.vit import check_supported, num_patches
-from tokred.errors import TokredError, UnsupportedModel
-from tokred.utils.atomic import replace_file
+from tokred.errors import UnsupportedModel
+from tokred.utils import cache as cache_files
 
 _MODULES = ("vision_transformer", "deit")  # of timm, whose models are VisionTransformers
 _NORM = 5  # FLOPs of a LayerNorm for each element, as fvcore counts
@@ -81,18 +77,17 @@ def catalog(names: Sequence[str], progress: Callable[[int], None] = lambda model
         names: timm's names.
         progress: callback with the number of models that are done.
     """
-    path = _cache_file()
-    known: dict[str, list[Any]] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(path.read_text(encoding="utf-8"))
+    file = f"models-{__version__}-timm-{timm.__version__}-torch-{torch.__version__}.json"
+    known = {
+        name: facts for name, facts in cache_files.read(file).items() if len(facts) == len(Entry._fields) - 1
+    }
     before = len(known)
     for name in names:
         if name not in known:
             known[name] = list(examine(name)[1:])
         progress(1)
     if len(known) > before:
-        with contextlib.suppress(TokredError):  # a read-only home folder costs the next call some seconds
-            replace_file(path, json.dumps(known).encode())
+        cache_files.write(file, known)
     return [Entry(name, *known[name]) for name in names]
 
 
@@ -132,8 +127,3 @@ def _layers(part: nn.Module, tokens: int) -> int:
         elif isinstance(module, nn.LayerNorm):
             total += _NORM * tokens * module.weight.numel()
     return total
-
-
-def _cache_file() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokred"
-    return folder / f"models-{__version__}-timm-{timm.__version__}-torch-{torch.__version__}.json"

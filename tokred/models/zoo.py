@@ -115,6 +115,20 @@ def build(name: str, num_classes: int | None = None, img_size: int | None = None
     return model.eval()
 
 
+def outline(name: str, img_size: int | None = None) -> Any:
+    """A model by name that is made in no time, with arbitrary weights: enough to count what it costs.
+
+    Raises:
+        TokredError: as `build`.
+    """
+    options: dict[str, Any] = {}
+    if timm_name(name).partition(".")[0] in catalog.family():
+        options["weight_init"] = "skip"
+    with torch.device("meta"):
+        model = build(name, img_size=img_size, **options)
+    return model.to_empty(device="cpu")
+
+
 def load_for(
     name: str, weights: str | None, default: DefaultWeights = "pretrained", img_size: int | None = None
 ) -> Loaded:
