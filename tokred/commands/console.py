@@ -140,7 +140,7 @@ class Progress:
     def _renderable(self) -> RenderableType:
         if not self.rows:
             return self.bar
-        table = Table(headers=self.headers, rows=self.rows, compact=True)
+        table = Table(headers=self.headers, rows=self.rows)
         return Group(self.bar, table.render())  # type: ignore[arg-type]
 
     def _print_line(self) -> None:

@@ -73,7 +73,7 @@ def _table(title: str, matches: Mapping[str, Match]) -> Table:
         title=title,
         headers=HEADERS,
         rows=[cells(*item) for item in matches.items()],
-        words=frozenset((0, 2, 3)),
+        words=frozenset((0, 1, 2, 3)),
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Format = Literal["table", "markdown", "latex", "csv", "json"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
+_WORD = 32  # characters of the longest word that a column makes room for
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -37,7 +38,6 @@ class Table:
         styles: rich styles of the rows in the terminal, such as "bold" or "dim"; empty if none has one.
         cell_styles: rich styles of single cells in the terminal, by (row, column).
         sections: rows under which the terminal draws a line.
-        compact: whether the terminal shows the table without vertical lines, to fit into 80 columns.
         titled: whether Markdown and LaTeX have the title too.
     """
 
@@ -51,7 +51,6 @@ class Table:
     styles: Sequence[str] = ()
     cell_styles: Mapping[tuple[int, int], str] = field(default_factory=dict)
     sections: frozenset[int] = frozenset()
-    compact: bool = False
     titled: bool = False
 
     def render(self, form: str = "table") -> str | RenderableType:
@@ -82,26 +81,32 @@ def check_format(name: str) -> str:
 
 
 def terminal(table: Table) -> RenderableType:
-    """The table for a terminal, as wide as that is."""
+    """The table for a terminal, as wide as that is, and legible at 80 columns.
+
+    Numbers are never broken, and words only where they are longer than `_WORD` or there is no room at all.
+    """
     from rich import box
     from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text  # unlike a string, a Text has no markup and no emoji codes
 
-    look = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False, "show_edge": False}
     rich = RichTable(
         title=Text(visible(table.title), style="table.title") if table.title else None,
         title_justify="left",
         header_style="bold",
         show_header=any(table.headers),
-        **(look if table.compact else {}),  # type: ignore[arg-type]
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
     )
-    for column, header in enumerate(table.headers):
+    for column in range(len(table.headers)):
         rich.add_column(
-            Text(_header(table, column) if table.compact else visible(header)),
+            Text(_header(table, column)),
             justify="left" if column in table.words else "right",
             overflow="fold",
-            no_wrap=table.compact and column not in table.words,
+            no_wrap=column not in table.words,
+            min_width=_longest_word(table, column),
         )
     sentences, marks = table.numbered()
     styles = table.styles or [""] * len(table.rows)
@@ -189,10 +194,16 @@ _FORMS = {"table": terminal, "markdown": markdown, "latex": latex, "csv": csv, "
 
 
 def _header(table: Table, column: int) -> str:
-    """A header of a compact table: broken at a hyphen where its cells are shorter."""
+    """A header, broken at hyphens and spaces where the cells of its column are shorter."""
     header = visible(table.headers[column])
     widest = max((len(row[column]) for row in table.rows), default=0)
-    return header if len(header) <= widest else header.replace("-", "-\n")
+    return header if len(header) <= widest else header.replace("-", "-\n").replace(" ", "\n")
+
+
+def _longest_word(table: Table, column: int) -> int:
+    """The width that a column needs for its words, of header and cells."""
+    texts = (_header(table, column), *(row[column] for row in table.rows))
+    return min(_WORD, max((len(word) for text in texts for word in text.split()), default=0))
 
 
 def _superscript(numbers: Iterable[int]) -> str:

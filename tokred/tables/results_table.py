@@ -39,7 +39,6 @@ def results_table(rows: Sequence[Row], title: str = "", defaults: Mapping[str, s
         styles=styles,
         notes=run_notes(rows),
         row_notes={place: row_notes(row, rows, defaults or {}) for place, row in enumerate(rows)},
-        compact=True,
         titled=bool(title),
     )
 
