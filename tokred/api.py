@@ -58,6 +58,8 @@ def reduce(
     near = foreign_plans.nearest(given, costs, budget, {method: options}, stages)
     if method in near.refused:
         raise near.refused[method]
+    weights_hash = tensor_files.hash_weights(model)
+    options = adapters.fitted_options(near.adapters, method, options, weights_hash)
     found = near.matches.get(method) or match(
         costs, method, budget, protocol=protocol, stages=stages, options=options
     )
@@ -66,7 +68,6 @@ def reduce(
     reduced = ReducedViT(model, plan, seed=seed)
     if adapter is None and not reduced.learned:
         return reduced
-    weights_hash = tensor_files.hash_weights(model)
     chosen = adapters.choose(near.adapters, plan, weights_hash)
     if chosen is not None:
         return chosen.apply(model, plan, weights_hash, seed)

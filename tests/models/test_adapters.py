@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import tokred
+from tokred.core import registry
+from tokred.core.options import complete_options, default_options
 from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unfitted
@@ -112,6 +114,26 @@ def test_an_adapter_from_before_an_option_has_its_default(tmp_path, backbone):
     assert adapter.difference(Plan("sinkhorn", (2, 3), (24, 15)), tensor_files.hash_weights(backbone)) == ""
 
 
+def test_an_adapter_brings_its_options_unless_others_are_set(tmp_path, backbone):
+    adapter, digest = written(tmp_path, backbone), tensor_files.hash_weights(backbone)
+    fitted = {**default_options(registry.get("sinkhorn")), "epsilon": 0.5}
+    for options in ({}, {"epsilon": "0.5"}, {"iterations": 3}):
+        assert (
+            complete_options(
+                registry.get("sinkhorn"), adapters.fitted_options([adapter], "sinkhorn", options, digest)
+            )
+            == fitted
+        )
+    for options in ({"epsilon": 1.0}, {"output": "mean"}):
+        assert adapters.fitted_options([adapter], "sinkhorn", options, digest) == options
+    assert adapters.fitted_options([adapter], "sinkhorn", {}, "of other weights") == {}
+    assert adapters.fitted_options([adapter], "lotm", {}, digest) == {}
+    default = written(tmp_path, backbone, Plan("sinkhorn", (2, 3), (35, 34)), name="default.safetensors")
+    assert (
+        adapters.fitted_options([adapter, default], "sinkhorn", {}, digest) == {}
+    )  # which it serves as it is
+
+
 def test_a_full_adapter_brings_its_own_backbone(tmp_path, backbone):
     adapter = written(tmp_path, backbone, training="full")
     digest = tensor_files.hash_weights(backbone)
@@ -148,8 +170,9 @@ def test_reduce_takes_an_adapter_and_refuses_random_parameters(tmp_path, backbon
     unfitted = tokred.reduce(backbone, "sinkhorn", 0.2, allow_unfitted=True, **settings)
     assert not torch.equal(unfitted.stages.pre2.reducer.centers, fitted.stages.pre2.reducer.centers)
     for given in (adapter.path, tmp_path):
+        assert tokred.reduce(backbone, "sinkhorn", 0.2, stages=(2, 3), adapter=given).plan == fitted.plan
         with pytest.raises(TokredError, match="cannot be used here: it was fitted with epsilon=0.5"):
-            tokred.reduce(backbone, "sinkhorn", 0.2, stages=(2, 3), adapter=given)
+            tokred.reduce(backbone, "sinkhorn", 0.2, stages=(2, 3), adapter=given, epsilon=1.0)
     with pytest.raises(TokredError, match="There is no adapter of lotm at"):
         tokred.reduce(backbone, "lotm", 0.2, stages=(2, 3), adapter=tmp_path)
 

@@ -9,6 +9,8 @@ import torch
 from helpers.processes import CONTEXT
 from torch.nn import functional as F
 
+from tokred.core import registry
+from tokred.core.options import default_options
 from tokred.core.plan import Plan
 from tokred.core.reduction import Merge
 from tokred.errors import TokredError
@@ -72,6 +74,16 @@ def test_200_steps_beat_the_unfitted_method_by_far(tmp_path, pictures, method):
     after, _ = run.validate()
     assert run.step == 200
     assert after < 0.6 * before
+
+
+def test_a_frozen_backbone_gets_a_form_that_can_work_and_a_full_fit_the_published_one(tmp_path, pictures):
+    published = default_options(registry.get("sinkhorn"))
+    frozen = fit(tmp_path, pictures, "sinkhorn").student.plan.options
+    assert frozen == {**published, "epsilon": 0.005, "output": "mean"}
+    own = fit(tmp_path, pictures, "sinkhorn", options={"epsilon": 0.1}).student.plan.options
+    assert (own["epsilon"], own["output"]) == (0.1, "mean")
+    recipe = FitRecipe(images=8, full=True)
+    assert fit(tmp_path, pictures, "sinkhorn", recipe).student.plan.options == published
 
 
 def test_a_killed_fit_goes_on_to_the_same_adapter(tmp_path, pictures):

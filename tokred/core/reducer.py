@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,8 @@ class Reducer(nn.Module):
     """A control shows what a method must beat; tables mark it."""
     nested: ClassVar[tuple[str, ...]] = ()
     """Parameters with a row per token out; `forward` uses the first `keep`: one fit serves all budgets."""
+    fit_options: ClassVar[Mapping[str, Any]] = {}
+    """Options that `tokred fit` takes on a frozen backbone, where the published ones cannot work."""
 
     def __init__(self, n: int, keep: int, dim: int, heads: int) -> None:
         super().__init__()

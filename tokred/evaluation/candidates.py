@@ -170,8 +170,9 @@ def _at_budget(
     """The candidates of one budget, by method."""
     near = foreign_plans.nearest(files, costs, budget, config.options, config.stages)
     others = [name for name in methods if name not in near.matches and name not in near.refused]
+    options = {name: _options(name, config, loaded, near.adapters) for name in methods}
     matches, refused = match_each(
-        costs, others, budget, protocol=config.protocol, stages=config.stages, options=config.options
+        costs, others, budget, protocol=config.protocol, stages=config.stages, options=options
     )
     matches, refused = {**matches, **near.matches}, {**refused, **near.refused}
     candidates = {}
@@ -181,7 +182,7 @@ def _at_budget(
             budget=budget,
             name=_name(config, method, budget),
             protocol=config.protocol if config.stages is None else "custom",
-            options=complete_options(registry.get(method), config.options.get(method, {})),
+            options=complete_options(registry.get(method), options[method]),
             match=matches.get(method),
             refused=refused.get(method),
         )
@@ -199,10 +200,15 @@ def _at_knob(
         fixed.knob,
         protocol=config.protocol,
         stages=fixed.stages or config.stages,
-        options=config.options.get(fixed.method, {}),
+        options=_options(fixed.method, config, loaded, files),
     )
     candidate = Candidate(method=fixed.method, budget=None, name=fixed.name, protocol="custom", match=match)
     return _with_model(candidate, config, loaded, files)
+
+
+def _options(method: str, config: Config, loaded: Loaded, files: list[Adapter]) -> dict[str, Any]:
+    """The options of a method: those that are set, and else those of its adapter."""
+    return adapters.fitted_options(files, method, config.options.get(method, {}), loaded.weights_hash)
 
 
 def _with_model(candidate: Candidate, config: Config, loaded: Loaded, files: list[Adapter]) -> Candidate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ class Sinkhorn(Reducer):
     Unlike the published code, the centres are normalised where they are used and not overwritten, and
     gradients flow through that.
 
+    The published form needs a backbone that is trained with it. On a frozen one every output would be nearly
+    the mean token, whatever the centres, so `fit_options` has another form: at a small `epsilon` centres
+    differ in what they receive, and outputs are means of tokens.
+
     Args:
         epsilon: entropic regularisation. Similarities lie in [-1, 1], so at 1 (published) every output is
             nearly the mean token.
@@ -41,6 +45,7 @@ class Sinkhorn(Reducer):
     groups = ("core", "merging", "learned")
     site = "pre"
     nested = ("centers",)
+    fit_options: ClassVar = {"epsilon": 0.005, "output": "mean"}
 
     def __init__(
         self,

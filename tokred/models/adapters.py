@@ -17,7 +17,14 @@ from typing import Any
 
 from torch import Tensor
 
-from tokred.core.options import changed_options, default_options, options_arguments
+from tokred.core import registry
+from tokred.core.options import (
+    changed_options,
+    complete_options,
+    default_options,
+    options_arguments,
+    typed_options,
+)
 from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unfitted
@@ -156,6 +163,29 @@ def choose(given: Iterable[Adapter], plan: Plan, weights_hash: str) -> Adapter |
             f"The adapter {given[0].path} cannot be used here: {given[0].difference(plan, weights_hash)}."
         )
     return None
+
+
+def fitted_options(
+    given: Iterable[Adapter], method: str, options: Mapping[str, Any], weights_hash: str
+) -> dict[str, Any]:
+    """Options for a method: those that are set, and for the rest those of its adapter for these weights.
+
+    Args:
+        given: Adapters that come before the shipped ones.
+        method: Name of the method.
+        options: Options that are set.
+        weights_hash: Hash of the dense model's weights.
+    """
+    cls = registry.get(method)
+    own = [adapter for adapter in given if adapter.card["method"] == method]
+    fits = [
+        {**default_options(cls), **adapter.card["options"]}
+        for adapter in own or shipped()
+        if adapter.card["method"] == method and adapter.card["weights_hash"] in (None, weights_hash)
+    ]
+    known, wanted = default_options(cls).keys(), typed_options(cls, options).items()
+    fits = [fit for fit in fits if fit.keys() == known and wanted <= fit.items()]
+    return dict(options) if not fits or complete_options(cls, options) in fits else fits[0]
 
 
 def unfitted(plan: Plan, weights_hash: str, command: str, setting: str = "--adapters") -> Unfitted:

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokred.core import registry
 from tokred.core.costs import CostTable
 from tokred.core.match import Match, match
+from tokred.core.options import changed_options, options_text
 from tokred.data import loading, sources
 from tokred.errors import TokredError, Unreachable
 from tokred.models import adapters, zoo
@@ -101,6 +103,7 @@ class Fit(TrainingRun):
     def _match(self) -> Match:
         """The plan of the budget, or the one at which a fit for any budget is validated."""
         config, costs = self.config, CostTable(self.loaded.model)
+        own = {} if self.recipe.full else registry.get(config.method).fit_options
         budgets = VALIDATED_BUDGETS if config.budget is None else (config.budget,)
         for budget in budgets:
             try:
@@ -110,7 +113,7 @@ class Fit(TrainingRun):
                     budget,
                     protocol=config.protocol,
                     stages=config.stages,
-                    options=dict(config.options),
+                    options={**own, **config.options},
                 )
             except Unreachable:
                 if budget == budgets[-1]:
@@ -135,11 +138,13 @@ class Fit(TrainingRun):
         what = "all weights" if self.recipe.full else "the reducers"
         count = sum(parameter.numel() for parameter in self.learner.parameters.values())
         aim = "any budget" if self.config.budget is None else f"{100 * self.config.budget:g} % fewer FLOPs"
+        options = options_text(changed_options(plan.reducer, plan.options))
+        method = f"{plan.reducer.name} ({options})" if options else plan.reducer.name
         layers = " ".join(map(str, plan.stages))
         length = f"{self.steps} steps of {self.recipe.batch_size} images from {images.name}"
         how = "" if images.labelled else " Without labels: accuracy below is agreement with the dense model."
         return (
-            f"Fitting {what} of {plan.reducer.name} at layers {layers} for {aim}: {count:,} "
+            f"Fitting {what} of {method} at layers {layers} for {aim}: {count:,} "
             f"parameters, {length}. "
             f"Weights: {self.loaded.weights}.{how}{' ' if images.note else ''}{images.note}"
         )
