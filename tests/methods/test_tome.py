@@ -47,6 +47,61 @@ def test_oracle(n, prefix, seed, data):
         np.testing.assert_allclose(decision.sizes(view.size)[b].numpy(), sizes)
 
 
+@given(st.integers(2, 24), st.integers(1, 7), st.integers(0, 1000), st.data())
+def test_a_checkerboard_on_the_grid(n, columns, seed, data):
+    """Whatever the width, and with a last row that is not full."""
+    removed = data.draw(st.integers(1, n // 2))
+    view = make_view(n=n, seed=seed, grid=(-(-n // columns), columns))
+    label = ToMe(n, n - removed, 48, 3, split="checkerboard")(view).labels()
+    a, b = ([i for i in range(n) if (i // columns + i % columns) % 2 == side] for side in (0, 1))
+    for image in range(3):
+        keys = view.attention.k[image, :, 1:].mean(0).double().numpy()
+        unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
+        best = {i: max(b, key=lambda j: unit[i] @ unit[j]) for i in a}
+        sources = sorted(a, key=lambda i: -(unit[i] @ unit[best[i]]))[:removed]
+        order = [i for i in a if i not in sources] + b
+        want = [order.index(best[i] if i in sources else i) for i in range(n)]
+        assert label[image].tolist() == want
+
+
+def test_tokens_that_have_passed_a_stage_alternate(images):
+    model = tiny_vit()
+    plans = [
+        Plan("tome", (2, 3), (18, 12), {"split": split, "metric": "x"})
+        for split in ("alternate", "checkerboard")
+    ]
+    with torch.no_grad():
+        states = [ReducedViT(model, plan).run(images) for plan in plans]
+    first, second = states[1].reductions
+    side = (torch.arange(36) // 6 + torch.arange(36) % 6) % 2
+    assert (first.labels()[:, side == 1] == torch.arange(18)).all()  # all of A has joined B
+    assert set(second.labels()[0, :].tolist()) == set(range(12))
+    alternating = torch.arange(18) % 2 == 0  # set B behind one prefix token
+    assert (second.labels()[:, alternating] == torch.arange(3, 12)).all()
+
+
+def test_class_importance_weighs_by_attention_and_values():
+    view = make_view(n=12)
+    decision = ToMe(12, 7, 48, 3, weight="class-importance")(view)
+    plain = ToMe(12, 7, 48, 3)(view)
+    assert torch.equal(decision.labels(), plain.labels())
+    assert torch.equal(decision.sizes(view.size), plain.sizes(view.size))
+    for b in range(3):
+        q, k, v = (getattr(view.attention, name)[b].double().numpy() for name in "qkv")
+        scores = np.exp(np.einsum("hd,hnd->hn", q[:, 0], k) * 16**-0.5)
+        attention = (scores / scores.sum(1, keepdims=True)).mean(0)[1:]
+        weight = attention * np.linalg.norm(v.mean(0), axis=1)[1:]
+        for slot in range(7):
+            member = decision.labels()[b].numpy() == slot
+            want = weight[member] @ view.x[b].double().numpy()[member] / weight[member].sum()
+            np.testing.assert_allclose(decision.pool(view.x)[b, slot].numpy(), want, atol=1e-5)
+
+
+def test_class_importance_needs_a_class_token():
+    assert ToMe(12, 7, 48, 3, weight="class-importance").needs_cls
+    assert not ToMe(12, 7, 48, 3).needs_cls
+
+
 def test_rescaling_keys_changes_nothing():
     view = make_view(n=14)
     before = ToMe(14, 9, 48, 3)(view).labels()

@@ -166,6 +166,11 @@ class View:
         """Attention keys of the patch tokens, [B, H, N, d]."""
         return self._attention().k[:, :, self.num_prefix :]
 
+    @property
+    def values(self) -> Tensor:
+        """Attention values of the patch tokens, [B, H, N, d]."""
+        return self._attention().v[:, :, self.num_prefix :]
+
     @once
     def key_metric(self) -> Tensor:
         """Keys averaged over heads, [B, N, d], float32 (ToMe's similarity metric)."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from tokred.core.ops import best_match
+from tokred.core.ops import best_match, head_mean
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -23,9 +24,17 @@ class ToMe(Reducer):
     code lacks. Without a CLS token the official code leaves the unmerged tokens in order of similarity; here
     they stay in sequence order.
 
+    The options `split` and `weight` are from later papers.
+    Cost: N²/4 d.
+
     Args:
         metric: "keys" averaged over heads (published), or "x" for the tokens themselves.
         proportional: add log(size) to later attention scores (published for use without training).
+        split: "alternate" (published), or "checkerboard" (FPET, Kim et al., CVPR 2025, arXiv:2503.20282),
+            whose set A has the patches in even rows and columns and in odd rows and columns. FPET merges all
+            of A, in one layer. Tokens that have passed a stage form no grid and alternate.
+        weight: of tokens in the mean of a group: "size" (published), or "class-importance" (ToMeCIS, Seol et
+            al., IECON 2023), the CLS attention times the norm of the values averaged over heads.
     """
 
     groups = ("core", "merging", "training-free")
@@ -41,9 +50,12 @@ class ToMe(Reducer):
         *,
         metric: Literal["keys", "x"] = "keys",
         proportional: bool = True,
+        split: Literal["alternate", "checkerboard"] = "alternate",
+        weight: Literal["size", "class-importance"] = "size",
     ) -> None:
         super().__init__(n, keep, dim, heads)
-        self.metric, self.proportional = metric, proportional
+        self.metric, self.proportional, self.split, self.weight = metric, proportional, split, weight
+        self.needs_cls = weight == "class-importance"
 
     @classmethod
     def floor(cls, n: int) -> int:
@@ -52,16 +64,30 @@ class ToMe(Reducer):
     def forward(self, view: View) -> Merge:
         removed = self.n - self.keep
         tokens = F.normalize(view.key_metric if self.metric == "keys" else view.x.float(), dim=-1, eps=1e-12)
-        first = (
-            view.num_prefix % 2
-        )  # patch i stands at position prefix + i of the sequence; even positions are set A
-        a, b = tokens[:, first::2], tokens[:, 1 - first :: 2]
-        similarity, partner = best_match(a, b)  # [B, |A|]
+        a, b = self._halves(view)
+        similarity, partner = best_match(tokens[:, a], tokens[:, b])  # [B, |A|]
         source = similarity.argsort(dim=1, descending=True, stable=True)[:, :removed]
 
         stays = torch.ones_like(partner).scatter(1, source, 0)
-        unmerged = a.shape[1] - removed
-        label = partner.new_empty(partner.shape[0], self.n)
-        label[:, first::2] = torch.where(stays > 0, stays.cumsum(1) - 1, unmerged + partner)
-        label[:, 1 - first :: 2] = torch.arange(unmerged, self.keep, device=label.device)
-        return Merge(label, self.keep, weight=view.size)
+        unmerged = partner.shape[1] - removed
+        label = partner.new_empty(len(partner), self.n)
+        label[:, a] = torch.where(stays > 0, stays.cumsum(1) - 1, unmerged + partner)
+        label[:, b] = torch.arange(unmerged, self.keep, device=label.device)
+        return Merge(label, self.keep, weight=self._weight(view))
+
+    def _halves(self, view: View) -> tuple[slice, slice] | tuple[Tensor, Tensor]:
+        """Which patch tokens are in set A, and which in set B."""
+        if self.split == "alternate" or view.history is not None:
+            first = view.num_prefix % 2  # patch i stands at position prefix + i; even positions are set A
+            return slice(first, None, 2), slice(1 - first, None, 2)
+        columns = view.grid[1]
+        patch = torch.arange(self.n, device=view.x.device)
+        order = ((patch // columns + patch % columns) % 2).argsort(stable=True)  # set A first
+        first = sum((i // columns + i % columns) % 2 == 0 for i in range(self.n))
+        return order[:first], order[first:]
+
+    def _weight(self, view: View) -> Tensor:
+        if self.weight == "size":
+            return view.size
+        norm = torch.linalg.vector_norm(head_mean(view.values), dim=-1)
+        return (view.cls_attention * norm).clamp(min=1e-12)
