@@ -117,10 +117,10 @@ def tiny_vit(**options: Any) -> Any:
 
 
 def tiny_plan(cls: type[Reducer], model: Any, stages: tuple[int, ...] = (2, 3)) -> Plan:
-    """A plan that removes about a third of the tokens at each stage."""
+    """A plan that removes about a third of the tokens at each stage, or one at a threshold of 0.5."""
     n = num_patches(model)
-    knob = 0.7 if cls.knob == "rate" else n // 4
-    return Plan(cls, stages, uniform_counts(cls, n, len(stages), knob))
+    knob = {"rate": 0.7, "removed": n // 4, "threshold": 0.5}[cls.knob]
+    return Plan(cls, stages, uniform_counts(cls, n, len(stages), knob), knob=knob)
 
 
 def build(cls: type[Reducer], n: int, keep: int) -> Reducer:
@@ -131,6 +131,12 @@ def build(cls: type[Reducer], n: int, keep: int) -> Reducer:
         for parameter in reducer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=rng))
     return reducer.eval()
+
+
+def decide(reducer: Reducer, view: View) -> Reduction:
+    """The decision of a reducer as the framework applies it."""
+    decision = reducer(view)
+    return decision.trimmed() if reducer.adaptive() and isinstance(decision, Merge) else decision
 
 
 def reduced(cls: type[Reducer], model: Any) -> ReducedViT:
@@ -209,9 +215,9 @@ def check_groups(cls: type[Reducer]) -> None:
 def check_output_count(cls: type[Reducer]) -> None:
     """Exactly `keep` tokens come out, finite, for even, odd and small counts."""
     for view, reducer in _runs(cls):
-        pooled = reducer(view).pool(view.x)
+        pooled = decide(reducer, view).pool(view.x)
         expect(
-            pooled.shape == (3, reducer.keep, DIM),
+            reducer.adaptive() or pooled.shape == (3, reducer.keep, DIM),
             f"{view.x.shape[1]} tokens to {reducer.keep} gave {tuple(pooled.shape)}.",
         )
         expect(pooled.isfinite().all(), "The output has values that are no numbers.")
@@ -232,14 +238,16 @@ def check_out_of_range(cls: type[Reducer]) -> None:
 def check_decision(cls: type[Reducer]) -> None:
     """The result is a Keep, Merge or Mix with valid indices and labels, whose matrix agrees with pool."""
     for view, reducer in _runs(cls):
-        n, keep, result = reducer.n, reducer.keep, reducer(view)
-        rule = broken_rule(result, 3, n, keep)
+        n, result = reducer.n, decide(reducer, view)
+        keep = None if reducer.adaptive() else reducer.keep
+        rule = broken_rule(result, 3, n, keep, view.valid)
         expect(not rule, rule)
         labels = result.labels()
         expect(
             labels.dtype == torch.int64 and labels.shape == (3, n), "labels() must be int64 of shape [B, N]."
         )
-        expect((labels < keep).all() and (labels >= -1).all(), "Labels must lie between -1 and keep - 1.")
+        outputs = result.pool(view.x).shape[1]
+        expect((labels < outputs).all() and (labels >= -1).all(), "Labels must lie between -1 and keep - 1.")
         value = result.value if isinstance(result, Mix) and result.value is not None else view.x
         product = torch.matmul(result.matrix().to(value.dtype), value)
         same = torch.allclose(product, result.pool(view.x), atol=1e-4)
@@ -255,9 +263,9 @@ def _softened(reduction: Reduction) -> bool:
 def check_mass(cls: type[Reducer]) -> None:
     """Sizes stay positive, and patches sum to those that were not dropped."""
     for view, reducer in _runs(cls):
-        result = reducer(view)
+        result = decide(reducer, view)
         sizes = result.sizes(view.size)
-        expect((sizes > 0).all(), "An output stands for no patch at all.")
+        expect((sizes > 0).all() or reducer.adaptive(), "An output stands for no patch at all.")
         held = (view.size * (result.labels() >= 0)).sum(1)
         carried = result.carry(view.size.unsqueeze(-1)).squeeze(-1)
         expect(
@@ -328,11 +336,13 @@ def check_deterministic(cls: type[Reducer]) -> None:
 def check_batch_slice(cls: type[Reducer]) -> None:
     """An image's result does not depend on the rest of its batch."""
     for view, reducer in _runs(cls):
-        whole = reducer(view).pool(view.x)
+        whole = decide(reducer, view).pool(view.x)
         for row in range(3):
             alone = map_view(view, partial(torch.narrow, dim=0, start=row, length=1))
+            own = decide(reducer, alone).pool(alone.x)
             expect(
-                torch.allclose(reducer(alone).pool(alone.x), whole[row : row + 1], atol=1e-5),
+                torch.allclose(own, whole[row : row + 1, : own.shape[1]], atol=1e-5)
+                and (reducer.adaptive() or own.shape[1] == whole.shape[1]),
                 "A batch of 1 differs from its slice.",
             )
 
@@ -343,10 +353,8 @@ def check_batch_permutation(cls: type[Reducer]) -> None:
     order = torch.tensor([2, 0, 1])
     for view, reducer in _runs(cls):
         moved = map_view(view, lambda tensor: tensor[order])
-        expect(
-            torch.allclose(reducer(moved).pool(moved.x), reducer(view).pool(view.x)[order], atol=1e-5),
-            "A permuted batch differs.",
-        )
+        after, before = decide(reducer, moved).pool(moved.x), decide(reducer, view).pool(view.x)
+        expect(torch.allclose(after, before[order], atol=1e-5), "A permuted batch differs.")
 
 
 @check
@@ -356,14 +364,15 @@ def check_ties(cls: type[Reducer]) -> None:
     for value in (0.0, 1.0):
         view = map_view(make_view(), partial(torch.full_like, fill_value=value))
         view.__dict__["size"] = make_view().size
-        result = reducer(view)
+        result = decide(reducer, view)
         pooled = result.pool(view.x)
+        count = pooled.shape[1] if reducer.adaptive() else reducer.keep
         expect(
-            pooled.shape == (3, reducer.keep, DIM) and pooled.isfinite().all(),
+            pooled.shape == (3, count, DIM) and pooled.isfinite().all(),
             f"Tokens that are all {value:g} break the reducer.",
         )
         expect(
-            (result.sizes(view.size) > 0).all(),
+            (result.sizes(view.size) > 0).all() or reducer.adaptive(),
             f"Of tokens that are all {value:g}, an output stands for no patch at all.",
         )
 
@@ -386,9 +395,9 @@ def check_meta(cls: type[Reducer]) -> None:
     """The reducer runs on the meta device: shapes depend on shapes only, without host synchronisation."""
     meta = map_view(make_view(), lambda tensor: tensor.to("meta"))
     reducer = build(cls, 16, _keeps(cls, 16)[0]).to("meta")
-    expect(
-        reducer(meta).pool(meta.x).shape == (3, reducer.keep, DIM), "The shape on the meta device differs."
-    )
+    decision = reducer(meta)
+    count = decision.m if reducer.adaptive() else reducer.keep  # which the framework trims
+    expect(decision.pool(meta.x).shape == (3, count, DIM), "The shape on the meta device differs.")
 
 
 @check
@@ -442,8 +451,38 @@ def check_nested(cls: type[Reducer]) -> None:
 
 
 @check
+def check_padding(cls: type[Reducer]) -> None:
+    """Where counts depend on the image, padding changes nothing and is dropped."""
+    if not cls.adaptive():
+        return
+    view, reducer = make_view(n=12), build(cls, 16, 16)
+    want, a = decide(reducer, view).pool(view.x), view.attention
+    assert a
+    q, k, v = (_pad(part, 4, dim=2) for part in (a.q, a.k, a.v))
+    attention = Attention(q, k, v, a.scale, _pad(torch.zeros(3, 1, 1, 13), 4, dim=3, value=-torch.inf))
+    padded = replace(view, x=_pad(view.x, 4, dim=1), attention=attention, adaptive=True)
+    padded.__dict__["size"] = _pad(view.size, 4, dim=1)
+    decision = decide(reducer, padded)
+    rule = broken_rule(decision, 3, 16, None, padded.valid)
+    expect(not rule, rule)
+    pooled = decision.pool(padded.x)
+    expect(
+        pooled.shape == want.shape and torch.allclose(pooled, want, atol=1e-5),
+        "Padding behind the tokens changes the result; mask it by view.valid.",
+    )
+
+
+def _pad(tensor: Tensor, size: int, dim: int, value: float = 0.0) -> Tensor:
+    shape = list(tensor.shape)
+    shape[dim] = size
+    return torch.cat([tensor, tensor.new_full(shape, value)], dim=dim)
+
+
+@check
 def check_empty_plan(cls: type[Reducer]) -> None:
     """Keeping every token gives the dense model's logits, bit for bit."""
+    if cls.adaptive():
+        return  # how many stay depends on the image
     model = tiny_vit()
     n = num_patches(model)
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
@@ -471,6 +510,8 @@ def check_models(cls: type[Reducer]) -> None:
         with torch.no_grad():
             state = wrapped.run(images)
         tokens = tiny_plan(cls, model).tokens[-1]
+        if cls.adaptive():
+            tokens = int(state.counts[:, -1].max())
         expect(
             state.x.shape[1] == model.num_prefix_tokens + tokens,
             f"{options} ends with {state.x.shape[1]} tokens.",

@@ -54,7 +54,7 @@ class CostTable:
 
     def stage(self, plan: Plan, layer: int, n: int, keep: int) -> int:
         """FLOPs of the reducer of a plan at one layer, from n to keep tokens."""
-        if keep == n:
+        if keep == n and not plan.reducer.adaptive():
             return 0
         key = (plan.reducer, repr(plan.options), n, keep, layer == 1)
         if key not in self._stages:

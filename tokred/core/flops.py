@@ -36,7 +36,7 @@ _REDUCTIONS = """
 _SORTING = "argsort sort topk"
 _INDEXING = """
     alias as_strided broadcast_tensors clone diagonal expand_as fill_ index_add index_copy index_put
-    index_select lift_fresh masked_fill_ movedim mT numpy_T one_hot repeat repeat_interleave resolve_conj
+    index_select lift_fresh masked_fill_ movedim mT numpy_T one_hot pad repeat repeat_interleave resolve_conj
     scatter scatter_ scatter_add scatter_add_ scatter_reduce tile tril triu unflatten zero_
 """
 _CREATION = "bernoulli_ eye feature_dropout new_ones ones_like real upsample_bicubic2d"

@@ -59,7 +59,7 @@ class Match:
     @property
     def knob(self) -> str:
         """The knob as tables print it: tokens removed at each stage, or the keep rate of the uniform plan."""
-        if self.plan.reducer.knob == "rate":
+        if self.plan.reducer.knob != "removed":
             return f"{self.plan.knob:.4g}"
         removed = [before - after for before, after in pairwise((self.patches, *self.plan.tokens))]
         return " ".join(map(str, removed if len(set(removed)) > 1 else removed[:1]))
@@ -95,6 +95,11 @@ def match(
         )
     cls = registry.get(method)
     layers = resolve_stages(cls, costs.model.depth, protocol, stages)
+    if cls.adaptive():
+        raise TokredError(
+            f"How many tokens {method} removes depends on the image; `tokred compare` sets its threshold on "
+            "images that are not those of the test."
+        )
     search = _Search(costs, Plan(method, layers, (costs.n,) * len(layers), options or {}), budget)
     search.check_reachable()
     plan = search.adjusted(search.uniform())
@@ -117,14 +122,14 @@ def at_knob(
     """
     cls = registry.get(method)
     layers = resolve_stages(cls, costs.model.depth, protocol, stages)
-    highest = 1 if cls.knob == "rate" else costs.n
+    highest = costs.n if cls.knob == "removed" else 1
     if not 0 <= knob <= highest:
-        what = (
-            "a keep rate between 0 and 1"
-            if cls.knob == "rate"
-            else f"the tokens to remove at each stage, at most {costs.n}"
-        )
-        raise TokredError(f"The knob of {method} is {what}; got {knob:g}.")
+        what = {
+            "rate": "a keep rate between 0 and 1",
+            "removed": f"the tokens to remove at each stage, at most {costs.n}",
+            "threshold": "a threshold between 0 and 1",
+        }
+        raise TokredError(f"The knob of {method} is {what[cls.knob]}; got {knob:g}.")
     tokens = uniform_counts(cls, costs.n, len(layers), knob)
     plan = Plan(method, layers, tokens, options or {}, knob)
     return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, None, costs.n)

@@ -146,7 +146,9 @@ def row_attention(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
     return scores.softmax(-1).mean(1)
 
 
-def received_attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+def received_attention(
+    q: Tensor, k: Tensor, scale: float, bias: Tensor | None = None, asks: Tensor | None = None
+) -> Tensor:
     """Attention that each key receives: softmax(scale q k^T + bias).sum((1, 2)), as [B, N] float32.
 
     A head and a slice of queries at a time, so that the map never exists as a whole and what does stays in
@@ -157,13 +159,17 @@ def received_attention(q: Tensor, k: Tensor, scale: float, bias: Tensor | None =
         k: [B, H, N, d].
         scale: factor on the inner products.
         bias: [B, 1, 1, N].
+        asks: [B, N, 1] bool, the queries that count; by default all.
     """
     bias = None if bias is None else bias.float().squeeze(1)  # [B, 1, N]
     total = k.new_zeros(k.shape[0], k.shape[2], dtype=torch.float32)
     for queries, keys in zip(q.unbind(1), k.float().unbind(1), strict=True):
-        for rows in queries.split(ROWS, dim=1):
+        for start, rows in enumerate(queries.split(ROWS, dim=1)):
             scores = torch.bmm(rows.float() * scale, keys.mT)  # [B, rows, N]
-            total = total + (scores if bias is None else scores + bias).softmax(-1).sum(1)
+            weight = (scores if bias is None else scores + bias).softmax(-1)
+            if asks is not None:
+                weight = weight * asks[:, start * ROWS : (start + 1) * ROWS]
+            total = total + weight.sum(1)
     return total
 
 

@@ -78,8 +78,10 @@ def uniform_counts(cls: type[Reducer], n: int, stages: int, knob: float) -> tupl
 
     A "rate" counts from the start, int(n * rate^s), as the TokenReduction benchmark does. "removed" counts
     from stage to stage; a fraction, which no published schedule has, removes one more token at some stages
-    than at others, evenly spread.
+    than at others, evenly spread. At a "threshold" the counts depend on the image, and all may stay.
     """
+    if cls.knob == "threshold":
+        return (n,) * stages
     counts, current = [], n
     for stage in range(1, stages + 1):
         if cls.knob == "rate":

@@ -16,7 +16,7 @@ from tokred.core.rng import Rng
 from tokred.errors import TokredError
 
 Site = Literal["mid", "pre"]
-Knob = Literal["removed", "rate"]
+Knob = Literal["removed", "rate", "threshold"]
 
 
 class Reducer(nn.Module):
@@ -43,7 +43,8 @@ class Reducer(nn.Module):
     stages: ClassVar[tuple[int, ...] | Literal["all"]] = (4, 7, 10)
     """Default layers, one-based; "all" for every layer."""
     knob: ClassVar[Knob] = "rate"
-    """The knob: "removed" tokens per stage, or keep "rate" with int(n0 * rate^s) tokens after stage s."""
+    """The knob: "removed" tokens per stage, or keep "rate" with int(n0 * rate^s) tokens after stage s; or a
+    "threshold" from 0 to 1, `self.threshold`, by which the counts depend on the image."""
     extra: ClassVar[int] = 0
     """Tokens that the method adds to what its knob counts (EViT's fused token)."""
     proportional: bool = False
@@ -55,6 +56,8 @@ class Reducer(nn.Module):
     "training-free"; any other name makes a group of its own."""
     control: ClassVar[bool] = False
     """A control shows what a method must beat; tables mark it."""
+    threshold: float = 0.5
+    """The knob "threshold" as calibration has set it; more of it may keep more or remove more."""
     nested: ClassVar[tuple[str, ...]] = ()
     """Parameters with a row per token out; `forward` uses the first `keep`: one fit serves all budgets."""
     fit_options: ClassVar[Mapping[str, Any]] = {}
@@ -73,6 +76,17 @@ class Reducer(nn.Module):
     def floor(cls, n: int) -> int:
         """Fewest tokens that one application can leave of n."""
         return 1
+
+    @classmethod
+    def adaptive(cls) -> bool:
+        """Whether the counts depend on the image.
+
+        Such a reducer returns a `Merge` that may drop, whose groups in use are the first ones of each image.
+        The framework cuts off those that no image of the batch uses. The others become tokens of size 0
+        behind an image's own: `view.valid` is False there, attention masks them, and they must be dropped.
+        `n` and `keep` are upper limits.
+        """
+        return cls.knob == "threshold"
 
     @property
     def learned(self) -> bool:
@@ -108,7 +122,7 @@ class Attention:
     k: Tensor
     v: Tensor
     scale: float
-    bias: Tensor | None = None  # [B, 1, 1, P + N], log(size) under proportional attention
+    bias: Tensor | None = None  # [B, 1, 1, P + N], log(size) under proportional attention; -inf for padding
 
 
 @dataclass
@@ -126,6 +140,7 @@ class View:
         rng: the only randomness.
         attention: attention of the layer ("mid") or of the one before ("pre").
         history: the reductions so far; None before the first.
+        adaptive: whether the counts depend on the image, so that there may be padding.
     """
 
     x: Tensor
@@ -137,11 +152,17 @@ class View:
     rng: Rng = field(default_factory=Rng)
     attention: Attention | None = None
     history: History | None = None
+    adaptive: bool = False
 
     @once
     def size(self) -> Tensor:
         """Patches that each token stands for, [B, N], float32."""
         return self.history.size if self.history else torch.ones_like(self.x[..., 0], dtype=torch.float32)
+
+    @once
+    def valid(self) -> Tensor:
+        """[B, N] bool, False for the padding behind the tokens of an image that has fewer than others."""
+        return self.size > 0
 
     @once
     def position(self) -> Tensor:
@@ -202,10 +223,11 @@ class View:
     def received_attention(self) -> Tensor:
         """Attention that each patch token receives, summed over heads and all queries, [B, N] float32.
 
-        This needs the full map, whose cost counts.
+        This needs the full map, whose cost counts. Padding asks for nothing.
         """
         a = self._attention()
-        return ops.received_attention(a.q, a.k, a.scale, a.bias)[:, self.num_prefix :]
+        asks = a.bias.squeeze(1).mT > -torch.inf if self.adaptive and a.bias is not None else None
+        return ops.received_attention(a.q, a.k, a.scale, a.bias, asks)[:, self.num_prefix :]
 
     def _attention(self) -> Attention:
         if self.attention is None:

@@ -184,8 +184,9 @@ class Merge(Reduction):
         return torch.where(self.label < 0, self.m, self.label) if self.drops else self.label
 
     def _counts(self) -> Tensor:
-        """The number of tokens in each group, [B, M]."""
-        return self._cut(count_groups(self._slots(), self._groups))
+        """The number of tokens in each group, [B, M]; at least one, since padding has none."""
+        counts = self._cut(count_groups(self._slots(), self._groups))
+        return counts.clamp(min=1) if self.drops else counts
 
     def _cut(self, groups: Tensor) -> Tensor:
         """Values of all groups, [B, groups, ...], without that of the dropped tokens."""
@@ -220,7 +221,14 @@ class Merge(Reduction):
     def matrix(self) -> Tensor:
         member = F.one_hot(self._slots(), self._groups)[..., : self.m].mT.float()
         weighted = member if self.weight is None else member * self.weight.float().unsqueeze(1)
-        return weighted if self.reduce == "sum" else weighted / weighted.sum(-1, keepdim=True)
+        if self.reduce == "sum":
+            return weighted
+        total = weighted.sum(-1, keepdim=True)
+        return weighted / (torch.where(total == 0, 1, total) if self.drops else total)
+
+    def trimmed(self) -> Merge:
+        """The decision without the last groups, which no image of the batch uses. This reads values."""
+        return replace(self, m=int(self.label.max()) + 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokred.core.reducer import Attention, Reducer, Site, View
-from tokred.core.reduction import History, Mask, Reduction
+from tokred.core.reduction import History, Mask, Merge, Reduction
 from tokred.core.rng import Rng
 from tokred.errors import TokredError
 
@@ -38,6 +38,12 @@ class State:
     def reductions(self) -> tuple[Reduction, ...]:
         """The decisions of the stages passed so far."""
         return self.history.reductions if self.history else ()
+
+    @property
+    def counts(self) -> Tensor:
+        """[B, S] int64, tokens that each image had after each of the stages passed so far."""
+        found = [reduction.labels().amax(1) + 1 for reduction in self.reductions]
+        return torch.stack(found, dim=1) if found else torch.zeros(len(self.x), 0, dtype=torch.long)
 
     @property
     def size(self) -> Tensor | None:
@@ -101,7 +107,9 @@ class Stage(nn.Module):
             TokredError: the stage was planned for another number of tokens.
         """
         prefix, x = state.x[:, : self.num_prefix], state.x[:, self.num_prefix :]
-        if x.shape[1] != self.reducer.n and state.alive is None:
+        adaptive = self.reducer.adaptive()
+        fits = x.shape[1] <= self.reducer.n if adaptive else x.shape[1] == self.reducer.n
+        if not fits and state.alive is None:
             raise TokredError(
                 f"Layer {self.layer} was planned for {self.reducer.n} patch tokens, but this image has "
                 f"{x.shape[1]}; plan for the size of your images."
@@ -116,6 +124,7 @@ class Stage(nn.Module):
             rng=Rng(self.seed, state.images, self.layer),
             attention=state.attention,
             history=state.history,
+            adaptive=adaptive and len(x) > 1,
         )
 
     def forward(self, state: State) -> State:
@@ -125,7 +134,7 @@ class Stage(nn.Module):
             TokredError: the decision is none, or leaves another number of tokens than planned; or the stage
                 was planned for another number of tokens.
         """
-        if self.reducer.keep == self.reducer.n:
+        if self.reducer.keep == self.reducer.n and not self.reducer.adaptive():
             return state  # nothing to remove: the reducer is bypassed
         view = self.view(state)
         with torch.autocast(view.x.device.type, enabled=False):  # similarities in bfloat16 are full of ties
@@ -134,9 +143,15 @@ class Stage(nn.Module):
                 raise TokredError(
                     f"{self._name}.forward must return Keep, Merge or Mix, not {type(reduction).__name__}."
                 )
+            if self.reducer.adaptive() and not isinstance(reduction, Mask):
+                if not (isinstance(reduction, Merge) and reduction.drops):
+                    raise TokredError(
+                        f"{self._name} has a threshold, so it must return Merge(..., drops=True)."
+                    )
+                reduction = reduction.trimmed()
             x = reduction.apply(state.x, self.num_prefix)
         m = x.shape[1] - self.num_prefix
-        if m != self.reducer.keep and not isinstance(reduction, Mask):
+        if m != self.reducer.keep and not isinstance(reduction, Mask) and not self.reducer.adaptive():
             raise TokredError(
                 f"{self._name} was to leave {self.reducer.keep} tokens at layer {self.layer}, but leaves {m}."
             )

@@ -64,12 +64,14 @@ class ReducedViT(nn.Module):
         )  # `train` would set it in all parts of the backbone, frozen ones too
         self.stages.eval()
         self.proportional = any(stage.reducer.proportional for stage in self.stage_list())
+        self.adaptive = any(stage.reducer.adaptive() for stage in self.stage_list())
         self.recorded = frozenset(self._looked_at() | set(record))
 
     def _build_stages(self, seed: int) -> None:
         n = num_patches(self.backbone)
         for layer, keep in zip(self.plan.stages, self.plan.tokens, strict=True):
-            if keep != n:  # else there is nothing to remove, and the reducer is bypassed
+            # Where all tokens stay there is nothing to remove, and the reducer is bypassed.
+            if keep != n or self.plan.reducer.adaptive():
                 stage = build_stage(self.backbone, self.plan, layer, n, keep, seed)
                 self.stages[_key(layer, stage.reducer.site)] = stage
             n = keep
@@ -211,10 +213,15 @@ class ReducedViT(nn.Module):
         return replace(state, x=x, layer=state.layer + 1, site="pre")
 
     def _log_size(self, state: State) -> Tensor | None:
-        """Additive mask of proportional attention, [B, 1, 1, P + N]."""
-        size = state.size if self.proportional else None
+        """Additive mask of proportional attention and of padding, [B, 1, 1, P + N]; log 0 is -inf."""
+        padded = self.adaptive and len(state.x) > 1 and state.alive is None  # one image has no padding
+        size = state.size if self.proportional or padded else None
         if size is None:
             return None
+        if not self.proportional:
+            size = (size > 0).to(size.dtype)
+        if state.alive is not None:  # tokens that are masked in training keep their scores
+            size = torch.where(size > 0, size, 1)
         return (
             torch.cat([size.new_ones(size.shape[0], self.num_prefix), size], dim=1)
             .log()
@@ -233,6 +240,8 @@ def build_stage(
     cls, has_cls = plan.reducer, backbone.cls_token is not None
     with seeded(seed + layer):
         reducer = cls(n, keep, backbone.embed_dim, num_heads(backbone), **plan.options)
+    if cls.adaptive() and plan.knob is not None:
+        reducer.threshold = plan.knob
     reducer.to(backbone.patch_embed.proj.weight.device)
     if reducer.needs_cls and not has_cls:
         raise UnsupportedModel(

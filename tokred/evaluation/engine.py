@@ -174,7 +174,9 @@ def _isolated(model: ReducedViT, check: bool = False) -> ReducedViT:
 
 
 def _check(reducer: Any, inputs: tuple[View], decision: object) -> None:
-    rule = broken_rule(decision, len(inputs[0].x), reducer.n, reducer.keep)
+    batch, n = inputs[0].x.shape[:2]
+    keep = None if reducer.adaptive() else reducer.keep
+    rule = broken_rule(decision, batch, n, keep, inputs[0].valid if keep is None else None)
     if rule:
         raise TokredError(rule)
 

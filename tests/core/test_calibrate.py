@@ -1,0 +1,114 @@
+"""Counts that depend on the image: padding, costs of single images, and the calibration of the threshold."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.adaptive import Runs, Standouts
+from tokred.core.calibrate import calibrate, image_flops, reducer_flops
+from tokred.core.costs import CostTable
+from tokred.core.flops import analyse
+from tokred.core.plan import Plan
+from tokred.core.vit import ReducedViT
+from tokred.errors import TokredError, Unreachable
+from tokred.testing import check_reducer, tiny_vit
+
+METHODS = [Standouts, Runs]
+
+
+def images(count, seed=0):
+    return torch.randn(count, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+
+
+def model(cls, threshold=0.5, **options):
+    return ReducedViT(tiny_vit(**options), Plan(cls, (2, 3), (36, 36), knob=threshold))
+
+
+@pytest.mark.parametrize("cls", METHODS)
+def test_methods_whose_counts_depend_on_the_image_pass_the_battery(cls):
+    assert check_reducer(cls) == {}
+
+
+@pytest.mark.parametrize("cls", METHODS)
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 2}, {"global_pool": "avg"}], ids=str)
+@torch.no_grad()
+def test_an_image_alone_has_its_own_tokens_and_the_result_that_it_has_in_a_batch(cls, options):
+    reduced = model(cls, **options)
+    together = reduced.run(images(6))
+    logits = reduced.head(together)
+    counts = together.counts
+    assert len(set(counts[:, -1].tolist())) > 1
+    assert together.x.shape[1] == reduced.num_prefix + counts[:, -1].max()
+    for i in range(6):
+        alone = reduced.run(images(6)[i : i + 1])
+        own = alone.counts[0]
+        assert own.tolist() == counts[i].tolist()
+        assert alone.x.shape[1] == reduced.num_prefix + own[-1]
+        torch.testing.assert_close(reduced.head(alone), logits[i : i + 1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(alone.size[0], together.size[i, : own[-1]])
+        assert (together.size[i, own[-1] :] == 0).all()
+        assert (alone.size > 0).all()
+
+
+@torch.no_grad()
+def test_the_counts_are_those_of_the_formula():
+    reduced, x = model(Standouts), images(4)
+    state = reduced.advance(reduced.embed(x), stop=(2, "mid"))
+    score = reduced.stage_list()[0].view(state).cls_attention.numpy()
+    want = (score >= 0.5 * score.max(1, keepdims=True)).sum(1)
+    assert reduced.run(x).counts[:, 0].tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("cls", METHODS)
+@torch.no_grad()
+def test_the_cost_of_an_image_is_the_trace_of_the_model_on_it_alone(cls):
+    reduced, costs, x = model(cls), CostTable(tiny_vit()), images(4)
+    counts = reduced.run(x).counts.numpy()
+    traces = [analyse(reduced, x[i : i + 1]) for i in range(4)]
+    assert image_flops(costs, reduced.plan, counts).tolist() == [trace.total() for trace in traces]
+    own = [trace.total("stages") for trace in traces]
+    assert reducer_flops(costs, reduced.plan, counts).tolist() == own
+
+
+@pytest.mark.parametrize(("cls", "budget"), [(Standouts, 0.3), (Standouts, 0.1), (Runs, 0.2)])
+def test_calibration_meets_the_budget_in_the_mean(cls, budget):
+    reduced, costs = model(cls), CostTable(tiny_vit())
+    match = calibrate(reduced, costs, budget, images(40).split(16))
+    assert match.reduction == pytest.approx(budget, abs=0.003)  # of 40 images with few tokens
+    with torch.no_grad():
+        alone = np.concatenate([reduced.run(image[None]).counts.numpy() for image in images(40)])
+    assert match.flops == round(image_flops(costs, match.plan, alone).mean())
+    assert match.plan.knob == reduced.stage_list()[0].reducer.threshold
+    assert match.budget == budget
+
+
+def test_calibration_does_not_depend_on_the_batch_size():
+    costs = CostTable(tiny_vit())
+    plans = [calibrate(model(Standouts), costs, 0.25, images(12).split(size)).plan for size in (1, 12)]
+    assert plans[0].knob == plans[1].knob
+
+
+def test_a_budget_out_of_reach_is_refused():
+    reduced = ReducedViT(tiny_vit(), Plan(Standouts, (4,), (36,)))
+    with pytest.raises(Unreachable, match="at layers 4 can save at most"):
+        calibrate(reduced, CostTable(tiny_vit()), 0.5, [images(3)])
+    with pytest.raises(TokredError, match="no image to calibrate"):
+        calibrate(reduced, CostTable(tiny_vit()), 0.1, [])
+
+
+class Cubic(Standouts):
+    """Look at all triples of tokens."""
+
+    def forward(self, view):
+        x = view.x.float()
+        pairs = torch.einsum("bic,bjc->bij", x, x)
+        triples = torch.einsum("bij,bjk,bkl->bil", pairs, pairs, pairs)
+        return super().forward(view) if triples.shape else None
+
+
+@torch.no_grad()
+def test_a_reducer_that_is_not_quadratic_is_counted_at_every_number_of_tokens():
+    reduced, costs, x = model(Cubic), CostTable(tiny_vit()), images(3)
+    counts = reduced.run(x).counts.numpy()
+    traces = [analyse(reduced, x[i : i + 1]).total() for i in range(3)]
+    assert image_flops(costs, reduced.plan, counts).tolist() == traces
