@@ -17,7 +17,7 @@ from tokred.core.plan import Plan
 from tokred.core.reduction import Keep, Mask
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError
-from tokred.methods.dynamicvit import _sample
+from tokred.methods.dynamicvit import _sample, _shift
 from tokred.methods.sinkhorn import transport
 from tokred.testing import DIM, HEADS, make_view, tiny_vit
 
@@ -222,6 +222,40 @@ def test_a_dropped_token_stays_dropped_and_the_ratio_loss_is_its_formula():
     assert reducer.penalty(decision).item() == pytest.approx(2 * ((share - 9 / 16) ** 2).mean(), abs=1e-6)
     exact = Mask((torch.arange(16) < 9).float().expand(3, -1))
     assert reducer.penalty(exact).item() == 0
+
+
+def test_log_odds_of_a_fit_for_any_budget_expect_the_drawn_share_to_stay():
+    rng = torch.Generator().manual_seed(0)
+    alive = (torch.rand(4, 30, generator=rng) < 0.8).float()
+    for spread in (0.01, 3.0, 300.0):
+        log_odds = (spread * torch.randn(4, 30, generator=rng) + 50).requires_grad_()
+        shifted = _shift(log_odds, alive, 9)
+        kept = (alive * torch.sigmoid(shifted)).sum(1)
+        torch.testing.assert_close(kept, torch.full((4,), 9.0), rtol=1e-3, atol=1e-3)
+        assert (shifted.argsort(1) == log_odds.argsort(1)).all()
+        torch.testing.assert_close(_shift(log_odds + 7, alive, 9), shifted, rtol=1e-4, atol=1e-4)
+        (kept.sum()).backward()
+        assert log_odds.grad.abs().max() < 1e-3  # whatever moves, so many stay
+    few = _shift(torch.zeros(1, 5), torch.tensor([[1.0, 0, 0, 0, 0]]), 3)  # fewer are left than shall stay
+    assert few.isfinite().all()
+    assert torch.sigmoid(few[0, 0]) > 0.99
+
+
+def test_a_fit_for_any_budget_shifts_its_samples_and_nothing_else():
+    view, reducer = make_view(), made("dynamicvit")
+    order = reducer(view).index
+    with torch.no_grad():
+        reducer.score[-1].bias.copy_(torch.tensor([500.0, 0.0]))  # all would stay, without any gradient
+    assert torch.equal(reducer(view).index, order)
+    reducer.train()
+    assert reducer(view).alive.min() == 1
+    reducer.any_budget = True
+    decision = reducer(view)
+    assert decision.alive.min() == 0
+    decision.alive[:, ::2].sum().backward()
+    assert reducer.embed[1].weight.grad.abs().max() > 0
+    reducer.eval()
+    assert torch.equal(reducer(view).index, order)
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 12])

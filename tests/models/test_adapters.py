@@ -46,7 +46,7 @@ def written(folder, backbone, plan=WIDE, name="a.safetensors", **changes):
 def test_any_counts_use_the_first_rows(tmp_path, backbone):
     adapter = written(tmp_path, backbone)
     model = adapter.apply(backbone, PLAN, tensor_files.hash_weights(backbone))
-    stored = tensor_files.read_weights(adapter.path)
+    stored = adapter.tensors()
     for layer, keep in zip((2, 3), PLAN.tokens, strict=True):
         assert torch.equal(
             model.stages[f"pre{layer}"].reducer.centers, stored[f"stages.pre{layer}.reducer.centers"][:keep]
@@ -54,12 +54,11 @@ def test_any_counts_use_the_first_rows(tmp_path, backbone):
     assert model.backbone is backbone
 
 
-def test_parameters_survive_the_file_as_float16(tmp_path, backbone):
+def test_parameters_survive_the_file_to_a_step_of_their_rows(tmp_path, backbone):
     adapter = written(tmp_path, backbone, PLAN, budget=0.3, tokens=list(PLAN.tokens))
-    want = ReducedViT(backbone, PLAN, seed=5).stages.pre2.reducer.centers.half().float()
-    assert torch.equal(
-        adapter.apply(backbone, PLAN, tensor_files.hash_weights(backbone)).stages.pre2.reducer.centers, want
-    )
+    want = ReducedViT(backbone, PLAN, seed=5).stages.pre2.reducer.centers
+    applied = adapter.apply(backbone, PLAN, tensor_files.hash_weights(backbone)).stages.pre2.reducer.centers
+    assert ((applied - want).abs() <= 0.51 / 127 * want.abs().amax(1, keepdim=True)).all()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +92,7 @@ def test_an_adapter_for_one_budget_serves_only_its_counts(tmp_path, backbone):
 
 def test_a_damaged_adapter_is_refused(tmp_path, backbone):
     adapter, digest = written(tmp_path, backbone), tensor_files.hash_weights(backbone)
-    tensors = tensor_files.read_weights(adapter.path)
+    tensors = adapter.tensors()
     adapters.write(
         adapter.path, {key: value for key, value in tensors.items() if "pre3" not in key}, adapter.card
     )
@@ -112,6 +111,24 @@ def test_an_adapter_from_before_an_option_has_its_default(tmp_path, backbone):
     del card["options"]["output"]
     adapter = written(tmp_path, backbone, Plan("sinkhorn", (2, 3), (35, 34)), options=card["options"])
     assert adapter.difference(Plan("sinkhorn", (2, 3), (24, 15)), tensor_files.hash_weights(backbone)) == ""
+
+
+def test_a_file_has_a_byte_for_each_number_of_a_matrix(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    matrix = torch.randn(5, 400, generator=rng) * torch.tensor([[1e3], [1.0], [1e-2], [1e-6], [0.0]])
+    tensors = {"stages.a": matrix, "stages.b": torch.ones(7), "backbone.c": torch.randn(3, 3, generator=rng)}
+    back = adapters.unpack(adapters.pack(tensors))
+    error = (back["stages.a"] - matrix).abs().amax(1)
+    step = matrix.abs().amax(1) / 127
+    assert (error <= step.clamp(min=2.0**-24) * 0.51).all()
+    assert torch.equal(back["backbone.c"], tensors["backbone.c"].half().float())
+    assert torch.equal(back["stages.b"], tensors["stages.b"])
+    again = adapters.pack(back)
+    assert all(torch.equal(value, again[name]) for name, value in adapters.pack(tensors).items())
+    adapters.write(tmp_path / "a.safetensors", tensors, {})
+    assert (tmp_path / "a.safetensors").stat().st_size < 2000 + 400
+    stored = adapters.Adapter(tmp_path / "a.safetensors", {}).tensors()
+    assert all(torch.equal(value, stored[name]) for name, value in back.items())
 
 
 def test_an_adapter_brings_its_options_unless_others_are_set(tmp_path, backbone):
@@ -163,7 +180,7 @@ def test_reduce_takes_an_adapter_and_refuses_random_parameters(tmp_path, backbon
     fitted = tokred.reduce(backbone, "sinkhorn", 0.2, adapter=adapter.path, **settings)
     assert torch.equal(
         fitted.stages.pre2.reducer.centers[0],
-        tensor_files.read_weights(adapter.path)["stages.pre2.reducer.centers"][0],
+        adapter.tensors()["stages.pre2.reducer.centers"][0],
     )
     from_folder = tokred.reduce(backbone, "sinkhorn", 0.2, adapter=tmp_path, **settings)
     assert torch.equal(from_folder.stages.pre2.reducer.centers, fitted.stages.pre2.reducer.centers)

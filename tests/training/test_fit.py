@@ -14,7 +14,7 @@ from tokred.core.options import default_options
 from tokred.core.plan import Plan
 from tokred.core.reduction import Merge
 from tokred.errors import TokredError
-from tokred.models import foreign, tensor_files, zoo
+from tokred.models import adapters, foreign, tensor_files, zoo
 from tokred.testing import tiny_vit
 from tokred.training.fit.config import FitConfig
 from tokred.training.fit.job import Fit
@@ -213,7 +213,7 @@ def test_a_full_fit_trains_a_copy_of_the_backbone(tmp_path, pictures, method):
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     with (
         torch.no_grad(),
-        run.student.holding({name: value.half() for name, value in run.best.tensors.items()}),
+        run.student.holding(adapters.unpack(adapters.pack(run.best.tensors))),
     ):
         run.student.model.eval()
         assert torch.equal(applied(images), run.student.model(images))

@@ -63,6 +63,9 @@ class Reducer(nn.Module):
     fit_options: ClassVar[Mapping[str, Any]] = {}
     """Options that `tokred fit` takes on a frozen backbone, where the published ones cannot work."""
 
+    any_budget: bool = False
+    """Whether it is being fitted for all budgets at once, at a `keep` that is drawn anew in every step."""
+
     def __init__(self, n: int, keep: int, dim: int, heads: int) -> None:
         super().__init__()
         if not self.floor(n) <= keep <= n:

@@ -22,6 +22,10 @@ class DynamicViT(Reducer):
     hard, straight-through sample masks the dropped ones out of attention, and the share that stays is drawn
     to the keep rate. At inference the `keep` most probable tokens go on, most probable first.
 
+    A fit for any budget draws the keep rate, which the predictor does not know. So in its samples log-odds
+    are shifted until the expected share is that rate: only the order is learned, and only it is used. Without
+    the shift the predictor soon keeps all tokens with probability 1 and has no gradient any more.
+
     Args:
         mean: where the published code adds 1e-6 to the mean of the remaining tokens: to the "quotient", as it
             does, which divides by zero where a sample drops every token, or to the "denominator", as it
@@ -60,6 +64,8 @@ class DynamicViT(Reducer):
             torch.ones_like(view.x[..., 0], dtype=torch.float32) if view.alive is None else view.alive
         )  # [B, n]
         log_odds = self._predict(view.x.float(), alive)  # [B, n], of staying
+        if self.training and self.any_budget:
+            log_odds = _shift(log_odds, alive, self.keep)
         if self.training:
             return Mask(alive * _sample(log_odds, view.rng.uniform(view.x)))
         # In the order of their probabilities, of which a trained predictor has many that round to 1 and would
@@ -80,6 +86,23 @@ class DynamicViT(Reducer):
         mean = total / count + _TINY if self.mean == "quotient" else total / (count + _TINY)
         stay, go = self.score(torch.cat([local, mean.expand_as(local)], dim=-1)).unbind(-1)
         return stay - go
+
+
+def _shift(log_odds: Tensor, alive: Tensor, keep: int) -> Tensor:
+    """Log-odds [B, n] less a number for each image, so that `keep` of its tokens are expected to stay.
+
+    That number follows the log-odds in the gradient as well, so nothing is gained by raising all of them.
+    """
+    with torch.no_grad():
+        low, high = log_odds.amin(1, keepdim=True) - 20, log_odds.amax(1, keepdim=True) + 20
+        for _ in range(32):
+            middle = (low + high) / 2
+            more = (alive * torch.sigmoid(log_odds - middle)).sum(1, keepdim=True) > keep
+            low, high = torch.where(more, middle, low), torch.where(more, high, middle)
+        probability = torch.sigmoid(log_odds - high)
+        slope = alive * probability * (1 - probability)
+        slope = slope / slope.sum(1, keepdim=True).clamp(min=_TINY)
+    return log_odds - high - (slope * (log_odds - log_odds.detach())).sum(1, keepdim=True)
 
 
 def _sample(log_odds: Tensor, uniform: Tensor) -> Tensor:

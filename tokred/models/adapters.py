@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokred.core import registry
@@ -34,6 +35,7 @@ from tokred.utils.text import plain_name, spaced
 
 SHIPPED = zoo.SHIPPED / "adapters"
 ANY = "any"
+_SCALE, _LEAST_SCALE = "/scale", 2.0**-24  # the smallest float16
 _CARD = frozenset(
     ("method", "options", "stages", "tokens", "budget", "training", "weights_hash", "model", "images_seen")
 )
@@ -66,7 +68,7 @@ class Adapter:
         Raises:
             TokredError: it cannot be read.
         """
-        return read_weights(self.path)
+        return unpack(read_weights(self.path))
 
     def difference(self, plan: Plan, weights_hash: str) -> str:
         """Why the adapter cannot serve a plan on a backbone, as the end of a sentence; "" if it can."""
@@ -213,12 +215,35 @@ def fit_command(plan: Plan, model: str, **settings: str | None) -> str:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Write float16 parameters and their card.
+    """Write parameters and their card; see `pack` for the form.
 
     Raises:
         TokredError: they cannot be written.
     """
-    write_tensors(tensors, path, {"kind": "adapter", **card})
+    write_tensors(pack(tensors), path, {"kind": "adapter", **card})
+
+
+def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters as a file has them: float16, but matrices of reducers int8 with a scale for each row."""
+    packed = {}
+    for name, value in tensors.items():
+        if name.startswith("stages.") and value.ndim == 2:
+            scale = (value.float().abs().amax(1, keepdim=True) / 127).clamp(min=_LEAST_SCALE).half()
+            packed[name] = (value.float() / scale.float()).round().clamp(-127, 127).to(torch.int8)
+            packed[name + _SCALE] = scale
+        else:
+            packed[name] = value.half()
+    return packed
+
+
+def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The float32 parameters of a file; files of an older tokred have float16 matrices."""
+    scales = {name: value for name, value in packed.items() if name.endswith(_SCALE)}
+    return {
+        name: value.float() * scales[name + _SCALE].float() if name + _SCALE in scales else value.float()
+        for name, value in packed.items()
+        if name not in scales
+    }
 
 
 def plan_card(plan: Plan, any_budget: bool) -> dict[str, Any]:

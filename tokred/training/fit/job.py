@@ -287,12 +287,11 @@ class Fit(TrainingRun):
                 "with a lower lr."
             )
         path = self.out / adapters.file_name(self.config.model, self.student.plan)
-        tensors = {name: value.half() for name, value in self.best.tensors.items()}
-        with self.student.holding(tensors):
+        with self.student.holding(adapters.unpack(adapters.pack(self.best.tensors))):
             loss, top1 = self.validate()
         if not self.processes.rank:
             validation = {"validation_loss": round(loss, 4), "validation_top1": round(top1, 2)}
-            adapters.write(path, tensors, {**self._card(), "command": command, **validation})
+            adapters.write(path, self.best.tensors, {**self._card(), "command": command, **validation})
         self.processes.close()
         return path
 

@@ -63,6 +63,8 @@ class Student:
         own = _trainable_copy(backbone, recipe.drop_path) if recipe.full else backbone
         backbone.requires_grad_(False)
         self.model = ReducedViT(own, replace(plan, tokens=self.capacity), seed=recipe.seed)
+        for stage in self.model.stage_list():
+            stage.reducer.any_budget = any_budget
         if not (recipe.full or self.model.learned):
             name = plan.reducer.name
             raise TokredError(
