@@ -106,7 +106,7 @@ def test_a_changed_comparison_starts_anew_beside_the_old_one(comparison, tmp_pat
     before = (comparison[0] / "leaderboard.csv").read_bytes()
     code, text = run("compare", *SMALL, "--methods", "lotm", "--out", tmp_path / "out", "--seed", "7")
     assert code == 0, text
-    assert "has other adapters, methods, options, seed. It was moved to" in " ".join(text.split())
+    assert "differs in adapters, methods, options, seed. It was moved to" in " ".join(text.split())
     (old,) = (tmp_path / "out" / "previous").iterdir()
     assert (old / "leaderboard.csv").read_bytes() == before
     assert set(pd.read_csv(tmp_path / "out" / "leaderboard.csv").method) == {

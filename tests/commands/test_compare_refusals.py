@@ -68,7 +68,7 @@ def test_files_of_somebody_else_are_kept(tmp_path):
     (tmp_path / "table.md").write_text("mine")
     code, text = run("compare", *FEW, "--out", tmp_path)
     assert code == 2
-    assert "holds table.md but no run of tokred" in text
+    assert "contains table.md but no run.json" in text
     assert (tmp_path / "table.md").read_text() == "mine"
     for content in ('{"configuration": null}', '{"configuration": "x"}', "[]"):
         (tmp_path / "run.json").write_text(content)

@@ -114,7 +114,7 @@ def test_train_checks_its_folder_first(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"something else")
     code, text = run("train", "--images", "32", "--out", tmp_path)
     assert code == 2
-    assert "delete it to start anew" in text
+    assert "delete it to start over" in text
 
 
 def test_train_from_the_command_line(tmp_path, monkeypatch):

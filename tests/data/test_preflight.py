@@ -55,7 +55,7 @@ def test_crop_and_interpolation_are_options_and_part_of_the_run(tmp_path, put, w
     assert code == 0, text
     assert "Input: 96 x 96 pixels, crop 0.875, bilinear." in text
     code, text = compare(weights, *common)
-    assert "has other crop_pct, interpolation" in " ".join(text.split())
+    assert "differs in crop_pct, interpolation" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ def test_a_configuration_comes_back_from_yaml():
         ({"budgets": ["much"]}, r"budgets.0: should be a valid number, .* got 'much'"),
         ({"budgets": [0.3, 1.0]}, "budgets is the fraction of FLOPs to save"),
         ({"budgets": []}, "budgets names no budget"),
-        ({"budgets": [i / 1000 for i in range(1, 500)]}, "budgets may name 100 budgets, got 499"),
+        ({"budgets": [i / 1000 for i in range(1, 500)]}, "budgets takes at most 100 budgets, got 499"),
         ({"methods": "lotm"}, "methods: should be a valid list, got 'lotm'"),
-        ({"methods": []}, "methods names no method"),
+        ({"methods": []}, "methods is empty"),
         ({"methods": ["tomee"]}, "Unknown method 'tomee'. Did you mean: tome"),
         ({"limit": 2.5}, "limit: should be a valid integer"),
         ({"limit": 0}, "limit is the number of images"),
@@ -66,7 +66,7 @@ def test_a_message_names_the_argument_or_the_flag():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--methods", ""), "--methods names no method"),
+        (("--methods", ""), "--methods is empty"),
         (("--data", ""), "--data is empty"),
         (("--weights", ""), "--weights is empty"),
         (("--methods", "lotm", "--set", "tome.metric=x"), "--set sets an option of tome"),

@@ -142,9 +142,9 @@ def test_judge_counts_groups_and_budgets_apart():
 def test_two_plans_of_one_name_are_refused():
     """Or the outcomes of one would stand in the rows of both."""
     settings = {"methods": ("topk",), "limit": 2, "batch_size": 2, "workers": 0, "controls": False}
-    with pytest.raises(TokredError, match=r"Two plans are called topk@0\.5"):
+    with pytest.raises(TokredError, match=r"Two candidates have the name topk@0\.5"):
         compare("deit_t", (0.5, 0.3), fixed=(Fixed("topk", 0.5),), **settings)
-    with pytest.raises(TokredError, match=r"Two plans are called topk@0\.5"):
+    with pytest.raises(TokredError, match=r"Two candidates have the name topk@0\.5"):
         compare("deit_t", 0.3, fixed=(Fixed("topk", 0.5), Fixed("topk", 0.5)), **settings)
 
 

@@ -171,7 +171,7 @@ def test_a_failing_method_leaves_the_others_alone():
     assert result.failed["exits"].reason == "exits raises SystemExit."
     assert result.failed["nan"] == (
         0,
-        "nan gives numbers that are not finite, first in the reduction at layer 3, on images 0 to 3.",
+        "The output of nan is not finite, first in the reduction at layer 3, on images 0 to 3.",
     )
     alone = evaluate(dense_model(tiny_vit(), good.values()), good, batches(), 10)
     for name in good:

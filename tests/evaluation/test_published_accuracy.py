@@ -87,7 +87,7 @@ def test_another_preparation_is_noted_and_not_checked(setting):
     assert published_accuracy.published(loaded(), source(), preparation) is None
     text = published_accuracy.note(loaded(), source(), preparation)
     assert "79.856 %, is of 224 pixels, crop 0.9, bicubic; at " in text
-    assert f"at {setting[0]}, {setting[1]:g}, {setting[2]} it does not compare." in text
+    assert f"does not apply to {setting[0]} pixels, crop {setting[1]:g}, {setting[2]}." in text
 
 
 def test_every_figure_is_of_weights_that_timm_has():

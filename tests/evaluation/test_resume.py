@@ -165,7 +165,7 @@ def test_what_was_evaluated_before_a_kill_is_not_evaluated_again(checked, tmp_pa
     with pytest.raises(Killed):
         job.run(workers=0, progress=killed)
     again, later = fresh(checked), []
-    assert "Going on: 6 of 10 images" in again.open(tmp_path)
+    assert "Resuming: 6 of 10 images" in again.open(tmp_path)
     again.run(workers=0, progress=later.append)
     assert later == [6, 2, 2]
 
@@ -174,7 +174,7 @@ def test_a_changed_method_starts_anew(checked, tmp_path, monkeypatch):
     finished(checked, tmp_path)
     monkeypatch.setattr(comparison, "software", lambda methods: {"code": "another"})
     job = fresh(checked)
-    assert "has other code, numpy, pillow, timm, torch. " in job.open(tmp_path)
+    assert "differs in code, numpy, pillow, timm, torch. " in job.open(tmp_path)
     assert not job.evaluation.done.any()
     job.folder.release()
 
@@ -329,7 +329,7 @@ def test_the_path_of_the_data_is_no_part_of_a_run_but_its_files_are(tmp_path, mo
     Image.new("RGB", (32, 32), (0, 200, 0)).save(
         tmp_path / "data" / "3" / "a.png", compress_level=0
     )  # of the same size
-    assert "has other files. " in opened("data")
+    assert "differs in files. " in opened("data")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
@@ -347,7 +347,9 @@ def test_what_was_changed_in_a_finished_run_is_written_again(checked, tmp_path, 
     (tmp_path / "leaderboard.csv").write_text(contents)
     (tmp_path / "report.html").write_text("")
     job = fresh(checked)
-    assert job.open(tmp_path).endswith("and written again: leaderboard.csv, report.html.")
+    assert job.open(tmp_path).endswith(
+        "that were changed or removed are written again: leaderboard.csv, report.html."
+    )
     job.run(workers=0)
     assert [(tmp_path / name).read_bytes() for name in PLAIN] == whole[0]
     assert (tmp_path / "report.html").stat().st_size

@@ -74,7 +74,7 @@ def test_a_changed_run_starts_anew_and_says_what_changed_and_nothing_is_lost(
     )
     first.release()
     second = opened(tmp_path, software, **configuration)
-    assert f"has other {changed}. " in second.notice
+    assert f"differs in {changed}. " in second.notice
     assert not second.finished
     assert not (tmp_path / "leaderboard.csv").exists()
     (aside,) = (tmp_path / "previous").iterdir()

@@ -89,7 +89,7 @@ def test_a_renewed_row_takes_its_evidence_along(tmp_path):
     assert (change.kept, change.replaced) == (2, 0)
     assert (
         change.remarks[1]
-        == "A row of lotm without predictions is left out: the board has it with predictions."
+        == "A row of lotm without predictions is left out: the board has the same row with predictions."
     )
     standing = by_method(board)["lotm"]
     assert (standing.row.top1, standing.evidence.top1, standing.exclusions) == (75, 75, [])
@@ -102,7 +102,7 @@ def test_a_row_without_predictions_that_contradicts_itself_is_refused(tmp_path):
     assert "tome" not in by_method(board)
     assert change.kept == 1
     assert change.remarks[0].startswith(
-        "A row of tome is refused, because it contradicts itself: top1 is 99.9, outside"
+        "A row of tome is refused because it contradicts itself: top1 is 99.9, outside"
     )
     add(board, bare / "leaderboard.csv", made(tmp_path))  # with its predictions the row itself is honest
     assert by_method(board)["tome"].row.top1 == 92
@@ -131,13 +131,13 @@ def test_a_forged_run_and_a_forged_board_are_named(tmp_path):
     (source / "leaderboard.csv").write_text(text.replace("92.5,", "98.5,"))
     change = add(board, source)
     assert change.remarks == (
-        "1 row is excluded from the ranking: lotm (top1 98.5 instead of 92.5 by its predictions).",
+        "1 row is excluded from the ranking: lotm (contradicts its predictions: top1 98.5 instead of 92.5).",
     )
     assert by_method(board)["lotm"].rank is None
     honest = tmp_path / "h.csv"
     add(honest, made(tmp_path, name="honest"))
     honest.write_text(honest.read_text().replace("92.5,", "98.5,"))
-    assert "top1 98.5 instead of 92.5 by its predictions" in by_method(honest)["lotm"].exclusions
+    assert "contradicts its predictions: top1 98.5 instead of 92.5" in by_method(honest)["lotm"].exclusions
     assert by_method(honest)["tome"].rank == 1
 
 

@@ -80,7 +80,7 @@ def test_a_page_says_what_is_ranked_and_what_is_not(tmp_path):
     rows = {**CONTROL, "tome": {"fitted_here": True}}
     code, text = run("leaderboard", "build", made(tmp_path, rows=rows), "--board", board)
     assert code == 0
-    assert "2 ranked rows in 1 group that compares; 1 row excluded." in text
+    assert "2 ranked rows in 1 group; 1 row excluded." in text
     assert "1 row is excluded from the ranking: tome (fitted on or chosen by these images)." in text
     texts = Page(board.with_suffix(".html").read_text()).texts
     for wanted in (
@@ -115,7 +115,7 @@ def test_building_where_nothing_can_be_written(tmp_path):
     for arguments, match in [
         (("--board", tmp_path / "none.csv"), "There is no leaderboard at"),
         (("--board", board, "--page", tmp_path / "file" / "x.html"), "Cannot write"),
-        (("--board", board, "--page", board), "would be taken for another kind"),
+        (("--board", board, "--page", board), "--page takes the name of an HTML file"),
     ]:
         code, text = run("leaderboard", "build", *arguments)
         assert code == 2

@@ -78,11 +78,11 @@ def test_without_predictions_intervals_take_their_place(tmp_path):
         ({"fitted_here": True}, "fitted on or chosen by these images"),
         ({"status": "failed", "error": "no memory", "top1": None}, "failed: no memory"),
         ({"status": "unfitted", "error": "run fit", "top1": None}, "not fitted"),
-        ({"data_hash": "other"}, "other images than the other rows"),
+        ({"data_hash": "other"}, "different images from the other rows"),
         ({"reduction": 0.25}, "saves 25.00 % of the FLOPs, less than its budget of 30 %"),
-        ({"budget": None}, "its plan was set by hand, at no budget"),
+        ({"budget": None}, "its plan was set by hand, without a budget"),
         ({"top1": float("nan")}, "top-1 is"),
-        ({"top1": 99.5}, "top1 99.5 instead of 92 by its predictions"),
+        ({"top1": 99.5}, "contradicts its predictions: top1 99.5 instead of 92"),
     ],
 )
 def test_what_is_marked_is_never_ranked(tmp_path, cells, reason):

@@ -142,7 +142,7 @@ def test_forged_predictions_are_found(one):
     assert verdicts(found) == {
         "baseline": "confirmed, to the last bit",
         "lotm": "confirmed, to the last bit",
-        "topk": "4 of 12 predictions are others, by more than a near tie",
+        "topk": "4 of 12 predictions differ by more than a near tie",
     }
     assert not found.confirmed
     assert "not confirmed" in next(row for row in load(one / CSV) if row.row.method == "topk").exclusions[0]
@@ -161,9 +161,9 @@ def test_forged_labels_and_losses_are_found(one):
     follow(one)
     assert not any(row.disputed for row in load(one / CSV))  # nothing on paper speaks against it
     found = verdicts(verify(one, sample=12))
-    assert "2 of 12 images have other labels" in found["lotm"]
-    assert re.search("the KL of [0-9]+ of 12 images is another", found["topk"])
-    assert re.search("the NLL of [0-9]+ of 12 images is another", found["topk"])
+    assert "2 of 12 labels differ" in found["lotm"]
+    assert re.search("the KL of [0-9]+ of 12 images differs", found["topk"])
+    assert re.search("the NLL of [0-9]+ of 12 images differs", found["topk"])
 
 
 def test_forged_flops_are_found(one):
@@ -225,9 +225,7 @@ def test_a_board_compares_all_but_what_it_has_no_evidence_of(one, tmp_path):
         found = verify(board, ["lotm"], sample=1)
         assert found.confirmed != wrong, cells
         if "limited" not in cells:  # with which it is another row, that has no evidence
-            assert found.remarks[0].startswith(
-                "Not computed again, and at most compared with run.json: top5, kl"
-            )
+            assert found.remarks[0].startswith("Not computed again, at most compared with run.json: top5, kl")
         board.write_text(honest)
 
 
@@ -251,7 +249,7 @@ def test_rows_without_predictions_cannot_be_confirmed(one, tmp_path):
     found = verify(board)
     assert not found.confirmed
     assert set(verdicts(found).values()) == {
-        "cannot be checked: its predictions or its run's configuration are not here"
+        "cannot be checked: its predictions or its run's configuration are missing"
     }
 
 
@@ -264,11 +262,11 @@ def test_what_is_gone_or_changed_is_one_sentence(one):
     for change, places, match in [
         ({}, Places(weights="/nowhere.pth"), "The run cannot be repeated: No weight file at /nowhere.pth"),
         ({}, Places(data="/nowhere"), "The run cannot be repeated: No data at '/nowhere'"),
-        ({"weights_hash": "abc"}, Places(), "The weights are not those of the run any more .*--weights"),
-        ({"data_hash": "abc"}, Places(), "The images are not those of the run any more .*--data"),
+        ({"weights_hash": "abc"}, Places(), "The weights differ from those of the run .*--weights"),
+        ({"data_hash": "abc"}, Places(), "The images differ from those of the run .*--data"),
         ({"adapters": {"sit": "abc"}}, Places(), "The adapter of sit is not that of the run .*--adapters"),
         ({"methods": ["lotm", "foreign"]}, Places(), "foreign.*--plugin"),
-        ({"precision": "torch.int3"}, Places(), "no configuration of tokred"),
+        ({"precision": "torch.int3"}, Places(), "does not contain a valid configuration"),
     ]:
         changed = {**about, "configuration": {**about["configuration"], **change}}
         with pytest.raises(TokredError, match=match) as error:

@@ -52,7 +52,7 @@ def test_rows_without_a_budget_and_images_without_labels():
     assert "Agreement with the dense model (%)" in page  # of the plot
     assert 'id="classes"' not in page
     best = max((row for row in rows if row.method not in (BASELINE, "random")), key=lambda row: row.agreement)
-    assert f"At the plans given, {best.method}" in page
+    assert f"With plans set by hand, {best.method}" in page
 
 
 def test_a_run_of_which_nothing_came():
@@ -236,7 +236,7 @@ def test_report_of_what_is_no_run(tmp_path):
 
     refused("There is no folder", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    refused("holds no run.json", tmp_path / "empty")
+    refused("contains no run.json", tmp_path / "empty")
     refused("There is no folder", folder / "run.json")
     (folder / "predictions.npz").write_bytes(b"PK\x03\x04 damaged")
     refused("predictions.npz is damaged")
@@ -252,7 +252,7 @@ def test_report_of_what_is_no_run(tmp_path):
     (folder / "leaderboard.csv").write_text("a,b\n1,2\n")
     refused("column 'a' is not tokred's")
     (folder / "leaderboard.csv").unlink()
-    refused("has not come to its end")
+    refused("the run is unfinished")
     (folder / "leaderboard.csv").write_text(to_csv(rows))
     (folder / "run.json").write_text("[1]")
     refused("is not a run of tokred")

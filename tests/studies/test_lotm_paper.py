@@ -233,7 +233,7 @@ def test_models_without_weights_keep_their_flops(tmp_path):
     ("arguments", "sentence"),
     [
         (("tabel1",), "Unknown table or figure 'tabel1'. Did you mean: table1"),
-        (("table2", "--models", "deit_b"), "Table 2 is about deit_s, not deit_b."),
+        (("table2", "--models", "deit_b"), "Table 2 has the models deit_s, not deit_b."),
         (("fig3", "--flops-only"), "--flops-only works for tables only"),
         (("table1", "--flops-only", "--format", "excel"), "Unknown --format 'excel'"),
         (("table2", "--data", "nowhere"), "No data at 'nowhere'"),

@@ -58,7 +58,7 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
     with pytest.raises(TokredError, match="another lr; give another --out"):
         Trainer(RECIPE.model_copy(update={"lr": 1.0}), tmp_path).resume()
     (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
-    with pytest.raises(TokredError, match="delete it to start anew"):
+    with pytest.raises(TokredError, match="delete it to start over"):
         Trainer(RECIPE, tmp_path).resume()
 
 

@@ -181,7 +181,7 @@ def test_a_folder_of_another_fit_is_refused(tmp_path, pictures):
     with pytest.raises(TokredError, match="another method, options, tokens; give another --out"):
         fit(tmp_path, pictures, "sinkhorn", options={"epsilon": 0.1}).resume()
     (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
-    with pytest.raises(TokredError, match="delete it to start anew"):
+    with pytest.raises(TokredError, match="delete it to start over"):
         fit(tmp_path, pictures).resume()
 
 
@@ -228,7 +228,7 @@ def test_it_stops_when_validation_gets_no_better_and_keeps_the_best(tmp_path, pi
     assert run.step == 5
     assert (run.best.step, run.best.loss) == (2, 1.0)
     assert run.stop_reason.startswith(
-        "Stopped after 5 of 8 steps: the last 3 validations brought no lower loss than"
+        "Stopped after 5 of 8 steps: the loss was not lower than at step 2 in the last 3 validations"
     )
     assert finished(tmp_path, pictures, recipe=run.recipe).step == 5  # and is not taken up again
 
@@ -360,9 +360,9 @@ def test_what_cannot_be_fitted_is_refused_in_a_sentence(tmp_path, pictures):
         load_recipe("reducer", full=True)
     with pytest.raises(TokredError, match="either images or epochs"):
         load_recipe(str(_write(tmp_path / "none.yaml", "lr: 0.1")))
-    with pytest.raises(TokredError, match="Without labels this recipe has nothing to learn from"):
+    with pytest.raises(TokredError, match="Without labels this recipe has no loss"):
         fit(tmp_path, pictures, "sit", load_recipe("published"))
-    with pytest.raises(TokredError, match="endless, so this recipe needs a number of them"):
+    with pytest.raises(TokredError, match="endless, so this recipe needs their number"):
         Fit(FitConfig("sit", load_recipe("published"), "deit_t", budget=0.3), tmp_path)
 
 

@@ -149,7 +149,7 @@ def test_tokens_under_a_picture():
         panels.token_counts(a_map(tuple(range(1, 13)), tuple(range(196, 183, -1))))[0]
         == "196 → 184 in 12 stages"
     )
-    assert panels.token_counts(a_map((), (196,)))[0] == "196 tokens, nothing reduced"
+    assert panels.token_counts(a_map((), (196,)))[0] == "196 tokens, not reduced"
 
 
 def test_long_names_keep_what_matters():

@@ -108,7 +108,7 @@ def bad(tmp_path):
         "broken": ((tmp_path / "broken.png",), "cannot be read"),
         "missing": (("nowhere.png",), "There is no image at nowhere.png"),
         "folder": ((tmp_path,), "is a folder; give image files"),
-        "both": ((tmp_path / "fine.png", "--index", "1"), "three ways to say which"),
+        "both": ((tmp_path / "fine.png", "--index", "1"), "Give only one of image files"),
         "too far": (("--index", "1000"), "has images 0 to 999; got --index 1000"),
         "negative": (("--index", "-1"), "has images 0 to 999"),
         "no number": (("--index", "x"), "--index takes numbers of images"),
@@ -121,7 +121,7 @@ def bad(tmp_path):
         "layers": (("--show-stages", "3 99"), "layers from 1 to 4"),
         "budget": (("--budget", "a"), "got 'a'"),
         "huge page": (("--index", "0 1 2 3 4 5 6 7 8 9", "--size", "2048"), "show fewer images"),
-        "no picture": (("--out", tmp_path / "page.gif"), "is no picture; give a file that ends in .png"),
+        "no picture": (("--out", tmp_path / "page.gif"), "--out takes the name of a picture, .png"),
         "no folder": (("--out", tmp_path / "a file" / "page.png"), "and the results need a folder"),
     }
 

@@ -169,7 +169,7 @@ def test_a_method_that_fails_does_not_take_the_others_along():
         "hollow": ReducedViT(backbone, Plan(Hollow, (2,), (20,))),
     }
     traced = trace.trace(backbone, {**bad, "lotm": good}, [batch(backbone), batch(backbone, seed=1)])
-    assert traced.failed == {"boom": "no luck", "hollow": "its numbers are not finite"}
+    assert traced.failed == {"boom": "no luck", "hollow": "its output is not finite"}
     assert list(traced.maps) == ["lotm"]
     assert len(traced.maps["lotm"].labels) == 6
 
@@ -178,7 +178,7 @@ def test_a_broken_dense_model_and_no_images_are_errors():
     broken = copy.deepcopy(tiny_vit())
     with torch.no_grad():
         broken.norm.weight.fill_(torch.nan)
-    with pytest.raises(TokredError, match="dense model fails: its numbers are not finite"):
+    with pytest.raises(TokredError, match="dense model fails: its output is not finite"):
         trace.trace(broken, {}, [batch(broken)])
     with pytest.raises(TokredError, match="no image to show"):
         trace.trace(tiny_vit(), {}, [])

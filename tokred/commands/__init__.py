@@ -1,1 +1,1 @@
-"""The commands, a file for each. They parse and print; heavy imports stand inside, so that --help is fast."""
+"""The commands, one file each. They parse and print; heavy imports are inside, so that --help is fast."""

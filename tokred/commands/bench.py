@@ -49,7 +49,7 @@ def bench(
     precision: PrecisionName = "auto",
     form: Format = "table",
 ) -> None:
-    """Measure the speed-up of reduced models, and its share of the theoretical one. Needs no data."""
+    """Measure the speed-up and efficiency of reduced models. Needs no data."""
     from tokred.evaluation import bench as speed
     from tokred.evaluation.config import Config
     from tokred.utils.atomic import check_writable
@@ -70,6 +70,6 @@ def bench(
     with Progress(rounds * len(job.batch_sizes), "rounds") as advance:
         rows = job.run(target, advance)
     show_records(speed.table(rows, job.title), [asdict(row) for row in rows], form)
-    say(f"All figures: {target}", commentary)
+    say(f"All columns: {target}", commentary)
     if any(row.error for row in rows):
         raise typer.Exit(1)

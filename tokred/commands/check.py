@@ -20,9 +20,7 @@ def check(
 ) -> None:
     """Run the tests that every method must pass."""
     load(plugins)
-    if (
-        ":" in method
-    ):  # a method under development is looked for in the working directory, after installed ones
+    if ":" in method:  # module:Class may be in the working directory; installed modules come first
         sys.path.append(str(Path.cwd()))
     from tokred.testing import CHECKS, check_reducer, residual_invariant
 

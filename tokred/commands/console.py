@@ -1,4 +1,4 @@
-"""What commands print: sentences, results, and the progress of long jobs."""
+"""Printing for commands: sentences, results, and the progress of long jobs."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def speak(first: bool) -> None:
 
 
 def say(sentence: str, console: Console | None = None, label: str = "", style: str = "") -> None:
-    """Print a sentence, which may hold foreign text, on a line of its own.
+    """Print a sentence, which may contain foreign text, on a line of its own.
 
     Args:
-        sentence: The sentence; nothing is printed for an empty one.
-        console: `out` by default.
-        label: A word before it, such as "Warning:".
-        style: How the label looks.
+        sentence: the sentence; nothing is printed for an empty one.
+        console: the console; by default `out`.
+        label: a word before the sentence, such as "Warning:".
+        style: rich style of the label.
     """
     if sentence:
         text = Text(visible(sentence)) if not label else Text.assemble((label, style), " ", visible(sentence))
@@ -50,12 +50,12 @@ def say(sentence: str, console: Console | None = None, label: str = "", style: s
 
 
 def warn(sentence: str) -> None:
-    """Print a warning among the errors."""
+    """Print a warning to stderr."""
     say(sentence, err, "Warning:", "yellow")
 
 
 def show(result: str | RenderableType) -> None:
-    """Print a result: text as it is, for other programs, and tables as wide as the terminal."""
+    """Print a result: text unchanged, and tables as wide as the terminal."""
     if not isinstance(result, str):
         out.print(result)
     elif not out.quiet:
@@ -63,7 +63,7 @@ def show(result: str | RenderableType) -> None:
 
 
 def show_records(table: Table, records: Sequence[Mapping[str, Any]], form: str) -> None:
-    """Print a table, or as CSV and JSON the records behind it, which hold raw numbers."""
+    """Print a table or, as CSV and JSON, its records with raw numbers."""
     if form == "json":
         show(json.dumps(list(records), indent=2, ensure_ascii=False) + "\n")
     elif form == "csv":
@@ -78,15 +78,15 @@ def show_records(table: Table, records: Sequence[Mapping[str, Any]], form: str) 
 class Progress:
     """The progress of a job: a bar in a terminal, and elsewhere a line every 30 seconds.
 
-    `with` gives the function that advances it: by a count, with a word on the state of the job.
+    `with` returns the function `advance`.
 
     Args:
-        total: The number of units to do.
-        unit: What is counted, such as "images".
-        done: Units done before.
-        figures: Called now and then for the figures so far, (name, value, interval) each; they fill a table
-            below the bar.
-        headers: The table's headers.
+        total: total number of units.
+        unit: name of the units, such as "images".
+        done: number of units done before.
+        figures: function called every few seconds for intermediate results, (name, value, interval) each,
+            which are shown in a table below the bar.
+        headers: headers of that table.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Progress:
             self._print_line()
 
     def advance(self, count: int, state: str = "") -> None:
-        """Note that some more units are done."""
+        """Advance by a number of units, with a word about the state of the job."""
         first = self.done == self.before
         self.done, self.state = min(self.total, self.done + count), state
         if self.done == self.before:

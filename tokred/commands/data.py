@@ -1,4 +1,4 @@
-"""`data`: what a comparison would use."""
+"""`data`: the images and labels of a comparison."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")
 
 @dataclass(frozen=True)
 class Training:
-    """Which recipe, and what takes the place of its values."""
+    """The recipe, and values that replace its own."""
 
     full: Full = False
     recipe: Recipe = None
@@ -77,7 +77,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Reduction:
-    """Where in the model the method reduces, and with which options."""
+    """Options of the method, and the layers at which it reduces."""
 
     settings: Settings = None
     plugins: Plugins = None

@@ -1,4 +1,4 @@
-"""`models`: which models of timm work with tokred."""
+"""`models`: the timm models that work with tokred."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, in groups, and the configuration that they make."""
+"""Options shared by several commands, in groups, and the configuration that they make."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ AllowUnfitted = Annotated[
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Which methods, and where in the model they reduce."""
+    """The methods, and the layers at which they reduce."""
 
     methods: Methods = None
     protocol: ProtocolName = "native"
@@ -144,7 +144,7 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Which images, and on which weights."""
+    """The images and the weights."""
 
     data: Data = None
     split: Split = None
@@ -166,7 +166,7 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class FittedOptions:
-    """Whose parameters learned methods use."""
+    """The parameters of learned methods."""
 
     adapters: Adapters = None
     allow_unfitted: AllowUnfitted = False
@@ -178,7 +178,7 @@ class FittedOptions:
 
 @dataclass(frozen=True)
 class RowOptions(FittedOptions):
-    """Which rows a table has beside the methods', and whose parameters learned methods use."""
+    """The controls, and the parameters of learned methods."""
 
     no_controls: NoControls = False
 
@@ -189,7 +189,7 @@ class RowOptions(FittedOptions):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run."""
+    """Seed and hardware."""
 
     seed: Seed = 0
     device: Device = "auto"
@@ -221,10 +221,10 @@ def flag(setting: str) -> str:
 
 
 def configuration(model: str, budgets: tuple[float, ...], *groups: Any) -> Config:
-    """The configuration that groups of options make.
+    """The configuration from groups of options.
 
     Raises:
-        TokredError: anything wrong with it.
+        TokredError: it is invalid.
     """
     from tokred.evaluation.config import Config
 
@@ -239,28 +239,30 @@ _FIELDS = {"budget": "budgets", "settings": "options", "no_controls": "controls"
 
 
 def configured(name: str | None, flags: Config, context: typer.Context) -> Config:
-    """The configuration that `--config` names, with what the command line says in place of its settings.
+    """The configuration named by `--config`, with the settings that were given as flags replaced.
 
     Args:
         name: name or YAML file of a configuration; None for the flags alone.
-        flags: the configuration that the flags make, defaults included.
+        flags: the configuration made from the flags, including defaults.
         context: the context of the command, which knows the flags that were given.
 
     Raises:
-        TokredError: no such configuration, or a mistake in it.
+        TokredError: there is no such configuration, or it is invalid.
     """
     if name is None:
         return flags
     from tokred.evaluation.config_file import read_config
 
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    named = {
+    on_command_line = {
         _FIELDS.get(parameter, parameter)
         for parameter, source in sources.items()
         if source is not None and source.name == "COMMANDLINE"
     }
     config = read_config(name)
-    changes = {field.name: getattr(flags, field.name) for field in fields(config) if field.name in named}
+    changes = {
+        field.name: getattr(flags, field.name) for field in fields(config) if field.name in on_command_line
+    }
     if "options" in changes:
         methods = {**config.options, **changes["options"]}
         changes["options"] = {
@@ -275,12 +277,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
 
     @functools.wraps(command)
-    def flat(**given: Any) -> None:
-        made = {
-            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+    def flat(**values: Any) -> None:
+        instances = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
             for name, group in groups.items()
         }
-        command(**given, **made)
+        command(**values, **instances)
 
     parameters = []
     for parameter in inspect.signature(command).parameters.values():
@@ -294,21 +296,21 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def load(plugins: list[str] | None) -> None:
-    """Make the methods of `--plugin` known, before anything asks for the names that there are."""
+    """Register the methods of `--plugin`; call it before names of methods are checked."""
     for target in plugins or []:
         registry.load_plugin(target)
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:
-    """Names with commas between, such as "lotm,tome"; none for None."""
+    """Parse comma-separated names, such as "lotm,tome"; none for None."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def parse_layers(text: str | None, option: str = "--stages") -> tuple[int, ...] | None:
-    """Layers from "4 7 10" or "4,7,10", as an option has them.
+    """Parse layers such as "4 7 10" or "4,7,10", the value of an option.
 
     Raises:
-        TokredError: these are no whole numbers.
+        TokredError: they are not whole numbers.
     """
     if text is None:
         return None
@@ -319,10 +321,10 @@ def parse_layers(text: str | None, option: str = "--stages") -> tuple[int, ...] 
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, dict[str, Any]]:
-    """Options by method from settings such as "lotm.order=append".
+    """Parse settings such as "lotm.order=append" into options by method.
 
     Raises:
-        TokredError: one of another form.
+        TokredError: a setting has another form.
     """
     options: dict[str, dict[str, Any]] = {}
     for setting in settings or []:
@@ -335,10 +337,10 @@ def parse_settings(settings: list[str] | None) -> dict[str, dict[str, Any]]:
 
 
 def parse_batch_sizes(text: str | None) -> tuple[int, ...]:
-    """Batch sizes from "1,16,128"; none for None.
+    """Parse batch sizes such as "1,16,128"; none for None.
 
     Raises:
-        TokredError: these are no whole numbers.
+        TokredError: they are not whole numbers.
     """
     try:
         return tuple(int(size) for size in (text or "").replace(",", " ").split())

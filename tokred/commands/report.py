@@ -17,7 +17,7 @@ def report(
         typer.Option("--out", dir_okay=False, help="HTML file; by default report.html in the run's folder."),
     ] = None,
 ) -> None:
-    """Write the report of a finished run again; nothing is evaluated."""
+    """Write the report of a finished run again, without evaluating anything."""
     from tokred.evaluation.run_folder import read_run
     from tokred.report.page import page
     from tokred.utils.atomic import replace_file

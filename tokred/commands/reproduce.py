@@ -76,8 +76,12 @@ def _run(study: Any, place: Path, workers: int | None, bench: int, form: str) ->
     for notice in study.open(place):
         say(notice, commentary)
     if bench:
-        timed = f"each of {sum(len(job.models) + 1 for job in study.jobs.values())} models is timed alone"
-        say(f"After the images {timed}, {bench} x; --bench 0 skips this.", commentary)
+        models = sum(len(job.models) + 1 for job in study.jobs.values())
+        rounds = f"{bench} round{'' if bench == 1 else 's'}"
+        say(
+            f"After the evaluation {models} models are timed alone, in {rounds}; --bench 0 skips this.",
+            commentary,
+        )
     with (
         resumable(commentary),
         Progress(study.images, "images") if study.jobs else nullcontext(lambda images: None) as advance,
@@ -88,9 +92,9 @@ def _run(study: Any, place: Path, workers: int | None, bench: int, form: str) ->
         from tokred.tables import results_table
 
         show(results_table.formatted(next(iter(rows.values())), study.title, form, swept=True))
-        say(f"Figures, and the run: {place}", commentary)
+        say(f"Figures and run: {place}", commentary)
     else:
         show(study.as_table(rows).render(form))
-        say(f"Tables{', and a run for each model' if study.jobs else ''}: {place}", commentary)
+        say(f"Tables{' and a run for each model' if study.jobs else ''}: {place}", commentary)
     if study.notes:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`show`: pictures of what methods make of images."""
+"""`show`: pictures of the tokens that methods merge, keep and drop."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Target = Annotated[
 
 @dataclass(frozen=True)
 class ChosenImages(ImageOptions):
-    """Which images of which data set, and on which weights."""
+    """The data set, the images of it to show, and the weights."""
 
     limit: Among = None
     index: Index = None
@@ -109,7 +109,7 @@ def show(
 
 
 def _print(gallery: Any) -> None:
-    """In colours where the terminal has them, else as a table."""
+    """Print pictures if the terminal has colours, else a table."""
     from tokred.visualize import terminal
 
     coloured = out.is_terminal and out.color_system in ("truecolor", "256")

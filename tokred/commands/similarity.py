@@ -49,7 +49,7 @@ def similarity(
 def run_similarity(
     config: Any, layers: tuple[int, ...] | None, features: str, folder: Path | None, workers: int | None
 ) -> None:
-    """Measure similarities, write them, and print the verdict on the premise."""
+    """Measure similarities, write the results, and print the verdict on the premise."""
     from tokred.studies.similarity import premise, report
     from tokred.studies.similarity.study import Study
 
@@ -70,4 +70,4 @@ def run_similarity(
     for sentence in premise.sentences(findings):
         say(sentence)
     show(report.paper_table(findings).render())
-    say(f"{measurement.about['seconds']:.0f} s. All figures and pictures: {target}")
+    say(f"{measurement.about['seconds']:.0f} s. Tables and figures: {target}")

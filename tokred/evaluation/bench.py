@@ -1,4 +1,4 @@
-"""The job of `bench`: time reduced models at several batch sizes, with the results as CSV and as a table."""
+"""Benchmarks of reduced models at several batch sizes, with the results as CSV and as a table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tokred.utils.text import plain_name
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One line of a benchmark: one method at one batch size. `Row` and `Speed` explain the columns."""
+    """One row of a benchmark: one method at one batch size. The columns are those of `Row` and `Speed`."""
 
     method: str
     model: str
@@ -63,17 +63,17 @@ class BenchRow:
 
 
 class Bench:
-    """A benchmark with checked input, whose models are made. It needs no data and no fitted parameters.
+    """A benchmark with checked input and models. It needs no data and no fitted parameters.
 
     Args:
-        config: the configuration of a comparison, of which model, budgets, methods, options, protocol,
-            stages, img_size, controls, device and precision count.
+        config: the configuration of a comparison. Used are its model, budgets, methods, options, protocol,
+            stages, img_size, controls, device and precision.
         batch_sizes: numbers of images in a forward pass; by default 16 on a CPU and 256 elsewhere.
-        rounds: how often each model is timed at each batch size.
+        rounds: number of times each model is timed at each batch size.
         compiled: whether to run every model through `torch.compile`.
 
     Raises:
-        TokredError: a value that cannot be used, or no method that can run.
+        TokredError: a value is invalid, or no method can run.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Bench:
     ) -> None:
         if rounds < 1:
             raise TokredError(
-                f"--rounds is how often each model is timed and must be at least 1, got {rounds}."
+                f"--rounds is the number of times each model is timed and must be at least 1, got {rounds}."
             )
         for size in batch_sizes:
             if size < 1:
@@ -106,7 +106,7 @@ class Bench:
 
     @property
     def title(self) -> str:
-        """A line above the table."""
+        """The title of the table."""
         saved = f"{100 * self.config.budgets[0]:g} % of FLOPs to save"
         return f"{self.config.model}, {saved}, {self.device}, {str(self.dtype).removeprefix('torch.')}"
 
@@ -125,8 +125,8 @@ class Bench:
         """Time all models at every batch size.
 
         Args:
-            out: CSV file, which is rewritten after each batch size; None for no file.
-            progress: function that is called with 1 after every round.
+            out: CSV file, rewritten after each batch size; None for no file.
+            progress: function called with 1 after every round.
         """
         rows: list[BenchRow] = []
         for size in self.batch_sizes:
@@ -180,7 +180,7 @@ class Bench:
 
 
 def _options(candidate: Candidate | None) -> str:
-    """The options that are not the default, as tables show them."""
+    """The options that differ from the defaults, as tables show them."""
     if candidate is None:
         return ""
     if candidate.match is None:
@@ -189,7 +189,7 @@ def _options(candidate: Candidate | None) -> str:
 
 
 def _loaded(name: str, img_size: int | None = None) -> zoo.Loaded:
-    """The model with the weights that tokred ships, or with random ones, which take the same time."""
+    """The model with shipped weights if there are any, else with random ones; the speed is the same."""
     try:
         return zoo.load_shipped(name, img_size)
     except TokredError:
@@ -202,7 +202,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def to_csv(rows: Sequence[BenchRow]) -> str:
-    """The lines as CSV, with an empty cell for what was not measured."""
+    """The rows as CSV, with an empty cell for what was not measured."""
     import pandas as pd
 
     columns = [field.name for field in fields(BenchRow)]
@@ -211,7 +211,7 @@ def to_csv(rows: Sequence[BenchRow]) -> str:
 
 
 def table(rows: Sequence[BenchRow], title: str) -> Table:
-    """The lines as people read them: times with their quartiles, speed-up and efficiency."""
+    """The rows as a table: times with their quartiles, speed-up and efficiency."""
     return Table(
         title=title,
         headers=(
@@ -226,11 +226,11 @@ def table(rows: Sequence[BenchRow], title: str) -> Table:
 
 
 def _note(row: BenchRow) -> str:
-    return row.error or ("Unfitted parameters, which take the same time." if row.unfitted else "")
+    return row.error or ("Unfitted parameters; the speed does not depend on them." if row.unfitted else "")
 
 
 def _figures(row: BenchRow) -> list[str]:
-    """The cells of what was measured; a speed-up against itself is no figure."""
+    """The cells of measured values; the dense model has no speed-up."""
     if row.speedup is None or row.promise_share is None:
         return [""] * 7
     ratio = [

@@ -28,20 +28,20 @@ _STATUS: dict[type, str] = {Unreachable: "unreachable", Unfitted: "unfitted"}
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One method, or dense control, at one budget or knob. It has a model, or a reason why it does not run.
+    """One method or dense control at one budget or knob. It has either a model or a reason not to run.
 
     Attributes:
         method: name of the method or control.
-        budget: the fraction of FLOPs to save; None for a method at a knob, and for a control without a
-            budget.
-        name: name of its predictions: the method's, with the budget or knob where there are several.
+        budget: fraction of FLOPs to save; None for a method at a knob and for a control without a budget.
+        name: name of its predictions: the method, with its budget or knob if there are several.
         protocol: "native", "common" or "custom"; empty for a dense control.
-        options: the method's complete options; for a dense control, what tells it from others of its name.
-        match: the plan and its cost; None for a dense control, and where there is no plan.
-        control: the dense control; None for a method, and where the control does not exist.
-        model: the model to evaluate; None where there is none.
-        adapter: the fitted parameters in the model.
-        refused: why it does not run.
+        options: complete options of the method; for a dense control, what distinguishes it from others of
+            its name.
+        match: the plan and its cost; None for a dense control, and if there is no plan.
+        control: the dense control; None for a method, and if the control does not exist.
+        model: the model to evaluate, or None.
+        adapter: the fitted parameters of the model, or None.
+        refused: the error that prevents it from running, or None.
     """
 
     method: str
@@ -57,12 +57,12 @@ class Candidate:
 
     @property
     def flops(self) -> int | None:
-        """Multiply-accumulates of one image; None where there is no model."""
+        """Multiply-accumulates of one image; None without a model."""
         cost = self.control or self.match
         return None if cost is None else cost.flops
 
     def reduction(self, costs: CostTable) -> float | None:
-        """The fraction of the dense model's FLOPs that it saves; None where there is no model."""
+        """The fraction of the dense model's FLOPs that it saves; None without a model."""
         return None if self.flops is None else 1 - self.flops / costs.dense
 
     @property
@@ -71,11 +71,11 @@ class Candidate:
         return self.model is not None and self.model.learned and self.adapter is None
 
     def row(self, costs: CostTable, data_hashes: Iterable[str] = ()) -> Row:
-        """Its row as far as it is known before any image is seen, without the columns that all rows share.
+        """The columns of its row that are known before the evaluation, except those that all rows share.
 
         Args:
             costs: the cost table of the dense model.
-            data_hashes: hashes of the images; an adapter that was fitted on one of these is marked.
+            data_hashes: hashes of the images; an adapter fitted on images with one of them is marked.
         """
         match, control, adapter = self.match, self.control, self.adapter
         columns: dict[str, Any] = {
@@ -99,7 +99,7 @@ class Candidate:
                 "adapter": adapter.hash,
                 "fitted_here": any(adapter.saw(digest) for digest in data_hashes),
             }
-        if isinstance(adapter, foreign.Checkpoint):  # it was trained at layers of its own
+        if isinstance(adapter, foreign.Checkpoint):  # trained at its own layers
             options = f"{columns['options']} {adapter.trained_at}".strip()
             columns |= {"protocol": "custom", "options": options}
         if self.refused is not None:
@@ -117,34 +117,34 @@ class Candidate:
 
 
 def baseline_row(costs: CostTable) -> Row:
-    """The dense model's row as far as it is known before any image is seen."""
+    """The columns of the dense model's row that are known before the evaluation."""
     return Row(BASELINE, reduction=0.0, gflops=costs.dense / 1e9, reducer_gflops=0.0, training="none")
 
 
 def build(config: Config, loaded: Loaded, costs: CostTable) -> list[Candidate]:
-    """All candidates of a comparison: methods at the budgets, then those at a knob, then controls.
+    """All candidates of a comparison: methods at the budgets, then methods at a knob, then controls.
 
     Raises:
-        TokredError: unknown names or options, adapters for methods that are not compared, or no method that
-            can run.
+        TokredError: a name or option is unknown, an adapter is for a method that is not compared, or no
+            method can run.
     """
     names = list(config.methods or ())
-    wants_random = config.controls and RANDOM not in names and config.budgets
-    methods = [*names, RANDOM] if wants_random else names
+    add_random = config.controls and RANDOM not in names and config.budgets
+    methods = [*names, RANDOM] if add_random else names
     files = _find_adapters(config, names)
     at_budgets = [_at_budget(config, loaded, costs, methods, files, budget) for budget in config.budgets]
     candidates = [by_method[method] for method in methods for by_method in at_budgets]
     candidates += [_at_knob(config, loaded, costs, files, fixed) for fixed in config.fixed]
     counts = Counter(candidate.name for candidate in candidates)
-    twice = next((name for name, count in counts.items() if count > 1), None)
-    if twice is not None:
+    repeated = next((name for name, count in counts.items() if count > 1), None)
+    if repeated is not None:
         raise TokredError(
-            f"Two plans are called {twice}; give each knob once, "
-            "with its stages where a budget is the same number."
+            f"Two candidates have the name {repeated}; give each knob once, and its stages too if it equals "
+            "a budget."
         )
-    wanted = [candidate for candidate in candidates if candidate.method in names]
-    if all(candidate.model is None for candidate in wanted) and wanted[0].refused:
-        raise wanted[0].refused
+    compared = [candidate for candidate in candidates if candidate.method in names]
+    if all(candidate.model is None for candidate in compared) and compared[0].refused:
+        raise compared[0].refused
     return candidates + (_controls(config, loaded, costs) if config.controls else [])
 
 
@@ -154,7 +154,7 @@ def _find_adapters(config: Config, names: Iterable[str]) -> list[Adapter]:
     if files and len(others) == len(files):
         raise TokredError(
             f"The adapter {files[0].path} is for {files[0].card['method']}, "
-            "which is not compared; see --methods."
+            "which is not compared; add the method to --methods."
         )
     return files
 
@@ -212,7 +212,7 @@ def _options(method: str, config: Config, loaded: Loaded, files: list[Adapter]) 
 
 
 def _with_model(candidate: Candidate, config: Config, loaded: Loaded, files: list[Adapter]) -> Candidate:
-    """The candidate with its reduced model; refused where fitted parameters are needed and missing."""
+    """The candidate with its reduced model; refused if it needs fitted parameters and there are none."""
     if candidate.match is None:
         return candidate
     plan, backbone, weights_hash = candidate.match.plan, loaded.model, loaded.weights_hash
@@ -230,7 +230,7 @@ def _with_model(candidate: Candidate, config: Config, loaded: Loaded, files: lis
 
 
 def _controls(config: Config, loaded: Loaded, costs: CostTable) -> list[Candidate]:
-    """The dense controls: one of lower resolution for each budget, and a smaller model where there is one."""
+    """The dense controls: one of lower resolution for each budget, and a smaller model if there is one."""
     controls = []
     for budget in config.budgets:
         candidate = Candidate(LOWRES, budget, _name(config, LOWRES, budget))

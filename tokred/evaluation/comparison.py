@@ -38,13 +38,13 @@ class Comparison:
     """The results of a comparison.
 
     Attributes:
-        rows: the rows, baseline first, then the best first.
+        rows: the baseline's row, then the other rows by accuracy.
         title: one line about model, images and budgets.
-        out: the folder of the run; None where there is none.
-        seconds: duration of the evaluation, earlier, interrupted runs included.
+        out: the folder of the run; None if nothing is written.
+        seconds: duration of the evaluation, including earlier, interrupted runs.
         waiting: fraction of this run's time spent idle, waiting for images.
-        swept: whether there are several budgets, so that a method that cannot reach one of them is no
-            failure.
+        swept: whether there are several budgets. A method that cannot reach one of them then does not count
+            as failed.
     """
 
     rows: list[Row]
@@ -61,13 +61,13 @@ class Comparison:
 
     @property
     def failed(self) -> list[Row]:
-        """Rows of methods that should have run; unfitted methods are no failures."""
+        """Rows of methods that should have run; unfitted methods do not count as failed."""
         expected = {"ok", "unfitted", "unreachable"} if self.swept else {"ok", "unfitted"}
         return [row for row in self.rows if row.status not in expected]
 
 
 class Interrupted(Exception):
-    """Ctrl-C: `comparison` has the results until then, and the same command resumes the run."""
+    """Raised on Ctrl-C; `comparison` has the results so far, and the same command resumes the run."""
 
     def __init__(self, comparison: Comparison) -> None:
         super().__init__(comparison.title)
@@ -78,15 +78,15 @@ Outputs = Callable[["Job", Comparison], Mapping[str, str | bytes]]
 
 
 class Job(Setup):
-    """A comparison with checked input, whose plans are made: `describe` it, `open` its folder, `run` it.
+    """A comparison with checked input and matched plans: `describe` it, `open` its folder, `run` it.
 
     Args:
         config: what to compare.
-        command: the command line, for readers of the results; empty where there is none.
-        outputs: function that renders the files of a finished run, by name; `run.json` is written besides.
+        command: the command line, for readers of the results; empty if unknown.
+        outputs: function that renders the files of a finished run, by name; `run.json` is always written.
 
     Raises:
-        TokredError: anything wrong with the configuration, before any image is read.
+        TokredError: the configuration is invalid. This is known before any image is read.
     """
 
     def __init__(self, config: Config, command: str = "", outputs: Outputs | None = None) -> None:
@@ -102,7 +102,7 @@ class Job(Setup):
         return [note for note in (self.source.note, self._at_chance()) if note]
 
     def _at_chance(self) -> str:
-        """A sentence if the dense model is at chance on the images so far; else an empty string."""
+        """A warning if the dense model is no better than chance on the images so far; else empty."""
         evaluation = self.evaluation
         images = np.flatnonzero(evaluation.readable)
         if not self.source.labelled or not len(images):
@@ -111,14 +111,14 @@ class Job(Setup):
         return preflight.at_chance(right, len(images), self.loaded.model.num_classes)
 
     def run_facts(self) -> dict[str, Any]:
-        """What all rows have in common, see `build_rows`. The versions are those with which the run began."""
+        """The columns shared by all rows, see `build_rows`. Versions are those at the start of the run."""
         before = self.folder.run if self.folder else {}
-        began = {name: str(before.get(name, version)) for name, version in versions().items()}
+        at_start = {name: str(before.get(name, version)) for name, version in versions().items()}
         limited = self.source.limited or not self.evaluation.done.all()
-        return {**self.shared_columns(), "limited": limited, "versions": began}
+        return {**self.shared_columns(), "limited": limited, "versions": at_start}
 
     def predictions(self) -> RunPredictions:
-        """The predictions of all images that have been evaluated."""
+        """The predictions for all images evaluated so far."""
         images = np.flatnonzero(self.evaluation.done)
         return self.evaluation.take(images, self.source.groups, self.evaluation.seconds)
 
@@ -126,7 +126,7 @@ class Job(Setup):
         return build_rows(self.run_facts(), self.candidate_rows(), self.predictions(), self.speeds)
 
     def about(self, comparison: Comparison) -> dict[str, Any]:
-        """The contents of run.json beside the configuration."""
+        """The contents of run.json except for the configuration."""
         evaluation, kinds = self.evaluation, list(self.evaluation.kinds.values())
         rows = self.candidate_rows()
         errors = {name: row.error for name, row in rows.items() if row.error}
@@ -163,13 +163,13 @@ class Job(Setup):
         }
 
     def open(self, out: Path) -> str:
-        """Open the folder of the results, and load what an earlier run of the same comparison left there.
+        """Open the output folder, and load the results of an earlier run of the same comparison.
 
         Returns:
             A sentence about the earlier run; empty if there was none.
 
         Raises:
-            TokredError: it is not writable, in use, or holds something that is no run.
+            TokredError: the folder is not writable, is in use, or contains something other than a run.
         """
         first, used = self.processes.rank == 0, software(list(self.config.methods or ()))
         self.processes.alike("comparison", {**self.configuration, **used})
@@ -191,11 +191,11 @@ class Job(Setup):
             )
         if self.folder.finished and done == len(self.source):
             changed = "" if self.folder.read_only else ", ".join(self.folder.damaged)
-            again = f" Changed or removed since, and written again: {changed}." if changed else ""
+            again = f" Files that were changed or removed are written again: {changed}." if changed else ""
             date = self.folder.run["date"]
             return f"This comparison was finished on {date}; to run it again, delete {out}.{again}"
         return self.folder.notice or (
-            f"Going on: {done} of {len(self.source)} images were evaluated before." if done else ""
+            f"Resuming: {done} of {len(self.source)} images were evaluated before." if done else ""
         )
 
     def run(
@@ -205,21 +205,21 @@ class Job(Setup):
         bench: int = 0,
         warn: Callable[[str], None] = lambda sentence: None,
     ) -> Comparison:
-        """Evaluate the images that are not evaluated yet, and write the folder, if one was opened.
+        """Evaluate the remaining images, and write the results if a folder was opened.
 
         In a distributed run only the first process has rows.
 
         Args:
-            workers: processes that load images, by default one beside a CPU and up to eight beside a GPU.
-            progress: function that is called with the number of images in each finished batch; those of
-                other processes are estimated.
-            bench: rounds in which every model is timed alone afterwards, to measure speed; 0 for none.
-            warn: function that is called at most once, with a sentence, if the dense model is at chance on
-                the first images.
+            workers: number of processes that load images; by default 1 on a CPU and up to 8 on a GPU.
+            progress: function called with the number of images in each finished batch; those of other
+                processes are estimated.
+            bench: number of rounds in which every model is timed alone after the evaluation; 0 for none.
+            warn: function called at most once, with a sentence, if the dense model is no better than chance
+                on the first images.
 
         Raises:
-            TokredError: an image cannot be read, the dense model fails, or nothing can be written.
-            Interrupted: by Ctrl-C.
+            TokredError: an image cannot be read, the dense model fails, or the results cannot be written.
+            Interrupted: the user pressed Ctrl-C.
         """
         try:
             return self._run(workers, progress, bench, warn)
@@ -274,7 +274,7 @@ class Job(Setup):
     def _reporter(
         self, missing: int, progress: Callable[[int], None], warn: Callable[[str], None]
     ) -> Callable[[np.ndarray], None]:
-        """A function that reports each finished batch, and once whether the dense model is at chance."""
+        """A function that reports each finished batch, and warns once if the dense model is at chance."""
         total, warned = len(self.source), False
         shown = total - missing
         progress(shown)
@@ -292,13 +292,13 @@ class Job(Setup):
         return report
 
     def _is_unwritten(self, evaluated: bool) -> bool:
-        """Whether files of the run are to be written: they are missing, changed or incomplete."""
+        """Whether files of the run have to be written: they are missing, changed or incomplete."""
         if self.folder is None or self.folder.read_only:
             return False
         return evaluated or not self.folder.finished or bool(self.folder.damaged)
 
     def _finish(self, comparison: Comparison) -> None:
-        """Write the files of the run, if it has a folder."""
+        """Write the files of the run if it has a folder."""
         if self.folder is None:
             return
         files = self.outputs(self, comparison) if self.outputs else {}
@@ -323,7 +323,7 @@ class Job(Setup):
         self.processes.close()
 
     def _measure(self, rounds: int) -> dict[str, dict[str, Any]]:
-        """Measure time, memory and speed-up of every model alone, in turns."""
+        """Measure the time, memory and speed-up of every model alone, in turns."""
         saved = {candidate.name: candidate.reduction(self.costs) for candidate in self.candidates}
         reductions = {name: reduction for name, reduction in saved.items() if reduction is not None}
         models = {name: model for name, model in self.models.items() if name not in self.evaluation.failed}
@@ -341,7 +341,7 @@ class Job(Setup):
         return {name: asdict(speed) for name, speed in speeds.items()}
 
     def _comparison(self, waiting: float) -> Comparison:
-        """The results for all images that have been evaluated."""
+        """The results on all images evaluated so far."""
         done = self.evaluation.done
         rows = [] if self.processes.rank else self._rows()
         title = self.title if done.all() else f"{self.title}: INTERRUPTED after {int(done.sum())} images"

@@ -1,4 +1,4 @@
-"""What to compare: everything that decides the numbers of a comparison."""
+"""The configuration of a comparison: everything that determines its results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokred.utils.text import spaced
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 PLACES = ("data", "weights", "class_map", "devkit", "data_dir")
-"""Settings that name a place. The contents of the place decide the numbers, wherever it lies."""
+"""Settings that are paths. The contents determine the results, wherever they are stored."""
 
 RANDOM = "random"
 _MAX_BUDGETS, _MAX_PIXELS = 100, 4096
@@ -27,7 +27,7 @@ _MAX_BUDGETS, _MAX_PIXELS = 100, 4096
 
 @dataclass(frozen=True)
 class Fixed:
-    """A method at a value of its published knob, whatever that saves: how papers state what they ran.
+    """A method at a value of its published knob, whatever that saves; papers report results in this form.
 
     Attributes:
         method: a registered name.
@@ -52,7 +52,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Config:
-    """What to compare. Everything here decides the numbers of a comparison; where they are written does not.
+    """The configuration of a comparison: everything that determines its results.
 
     Attributes:
         model: a name of tokred or timm, with or without the tag of its weights, or "hf-hub:owner/name".
@@ -65,31 +65,30 @@ class Config:
         data: folder or timm data set; None for PhotoDigits.
         split: split of the data.
         labels: whether to use the labels of the data; without them methods are compared with the dense model.
-        class_map: a file that says which class each label is.
-        devkit: the labels of ImageNet's validation files, where these lie in one folder; by default looked
-            for beside them.
-        data_dir: where a data set that has a name in timm lies.
+        class_map: a file that maps the labels of the data to classes of the model.
+        devkit: the labels of ImageNet's validation files if these are in one folder; by default they are
+            searched for next to the images.
+        data_dir: the folder of a timm data set.
         img_size: side of the model's input in pixels; by default the model's own.
         crop_pct: visible fraction of the resized image's side; by default the model's, and 1 for PhotoDigits.
-        interpolation: how images are resized; by default as the model wants it.
+        interpolation: how images are resized; by default the model's own.
         weights: a file or "hf-hub:owner/name"; by default the shipped weights for PhotoDigits, and timm's
             pretrained ones elsewhere.
         limit: number of images to evaluate, the first ones; None for all.
         seed: seed of the random control and of the intervals.
         device: "auto", "cpu", "cuda" ...
         precision: "auto", "fp32", "bf16" or "fp16".
-        batch_size: images that run together; by default 16 on a CPU, whose caches hold that much, and 256
-            elsewhere.
-        adapters: files or folders of fitted parameters or foreign checkpoints, used before the adapters that
+        batch_size: number of images in a batch; by default 16 on a CPU and 256 elsewhere.
+        adapters: files or folders of fitted parameters or foreign checkpoints, preferred to the adapters that
             tokred ships.
-        allow_unfitted: whether to show learned methods without an adapter too, with random parameters.
-        on_error: what an unreadable image does: "fail" the run, "skip" it, or "count-wrong" for all models.
-        controls: whether to add what every method must beat: random, and dense models of lower resolution and
-            of smaller size.
+        allow_unfitted: whether to evaluate learned methods without an adapter with random parameters.
+        on_error: how to treat unreadable images: "fail", "skip", or "count-wrong" (for all models).
+        controls: whether to add the controls: random, and dense models of lower resolution and of smaller
+            size.
         fixed: methods at a knob, in addition to those at the budgets.
 
     Raises:
-        TokredError: a value that cannot be used, or an unknown method or option.
+        TokredError: a value is invalid, or a method or option is unknown.
     """
 
     model: str = "deit_s"
@@ -121,11 +120,10 @@ class Config:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Config:
-        """The configuration in a mapping of names to values, such as a YAML file's; others have defaults.
+        """Make a configuration from names and values, such as those of a YAML file; others have defaults.
 
         Raises:
-            TokredError: an unknown name, a value of the wrong type, or anything else that is wrong with a
-                configuration.
+            TokredError: a name is unknown, or a value has the wrong type or is invalid.
         """
         names = [field.name for field in fields(cls)]
         for name in values:
@@ -144,7 +142,7 @@ class Config:
             raise InvalidSetting(name, f"{{}}{where}: {message}, got {first['input']!r}.") from error
 
     def to_mapping(self) -> dict[str, Any]:
-        """All settings, defaults included, as JSON and YAML hold them; the inverse of `from_mapping`."""
+        """All settings, including defaults, as JSON and YAML store them; the inverse of `from_mapping`."""
         mapping: dict[str, Any] = _plain(asdict(self))
         return mapping
 
@@ -169,10 +167,11 @@ class Config:
     def _check_budgets(self) -> None:
         if not self.budgets and not self.fixed:
             raise InvalidSetting(
-                "budgets", "{} names no budget to compare at; give at least one, such as 0.3."
+                "budgets", "{} is empty; give at least one budget to compare at, such as 0.3."
             )
         if len(self.budgets) > _MAX_BUDGETS:
-            raise InvalidSetting("budgets", f"{{}} may name {_MAX_BUDGETS} budgets, got {len(self.budgets)}.")
+            count = len(self.budgets)
+            raise InvalidSetting("budgets", f"{{}} takes at most {_MAX_BUDGETS} budgets, got {count}.")
         for budget in self.budgets:
             if not 0 < budget < 1:
                 raise InvalidSetting(
@@ -184,7 +183,7 @@ class Config:
     def _check_numbers(self) -> None:
         least = {
             "limit": "the number of images to evaluate",
-            "batch_size": "the number of images that run together",
+            "batch_size": "the number of images in a batch",
             "img_size": "the side of the model's input in pixels",
         }
         for name, meaning in least.items():
@@ -207,11 +206,11 @@ class Config:
             raise InvalidSetting("stages", '{} needs at least one layer, such as "4 7 10".')
 
     def _checked_methods(self) -> tuple[str, ...]:
-        """The names of the methods, each once; the core ones for None."""
+        """The names of the methods without repetition; for None, the core ones."""
         if self.methods is None:
             return tuple(registry.select())
         if not self.methods:
-            raise InvalidSetting("methods", "{} names no method; leave it out to compare the core ones.")
+            raise InvalidSetting("methods", "{} is empty; leave it out to compare the core methods.")
         for fixed in self.fixed:
             if fixed.method not in registry.names():
                 raise UnknownName(did_you_mean("method", fixed.method, registry.names()))
@@ -233,7 +232,7 @@ _SCHEMA = TypeAdapter(Config)
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON and YAML hold it: lists in place of tuples, text in place of paths."""
+    """A value as JSON and YAML store it: lists instead of tuples, text instead of paths."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -244,10 +243,10 @@ def _plain(value: Any) -> Any:
 
 
 def budget_range(text: str) -> tuple[float, ...]:
-    """Budgets from "0.1:0.6:0.1" (first, last, step; the last one is included) or "0.2,0.3".
+    """Parse budgets such as "0.1:0.6:0.1" (first, last, step; the last is included) or "0.2,0.3".
 
     Raises:
-        TokredError: the text is neither, or a range of too many budgets.
+        TokredError: the text has another form, or gives too many budgets.
     """
     try:
         if ":" not in text:
@@ -261,5 +260,5 @@ def budget_range(text: str) -> tuple[float, ...]:
             f"--budgets takes FIRST:LAST:STEP, such as 0.1:0.6:0.1, or budgets such as 0.2,0.3; got {text!r}."
         ) from None
     if count >= _MAX_BUDGETS:
-        raise TokredError(f"--budgets may name {_MAX_BUDGETS} budgets, got {count + 1} in {text!r}.")
+        raise TokredError(f"--budgets takes at most {_MAX_BUDGETS} budgets, got {count + 1} in {text!r}.")
     return tuple(round(first + i * step, 9) for i in range(count + 1))

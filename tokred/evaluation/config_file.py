@@ -19,10 +19,10 @@ _HEADER = "# The configuration of this run. To run it again: tokred compare --co
 
 
 def read_config(name: str) -> Config:
-    """The configuration of a comparison by its name, or from a YAML file.
+    """Read the configuration of a comparison by its name or from a YAML file.
 
     Raises:
-        TokredError: no such configuration, or one sentence with the line of the first mistake.
+        TokredError: there is no such configuration, or it has a mistake; the message names the line.
     """
     values = configs.load("compare", name)
 
@@ -44,5 +44,5 @@ def read_config(name: str) -> Config:
 
 
 def config_text(config: Config, path: Path) -> str:
-    """The contents of a run's config.yaml, which `read_config` reads: all settings, defaults included."""
+    """The contents of a run's config.yaml, for `read_config`: all settings, including defaults."""
     return _HEADER.format(path=visible(shlex.quote(str(path)))) + configs.dump(config.to_mapping())

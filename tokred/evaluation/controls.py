@@ -1,7 +1,7 @@
 """Controls: dense models that a method must beat to be useful.
 
 `lowres` runs the same weights on smaller images, whose fewer patches save the budget; `smaller` is the next
-smaller model of the family, where its weights are at hand. The third control, `random`, is a registered
+smaller model of the family if its weights are available. The third control, `random`, is a registered
 method.
 """
 
@@ -33,10 +33,10 @@ class Control:
     """A dense model and its cost.
 
     Attributes:
-        model: the model, with the empty plan and a backbone of its own.
-        flops: multiply-accumulates of one image, without those of resizing it.
+        model: the model, with the empty plan and its own backbone.
+        flops: multiply-accumulates of one image, without resizing.
         patches: number of patch tokens.
-        options: facts that tell it from other controls of its name.
+        options: facts that distinguish it from other controls of its name.
     """
 
     model: ReducedViT
@@ -54,13 +54,13 @@ class LowRes(ReducedViT):
 
 
 def lowres(costs: CostTable, budget: float) -> Control:
-    """The dense model at the highest resolution that saves the budget, with nearly its own aspect ratio.
+    """The dense model at the highest resolution that saves the budget, with nearly the same aspect ratio.
 
-    The positional embedding is resampled, as timm does it for another image size. Whole rows and columns of
-    patches are coarse steps, so that up to 6 % more than the budget are saved at 14 x 14.
+    The positional embedding is resampled, as in timm for another image size. Since the grid has whole rows
+    and columns of patches, up to 6 % more than the budget is saved at 14 x 14.
 
     Raises:
-        Unreachable: even the smallest grid saves less.
+        Unreachable: even the smallest grid saves less than the budget.
     """
     target = (1 - budget) * costs.dense
     for grid in sorted(_grids(costs), key=math.prod, reverse=True):
@@ -78,8 +78,8 @@ def smaller(loaded: Loaded, img_size: int | None = None) -> Control | None:
     """The next smaller model of a family, with the same classes and weights of the same origin, or None.
 
     Args:
-        loaded: the model that is compared. Weights from a file have no smaller counterpart.
-        img_size: side of the images in pixels, where it is not the model's own.
+        loaded: the model to compare. Weights from a file have no smaller counterpart.
+        img_size: side of the images in pixels; by default the model's own.
     """
     for name in _smaller_models(loaded.name) if loaded.origin else ():
         try:
@@ -95,7 +95,7 @@ def smaller(loaded: Loaded, img_size: int | None = None) -> Control | None:
 
 
 def _grids(costs: CostTable) -> list[tuple[int, int]]:
-    """Grids smaller than the model's that keep its shape to within one row or column."""
+    """Grids smaller than the model's, of the same shape to within one row or column."""
     rows, columns = costs.backbone.patch_embed.grid_size
     every = ((height, width) for height in range(1, rows + 1) for width in range(1, columns + 1))
     near = ((h, w) for h, w in every if abs(w * rows - h * columns) <= max(rows, columns))
@@ -112,7 +112,7 @@ def _estimate(costs: CostTable, patches: int) -> float:
 
 
 def _resized(backbone: Any, grid: tuple[int, int]) -> Any:
-    """The backbone for images of another size, with all parameters shared but the positional embedding."""
+    """The backbone for images of another size, which shares all parameters but the positional embedding."""
     position = backbone.pos_embed
     shared = {
         id(tensor): tensor
@@ -126,7 +126,7 @@ def _resized(backbone: Any, grid: tuple[int, int]) -> Any:
 
 
 def _smaller_models(name: str) -> list[str]:
-    """Smaller models of the family, the next one first, under the names that tokred's users know them by."""
+    """Smaller models of the family, the largest first, by their aliases if they have one."""
     resolved, _, tag = zoo.timm_name(name).partition(".")
     words = resolved.split("_")
     place = next((i for i, word in enumerate(words) if word in _SIZES), None)

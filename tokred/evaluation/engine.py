@@ -1,9 +1,9 @@
-"""One pass over the data for all methods: images are decoded once, and layers that plans share run once.
+"""One pass over the data for all methods: images are decoded once, and layers shared by plans run once.
 
 Plans form a tree. Its trunk is the dense model, and a method branches off at its first stage: on each batch
-the dense model runs up to that point, and the method continues from a copy of the state there. Methods at one
-point run one after the other, so that memory does not grow with their number. Results equal those of running
-each model alone on the same batches.
+the dense model runs up to that point, and the method continues from a copy of the state there. Methods that
+branch off at the same point run one after the other, so that memory does not grow with their number. The
+results equal those of running each model alone on the same batches.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Pass:
     """One pass over some batches.
 
     Args:
-        dense: the dense model, which records attention where `methods` need it; see `dense_model`.
+        dense: the dense model, which records the attention that `methods` need; see `dense_model`.
         methods: reduced models by name, on the dense model's backbone or, after a full fit, on their own.
         evaluation: predictions to fill in.
         device: device to run on; the models are moved there.
-        dtype: dtype of matrix products, by autocast unless it is float32.
+        dtype: dtype of matrix products; autocast is used unless it is float32.
 
     Attributes:
         waiting: fraction of worker time spent waiting for images.
@@ -55,9 +55,7 @@ class Pass:
         self.device = device or torch.device("cpu")
         self.waiting = 0.0
         self._portions = Portions(self.device, evaluation.shrink)
-        self._checked: set[str] = (
-            set()
-        )  # methods whose decisions on a first batch obeyed the rules, or failed
+        self._checked = set[str]()  # methods whose reductions were checked, or that failed
         for model in (dense, *methods.values()):
             model.to(self.device).eval()
 
@@ -67,7 +65,7 @@ class Pass:
         """Evaluate all batches; `finished` is called with the indices of each, in order.
 
         Raises:
-            TokredError: the dense model gives logits that are not finite, or does not fit into memory.
+            TokredError: the logits of the dense model are not finite, or it does not fit into memory.
         """
         lanes = Lanes(self.device)
         try:
@@ -87,7 +85,7 @@ class Pass:
 
     @torch.inference_mode()
     def _run(self, methods: Mapping[str, ReducedViT], batch: Batch) -> None:
-        """Enter the predictions of all models on a batch."""
+        """Run all models on a batch and store their predictions."""
         dense = self.dense
         tensors = (batch.images, batch.labels, batch.indices)
         images, labels, index = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
@@ -103,42 +101,42 @@ class Pass:
             if not finite(dense_logits):
                 place = _first_not_finite(dense, images, index)
                 raise TokredError(
-                    f"The dense model gives numbers that are not finite, first in {place}, {_span(index)}; "
+                    f"The output of the dense model is not finite, first in {place}, {_span(index)}; "
                     "check its weights."
                 )
         indices = batch.indices.numpy()
         self.evaluation.labels[indices] = batch.labels.numpy()
         self.evaluation.dense.put(indices, dense_logits, labels, dense_logits)
-        for name, found in logits.items():
-            if found is not None:
-                self.evaluation.methods[name].put(indices, found, labels, dense_logits)
+        for name, output in logits.items():
+            if output is not None:
+                self.evaluation.methods[name].put(indices, output, labels, dense_logits)
 
     def _branch(
         self, name: str, model: ReducedViT, shared: State | None, images: Tensor, index: Tensor
     ) -> Tensor | None:
-        """A method's logits on a batch, from the state shared with the dense model or else from the images.
+        """Logits of a method on a batch, from the state shared with the dense model or else from the images.
 
-        None if the method fails there or has failed before; the other methods go on.
+        None if the method fails on this batch or has failed before; the other methods continue.
         """
         first, failure = int(index[0]), self.evaluation.failed.get(name)
         if failure is not None and failure.image < first:
             return None
         try:
-            # A copy, since a reducer may write into what it is shown.
+            # A copy, since a reducer may change its inputs in place.
             start = model.embed(images, index) if shared is None else shared.copy()
             logits = model.head(model.advance(start))
             if finite(logits):
                 return logits
             place = _first_not_finite(model, images, index)
-            reason = f"{name} gives numbers that are not finite, first in {place}, {_span(index)}."
-        except (Exception, SystemExit) as error:  # a method's code may do anything
+            reason = f"The output of {name} is not finite, first in {place}, {_span(index)}."
+        except (Exception, SystemExit) as error:  # code of a method can raise anything
             exits = isinstance(error, SystemExit)
             text = f"{name} raises SystemExit." if exits else f"{error}".strip() or type(error).__name__
             reason = text.splitlines()[0]
             if is_out_of_memory(error):
                 if len(images) > 1:
                     raise
-                self._portions.limit = None  # memory was too small for this method, not for the others
+                self._portions.limit = None  # memory was too small for this method only
         self.evaluation.fail(name, Failure(first, reason))
         return None
 
@@ -155,22 +153,22 @@ def evaluate(
 
 
 def dense_model(backbone: Any, methods: Iterable[ReducedViT]) -> ReducedViT:
-    """The dense model, which records the attention that the first stage of each method looks at."""
+    """The dense model, recording the attention that the first stage of each method uses."""
     record = set().union(*(model.recorded_before_first for model in methods if model.backbone is backbone))
     return ReducedViT(backbone, record=record)
 
 
 def _isolated(model: ReducedViT, check: bool = False) -> ReducedViT:
-    """The same model with reducers of its own on the same parameters, since one may keep something on itself.
+    """A copy of the model with its own reducers on shared parameters, since a reducer may have state.
 
-    With `check` a decision that breaks a rule is a `TokredError`.
+    With `check`, a reduction that breaks a rule raises a `TokredError`.
     """
-    own = copy.copy(model)
+    isolated = copy.copy(model)
     shared = {id(parameter): parameter for parameter in model.stages.parameters()}
-    own._modules = {**model._modules, "stages": copy.deepcopy(model.stages, shared)}
-    for stage in own.stage_list() if check else ():
+    isolated._modules = {**model._modules, "stages": copy.deepcopy(model.stages, shared)}
+    for stage in isolated.stage_list() if check else ():
         stage.reducer.register_forward_hook(_check)
-    return own
+    return isolated
 
 
 def _check(reducer: Any, inputs: tuple[View], decision: object) -> None:
@@ -182,7 +180,7 @@ def _check(reducer: Any, inputs: tuple[View], decision: object) -> None:
 
 
 def _branches(dense: ReducedViT, methods: Mapping[str, ReducedViT]) -> dict[Point, list[str]]:
-    """Names of methods by the point where they branch off the dense model, in the order of its layers."""
+    """Names of methods by the point at which they branch off the dense model, in the order of its layers."""
     branches: dict[Point, list[str]] = {}
     for name, model in methods.items():
         point = model.first_point if model.backbone is dense.backbone else None

@@ -1,4 +1,4 @@
-"""Plans of foreign checkpoints: at their own token counts where these are fixed, else by the budget."""
+"""Plans of foreign checkpoints: at their own token counts if these are fixed, else matched to the budget."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Nearest:
     """Adapters for one budget, with at most one foreign checkpoint for each method.
 
     Attributes:
-        adapters: all adapters that are no foreign checkpoint, and the nearest checkpoint of each method.
+        adapters: all adapters except foreign checkpoints, and the nearest checkpoint of each method.
         matches: plans of these checkpoints, by method.
-        refused: why the checkpoint of a method has no plan, by method.
+        refused: errors of checkpoints without a plan, by method.
     """
 
     adapters: list[Adapter]
@@ -37,14 +37,14 @@ def nearest(
     options: Mapping[str, Mapping[str, Any]],
     stages: tuple[int, ...] | None = None,
 ) -> Nearest:
-    """Of several checkpoints of a method, choose the one that was trained nearest to the budget.
+    """Choose for each method the checkpoint that was trained nearest to the budget.
 
     Args:
         adapters: adapters of all kinds.
-        costs: costs of the model that is compared.
+        costs: costs of the dense model.
         budget: fraction of FLOPs to save.
-        options: options that the user set, by method.
-        stages: layers that the user set.
+        options: options set by the user, by method.
+        stages: layers set by the user.
     """
     adapters = list(adapters)
     choice = Nearest([adapter for adapter in adapters if not isinstance(adapter, Checkpoint)])
@@ -71,19 +71,18 @@ def plan_of(
     options: Mapping[str, Any],
     stages: tuple[int, ...] | None = None,
 ) -> Match:
-    """The plan of a checkpoint: at its own token counts where they are fixed, else by the budget.
+    """The plan of a checkpoint: at its own token counts if they are fixed, else matched to the budget.
 
     Raises:
-        TokredError: it is of another model, the user asked for other layers or options, or the budget is out
-            of
-            reach.
+        TokredError: it belongs to another model, the user set other layers or options, or the budget is
+            unreachable.
     """
     checkpoint.check(costs.backbone)
     card, own = checkpoint.card, tuple(checkpoint.card["stages"])
     if stages is not None and stages != own:
         raise TokredError(
             f"{checkpoint.path} was trained at layers {spaced(own)}, not at {spaced(stages)}; leave "
-            "--stages out."
+            "out --stages."
         )
     chosen = {**card["options"], **options}
     if not checkpoint.fixed:

@@ -1,4 +1,4 @@
-"""Opening what a configuration names: images, weights and preparation, checked against each other."""
+"""Opening the inputs of a configuration: images, weights and preparation, checked against each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokred.models.zoo import Loaded
 
 
 def open_images(config: Config) -> Source:
-    """All images that a configuration names.
+    """Open all images of a configuration.
 
     Raises:
         TokredError: see `sources.open_source`.
@@ -27,10 +27,10 @@ def open_images(config: Config) -> Source:
 
 
 def open_inputs(config: Config) -> tuple[Source, Loaded, Preparation]:
-    """Images, as many as the limit says, the model with weights that fit them, and their preparation for it.
+    """Open the images up to the limit, the model with matching weights, and the preparation of the images.
 
     Raises:
-        TokredError: something is missing, or one does not fit the other.
+        TokredError: something is missing, or images and weights do not match.
     """
     source = open_images(config)
     loaded = load_weights(config, source)
@@ -41,7 +41,7 @@ def open_inputs(config: Config) -> tuple[Source, Loaded, Preparation]:
 
 
 def load_weights(config: Config, source: Source | None) -> Loaded:
-    """The model with the weights that the configuration names, or else those that belong to the images.
+    """Load the model with the weights in the configuration, or by default with those for the images.
 
     Raises:
         TokredError: see `zoo.load_for`.
@@ -51,7 +51,7 @@ def load_weights(config: Config, source: Source | None) -> Loaded:
 
 
 def prepare(config: Config, loaded: Loaded, source: Source | None) -> Preparation:
-    """The preparation of images that the configuration names, or else that of the images or the model."""
+    """The preparation of images in the configuration, or by default that of the images or the model."""
     own = None if source is None else source.crop_pct
     crop_pct = own if config.crop_pct is None else config.crop_pct
     return preprocessing.prepare(loaded.model, crop_pct, config.interpolation)

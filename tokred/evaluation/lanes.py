@@ -1,4 +1,4 @@
-"""How batches share the machine: side by side in threads on a CPU, and in parts where memory is short."""
+"""Running batches in parallel threads on a CPU, and in smaller parts if memory is short."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ import torch
 from tokred.data.loading import Batch
 from tokred.errors import TokredError
 
-_MAX_LANES = 8  # batches that run side by side, and so are in memory at once
+_MAX_LANES = 8  # batches that run in parallel, and so are in memory at once
 
 Work = Callable[[Batch], np.ndarray]
 
 
 class Lanes:
-    """Threads that work on batches side by side.
+    """Threads that work on batches in parallel.
 
     On a CPU there is one for each core, up to eight, which uses the cores better than splitting every
-    operator over
-    them; elsewhere there is one.
+    operator over them; elsewhere there is one.
 
     Args:
         device: device on which the batches run.
 
     Attributes:
-        idle: fraction of the threads' time that went by waiting for images.
+        idle: fraction of the threads' time spent waiting for images.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,12 +38,12 @@ class Lanes:
         self.idle = 0.0
 
     def run(self, work: Work, batches: Iterable[Batch], finished: Callable[[np.ndarray], None]) -> None:
-        """Work on all batches, at most one in each lane; one more waits beside those that the loader holds.
+        """Work on all batches, at most one in each lane.
 
         Args:
-            work: called with each batch in a thread.
+            work: function called with each batch in a thread.
             batches: batches, loaded in the calling thread.
-            finished: called with the results in the order of the batches.
+            finished: function called with the results in the order of the batches.
         """
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
@@ -84,14 +83,14 @@ class Lanes:
 
 
 class Clock:
-    """Measures how long lanes are idle because the next images are not loaded yet."""
+    """Measures how long lanes are idle because the next batch is not loaded yet."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes, self.start = lanes, time.monotonic()
         self.idle = 0.0  # seconds, summed over lanes
 
     def waited(self, since: float, ends: list[float]) -> None:
-        """Count a wait for images since a time; lanes that are idle by now ended their work at `ends`."""
+        """Add the wait for a batch since a time, for lanes that became idle at the times `ends`."""
         now = time.monotonic()
         self.idle += sum(now - max(since, end) for end in ends)
 
@@ -102,14 +101,14 @@ class Clock:
 
 
 class Portions:
-    """Runs batches in as many parts as memory asks for.
+    """Runs batches in as many parts as memory requires.
 
     Args:
         device: device on which the batches run.
-        shrink: called with the number of images that a part may have, whenever that becomes smaller.
+        shrink: function called with the number of images that fit into memory, whenever it becomes smaller.
 
     Attributes:
-        limit: number of images that memory has room for; None while it has had room for all.
+        limit: number of images that fit into memory; None while all batches have fitted.
     """
 
     def __init__(self, device: torch.device, shrink: Callable[[int], None]) -> None:
@@ -120,7 +119,7 @@ class Portions:
         """Work on all parts of a batch.
 
         Raises:
-            TokredError: memory has no room for a single image.
+            TokredError: not even one image fits into memory.
         """
         start, total = 0, len(batch.indices)
         while start < total:
@@ -134,7 +133,8 @@ class Portions:
                     raise
                 if size == 1:
                     raise TokredError(
-                        f"{self.device} has no memory even for one image of the dense model."
+                        f"{self.device} has too little memory for even one image of the dense model; "
+                        "try a smaller model or --precision bf16."
                     ) from None
                 self.limit = min(self.limit or size, size // 2)
                 self.shrink(self.limit)

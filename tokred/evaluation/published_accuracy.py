@@ -1,8 +1,8 @@
 """The published accuracy of timm's weights on ImageNet-1K, against which the dense model is checked.
 
-Where weights, images and preparation of a run are those of the published evaluation, its baseline must have
-the published accuracy; a deviation there affects every row. Where only the preparation differs, the published
-accuracy does not apply, and a note says so.
+If weights, images and preparation of a run are those of the published evaluation, its baseline must have the
+published accuracy; a deviation affects every row. If only the preparation differs, the published accuracy
+does not apply, and a note says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ IMAGES, CLASSES = 50_000, 1000
 
 @dataclass(frozen=True)
 class PublishedAccuracy:
-    """One line of timm's table of results.
+    """One row of timm's table of results.
 
     Attributes:
         top1: top-1 accuracy in per cent.
@@ -38,8 +38,8 @@ class PublishedAccuracy:
 
     def fits(self, preparation: Preparation) -> bool:
         """Whether a run prepares images in the same way."""
-        here = (preparation.img_size, round(preparation.crop_pct, 3), preparation.interpolation)
-        return here == (self.img_size, self.crop_pct, self.interpolation)
+        actual = (preparation.img_size, round(preparation.crop_pct, 3), preparation.interpolation)
+        return actual == (self.img_size, self.crop_pct, self.interpolation)
 
 
 ACCURACIES = {
@@ -51,7 +51,7 @@ ACCURACIES = {
 
 
 def published(loaded: Loaded, source: Source, preparation: Preparation) -> float | None:
-    """The published top-1 (%) of the dense model if this run is its published evaluation, else None."""
+    """The published top-1 (%) of the dense model if this run repeats the published evaluation, else None."""
     figure = ACCURACIES.get(loaded.published)
     return figure.top1 if figure and is_imagenet_validation(source) and figure.fits(preparation) else None
 
@@ -62,20 +62,20 @@ def note(loaded: Loaded, source: Source, preparation: Preparation) -> str:
     if figure is None or not is_imagenet_validation(source) or figure.fits(preparation):
         return ""
     return (
-        f"timm's figure for these weights, {figure.top1:.3f} %, is of {figure.img_size} pixels, "
-        f"crop {figure.crop_pct:g}, {figure.interpolation}; at {preparation.img_size}, "
-        f"{preparation.crop_pct:g}, {preparation.interpolation} it does not compare."
+        f"timm's top-1 for these weights, {figure.top1:.3f} %, was measured at {figure.img_size} pixels, "
+        f"crop {figure.crop_pct:g}, {figure.interpolation}; it does not apply to {preparation.img_size} "
+        f"pixels, crop {preparation.crop_pct:g}, {preparation.interpolation}."
     )
 
 
 def is_imagenet_validation(source: Source) -> bool:
     """Whether these are all images of ImageNet-1K's validation split, by their number and by names.
 
-    The names are those of the classes, where they are WordNet's, or else that of the data set.
+    The names are those of the classes if they are WordNet IDs, or else that of the data set.
     """
     if source.limited or len(source) != IMAGES or source.split not in VALIDATION_NAMES:
         return False
-    if source.class_names and source.class_names[0] in _wnids():  # others have them in words
+    if source.class_names and source.class_names[0] in _wnids():  # other sources have names in words
         return source.class_names == _wnids()
     return source.classes in (None, CLASSES) and "imagenet-1k" in source.name.lower().replace("_", "-")
 
@@ -83,7 +83,7 @@ def is_imagenet_validation(source: Source) -> bool:
 def is_imagenet(source: Source) -> bool:
     """Whether these are images of ImageNet-1K's validation split, all or some of them, by their names.
 
-    Its class folders are not enough: ImageNet-Sketch and others have the same.
+    Its class folders do not suffice: ImageNet-Sketch and others have the same.
     """
     if not source.labelled or source.origin == "training":
         return False

@@ -1,8 +1,7 @@
 """Recording a run in its folder, so that it survives a kill and no other process writes there.
 
-Every file is written beside its place and swapped in, so that a reader sees the old one or the new one, never
-a part. A run's predictions are in `outcomes/` until its end, then in `predictions.npz`, and the same command
-finds them there.
+Every file is replaced in one step, so a reader sees either the old one or the new one. The predictions of a
+run are in `outcomes/` until it is finished, then in `predictions.npz`; the same command resumes from either.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from tokred.evaluation.run_folder import FILES, OPTIONAL, read_about
 from tokred.utils.atomic import check_writable, replace_file, sweep
 
 _PARTS, _PREVIOUS, _LOCK = "outcomes", "previous", ".lock"
-_INTERVAL = 10.0  # seconds of work that a kill may cost
+_INTERVAL = 10.0  # seconds of work that a kill can lose
 
 
 class Record:
-    """What of an evaluation is saved in the run's folder: finished batches, every few seconds.
+    """Saves the finished batches of an evaluation in the run's folder, every few seconds.
 
     Args:
-        evaluation: the evaluation, with what earlier runs have saved.
+        evaluation: the evaluation, including the predictions of earlier runs.
         folder: the run's folder; None to save nothing.
-        processes: number of processes that share the run, and so its seconds.
+        processes: number of processes that share the run; the time of each batch is divided by it.
     """
 
     def __init__(self, evaluation: Evaluation, folder: Folder | None, processes: int = 1) -> None:
@@ -50,13 +49,13 @@ class Record:
         return [batch for batch in batches if not done[batch.start : batch.stop].all()]
 
     def finished(self, images: np.ndarray) -> None:
-        """Note the indices of a finished batch, and save what is pending if the last time is long ago."""
+        """Note the indices of a finished batch, and save pending batches if the last save is long ago."""
         self._pending.append(images)
         if time.monotonic() - self._last >= _INTERVAL:
             self.flush()
 
     def flush_all(self) -> None:
-        """Save everything that is evaluated, batches that nobody has noted yet included.
+        """Save everything that is evaluated, including batches that have not been noted yet.
 
         Raises:
             TokredError: it cannot be written.
@@ -65,7 +64,7 @@ class Record:
         self.flush()
 
     def flush(self) -> None:
-        """Save the batches that were noted.
+        """Save the batches noted since the last save.
 
         Raises:
             TokredError: they cannot be written.
@@ -85,18 +84,18 @@ class Folder:
     """The folder of one run.
 
     Args:
-        path: the folder, which is made where it does not exist.
-        configuration: everything that the user chose and that decides the run's numbers.
-        software: everything else that decides them: code and libraries.
+        path: the folder, created if it does not exist.
+        configuration: the user's choices that determine the results.
+        software: versions of code and libraries that determine the results.
         about: further contents of run.json from the start; a resumed run keeps its own.
-        lock: whether to keep other processes out; of several that share a run the first one does.
+        lock: whether to keep other processes out; of several processes that share a run, the first does.
 
     Attributes:
-        notice: a sentence about what was there before; empty if nothing was.
+        notice: a sentence about an earlier run in the folder; empty if there was none.
         read_only: whether this is a finished run that can be shown but not written.
 
     Raises:
-        TokredError: the folder holds files that are no run's, is in use, or cannot be written.
+        TokredError: the folder contains files that do not belong to a run, is in use, or cannot be written.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class Folder:
                 raise
 
     def _open_read_only(self) -> bool:
-        """Open the finished run that is there, if it is this very run."""
+        """Open the finished run in the folder if it is the same run."""
         file = self.path / "run.json"
         before = read_about(file, "choose another folder with --out") if file.is_file() else {}
         self.read_only = bool(before.get("finished")) and not self._changes(before)
@@ -133,7 +132,7 @@ class Folder:
         return self.read_only
 
     def _changes(self, before: Mapping[str, Any]) -> list[str]:
-        """What decides the numbers of this run and was different in another one."""
+        """Names of the settings and software in which another run differs from this one."""
         pairs = [(before.get(part, {}), self.run[part]) for part in ("configuration", "software")]
         return [key for then, now in pairs for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
 
@@ -146,10 +145,10 @@ class Folder:
                 "wait for it, or choose another folder with --out."
             ) from None
         except (OSError, NotImplementedError):
-            pass  # a file system without locks: files are swapped in whole all the same
+            pass  # a file system without locks: files are still replaced in one step
 
     def _take_over(self) -> None:
-        """Resume the run that is there, or put it aside if something that decides its numbers has changed."""
+        """Resume the run in the folder, or move it aside if something that determines its results differs."""
         file = self.path / "run.json"
         for folder in (self.path, self.path / _PARTS):
             sweep(folder)
@@ -159,18 +158,18 @@ class Folder:
             if changed:
                 aside = self._move(self.path, self.path / _PREVIOUS / _key(before), (*OPTIONAL, *FILES))
                 self.notice = (
-                    f"The run in {self.path} has other {', '.join(changed)}. It was moved to {aside}, and "
-                    "this one starts from the beginning."
+                    f"The run in {self.path} differs in {', '.join(changed)}. It was moved to {aside}, "
+                    "and this one starts from the beginning."
                 )
         else:
             foreign = [name for name in (*FILES, _PARTS) if (self.path / name).exists()]
             if foreign:
                 raise TokredError(
-                    f"{self.path} holds {foreign[0]} but no run of tokred (no run.json); "
+                    f"{self.path} contains {foreign[0]} but no run.json, so it is not a run of tokred; "
                     "choose another folder with --out."
                 )
         earlier = self.path / _PREVIOUS / self.key
-        if earlier.exists():  # this very run was put aside once, or is on its way back: run.json comes first
+        if earlier.exists():  # this run was moved aside before, or is being moved back: run.json comes first
             self._move(earlier, self.path, (*OPTIONAL, *FILES)[::-1])
             self.notice = self.notice.replace("starts from the beginning", f"resumes the one in {earlier}")
         if file.exists():
@@ -180,14 +179,14 @@ class Folder:
 
     @property
     def key(self) -> str:
-        """A hash of everything that decides the run's numbers."""
+        """A hash of everything that determines the results of the run."""
         return _key(self.run)
 
     def _begin(self) -> None:
         self.write("run.json", json.dumps(self.run, indent=2) + "\n")
 
     def _move(self, source: Path, target: Path, names: Sequence[str]) -> Path:
-        """Move a run. To survive a kill, run.json goes last when put aside, and first when coming back."""
+        """Move a run. To survive a kill, run.json is moved aside last, and moved back first."""
         try:
             target.mkdir(parents=True, exist_ok=True)
             for name in (names[0], _PARTS, *names[1:]):
@@ -205,20 +204,20 @@ class Folder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run that is there is finished."""
+        """Whether the run in the folder is finished."""
         return bool(self.run.get("finished")) and (self.path / "predictions.npz").exists()
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write a file and swap it in.
+        """Write a file in one step.
 
         Raises:
-            TokredError: it cannot be written; what was there before is unchanged.
+            TokredError: it cannot be written; an existing file is unchanged.
         """
         replace_file(self.path / name, _encoded(content))
 
     @property
     def damaged(self) -> list[str]:
-        """Files of a finished run that have been changed or removed since."""
+        """Files of a finished run that were changed or removed after it ended."""
         hashes = {"predictions.npz": "", **dict.fromkeys(FILES, ""), **self.run.get("contents", {})}
         del hashes["run.json"]
         return [name for name, digest in hashes.items() if not self._unchanged(name, digest)]
@@ -232,7 +231,7 @@ class Folder:
         return name == "predictions.npz" or _hash(data) == digest
 
     def finish(self, run: Mapping[str, Any], files: Mapping[str, str | bytes]) -> None:
-        """Write the results of the run, `run.json` last; from then on the run counts as finished."""
+        """Write the results of the run, `run.json` last, which marks the run as finished."""
         for name, content in files.items():
             self.write(name, content)
         contents = {name: _hash(_encoded(content)) for name, content in files.items()}
@@ -245,7 +244,7 @@ class Folder:
         self._lock.release()
 
     def load_predictions(self, evaluation: Evaluation) -> None:
-        """Load everything of this run that is on disk; damaged files and those of other runs are ignored."""
+        """Load all stored predictions of this run; damaged files and those of other runs are ignored."""
         evaluation.key = self.key
         for file in (self.path / "predictions.npz", *sorted((self.path / _PARTS).glob("*.npz"))):
             with contextlib.suppress(OSError, ValueError):
@@ -257,7 +256,7 @@ class Folder:
 
 
 def _key(run: Mapping[str, Any]) -> str:
-    """A hash of what decides a run's numbers."""
+    """A hash of what determines the results of a run."""
     identity = {part: run.get(part, {}) for part in ("configuration", "software")}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 

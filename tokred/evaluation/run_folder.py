@@ -1,4 +1,4 @@
-"""The folder of a run, as it is read: rows, predictions and run.json, each checked."""
+"""Reading the folder of a run: rows, predictions and run.json, each checked."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ FILES = (
     "report.html",
     "run.json",
 )
-OPTIONAL = ("maps.npz", "config.yaml")  # a run without them is whole
+OPTIONAL = ("maps.npz", "config.yaml")  # a run is complete without them
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as its folder has it.
+    """A finished run, read from its folder.
 
     Attributes:
         path: the folder.
         about: contents of run.json: configuration, software, versions, errors and so on.
         rows: rows of leaderboard.csv, in its order.
-        predictions: contents of predictions.npz; None where the file is missing.
+        predictions: contents of predictions.npz; None if the file is missing.
     """
 
     path: Path
@@ -46,17 +46,17 @@ class Run:
     predictions: RunPredictions | None
 
     def name(self, row: Row) -> str | None:
-        """The name under which a row's predictions are stored; None where they are not."""
+        """The name under which a row's predictions are stored; None if they are not."""
         return outcome_name(self.predictions.models if self.predictions else (), row)
 
     def of(self, row: Row) -> Predictions | None:
-        """The predictions of a row's model; None where they are not stored."""
+        """The predictions of a row's model; None if they are not stored."""
         name = self.name(row)
         return self.predictions.models[name] if self.predictions and name is not None else None
 
     @cached_property
     def maps(self) -> dict[str, np.ndarray]:
-        """The arrays of maps.npz; none where the file is missing.
+        """The arrays of maps.npz; empty if the file is missing.
 
         Raises:
             TokredError: the file is damaged.
@@ -70,41 +70,42 @@ class Run:
                 return {}
             raise TokredError(
                 f"{self.path / 'maps.npz'} is damaged; "
-                "remove it to go on without, or run the comparison again."
+                "remove it to continue without it, or run the comparison again."
             ) from error
 
 
 def read_run(path: Path) -> Run:
-    """Read a finished run from its folder, checking every file; predictions.npz may be missing.
+    """Read a finished run from its folder, and check every file; predictions.npz may be missing.
 
     Raises:
-        TokredError: the folder is none of a finished run, or one of its files is damaged.
+        TokredError: the folder does not contain a finished run, or one of its files is damaged.
     """
     if not path.is_dir():
         raise TokredError(f"There is no folder {path}; give the folder of a run, such as one under runs/.")
     if not (path / "run.json").is_file():
-        raise TokredError(f"{path} holds no run.json: give the folder of a finished run.")
+        raise TokredError(f"{path} contains no run.json; give the folder of a finished run.")
     about = read_about(path / "run.json", "give the folder of a finished run")
     leaderboard, predictions = _bytes(path / "leaderboard.csv"), _bytes(path / "predictions.npz")
     if leaderboard is None:
         raise TokredError(
-            f"{path} holds no leaderboard.csv: its run has not come to its end; go on with its command first."
+            f"{path} contains no leaderboard.csv: the run is unfinished; resume it with its command first."
         )
     try:
         rows = from_csv(leaderboard.decode(), str(path / "leaderboard.csv"))
     except ValueError as error:
-        raise TokredError(f"{path / 'leaderboard.csv'} cannot be read: it is no text.") from error
+        raise TokredError(f"{path / 'leaderboard.csv'} cannot be read: it is not text.") from error
     try:
         stored = None if predictions is None else RunPredictions.unpack(predictions)
     except ValueError as error:
         raise TokredError(
-            f"{path / 'predictions.npz'} is damaged; remove it to go on without, or run the comparison again."
+            f"{path / 'predictions.npz'} is damaged; remove it to continue without it, or run the comparison "
+            "again."
         ) from error
     return Run(path=path, about=about, rows=rows, predictions=stored)
 
 
 def read_about(file: Path, advice: str) -> dict[str, Any]:
-    """The contents of a run.json."""
+    """Read a run.json; an error ends with the advice."""
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
         dict(run["configuration"]), dict(run.get("software", {}))
@@ -114,7 +115,7 @@ def read_about(file: Path, advice: str) -> dict[str, Any]:
 
 
 def _bytes(path: Path) -> bytes | None:
-    """A file's contents; None where there is no such file."""
+    """The contents of a file; None if it does not exist."""
     try:
         return path.read_bytes() if path.exists() else None
     except OSError as error:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def running_scores(job: Job) -> list[tuple[str, str, str]]:
-    """Accuracy so far of the dense model and every method, or agreement where there are no labels.
+    """Accuracy so far of the dense model and every method; without labels, agreement of the methods.
 
-    Returns: name, per cent, and the 95 % interval of each, best first after the dense model.
+    Returns:
+        Name, value in per cent and 95 % interval of each: the dense model, then the methods, best first.
     """
     evaluation, labelled = job.evaluation, job.source.labelled
     images = np.flatnonzero(evaluation.readable)

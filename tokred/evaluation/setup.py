@@ -1,4 +1,4 @@
-"""A comparison whose input has been checked: images, weights, candidates, and what rows say of them."""
+"""A comparison with checked input: images, weights and candidates, and the columns that they determine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokred.utils.text import plain_name
 
 
 class Setup:
-    """A configuration with its images, weights and candidates opened and checked against each other.
+    """A configuration with its images, weights and candidates, checked against each other.
 
     Args:
         config: what to compare.
@@ -31,11 +31,11 @@ class Setup:
         costs: the cost table of the dense model.
         candidates: methods and dense controls.
         models: models to evaluate, by the names of their predictions.
-        configuration: everything that decides the numbers, as run.json holds it.
+        configuration: everything that determines the results, as run.json stores it.
         processes: the processes that share the run.
 
     Raises:
-        TokredError: anything wrong with the configuration, before any image is read.
+        TokredError: the configuration is invalid. This is known before any image is read.
     """
 
     def __init__(self, config: Config) -> None:
@@ -69,7 +69,7 @@ class Setup:
         self.processes = Processes(self.device)
 
     def _options(self) -> dict[str, Mapping[str, Any]]:
-        """All options in force, by method, whether they were set or left at their defaults."""
+        """The complete options by method, including defaults."""
         methods = [candidate for candidate in self.candidates if candidate.control is None]
         return {
             candidate.method: candidate.match.plan.options if candidate.match else candidate.options
@@ -79,7 +79,7 @@ class Setup:
 
     @property
     def key(self) -> str:
-        """A short hash of everything in the configuration that decides the numbers."""
+        """A short hash of `configuration`."""
         return hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -91,13 +91,13 @@ class Setup:
 
     @property
     def folder_name(self) -> str:
-        """The name of the folder of its results, unless the user gives one."""
+        """The default name of the output folder."""
         budgets = dict.fromkeys((*self.config.budgets[:1], *self.config.budgets[-1:]))
         saved = "-".join(f"{budget:g}" for budget in budgets)
         return f"{plain_name(self.config.model)}-{plain_name(self.source.name)}-{saved}-{self.key}"
 
     def resolved_config(self) -> Config:
-        """The configuration with the device, precision and batch size of this run in place of "auto"."""
+        """The configuration with the device, precision and batch size of this run instead of "auto"."""
         return replace(
             self.config,
             device=self.device.type,
@@ -121,13 +121,13 @@ class Setup:
         return f"{inputs} Precision: {precision} on {where}.{note}"
 
     def candidate_rows(self) -> dict[str, Row]:
-        """Each row as far as it is known before any image is seen, by the name of its predictions."""
+        """The columns of each row that are known before the evaluation, by the name of its predictions."""
         hashes = (self.source.hash, self.source.images_hash)
         rows = {candidate.name: candidate.row(self.costs, hashes) for candidate in self.candidates}
         return {BASELINE: candidates.baseline_row(self.costs), **rows}
 
     def shared_columns(self) -> dict[str, Any]:
-        """The columns of set-up that all rows have in common, and the published top-1 (%) of the baseline."""
+        """The columns of the set-up that all rows share, and the published top-1 (%) of the baseline."""
         return {
             "model": self.config.model,
             "dataset": self.source.name,

@@ -2,7 +2,7 @@
 
 The theoretical speed-up of a model that saves the fraction r of its FLOPs is 1 / (1 - r). The measured one is
 the ratio to the plain timm model, with its fused attention, in the same run: all models take turns, round by
-round, and every figure is a median over rounds.
+round, and every value is a median over rounds.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def measure(
         models: reduced models by name.
         dense: the plain backbone.
         batch_size: number of images in a forward pass; they are random, of the backbone's size.
-        rounds: how often each model is timed.
-        device: device to run on, to which the models are moved.
-        dtype: precision of matrix products, by autocast unless float32, as in a comparison.
-        compiled: whether to run all models, the dense one too, through `torch.compile`.
+        rounds: number of times each model is timed.
+        device: device to run on; the models are moved there.
+        dtype: dtype of matrix products; autocast is used unless it is float32, as in a comparison.
+        compiled: whether to run all models, including the dense one, through `torch.compile`.
         reductions: known fractions of FLOPs saved, by name; others are counted.
-        failed: dictionary that gets one sentence for each model that fails; without it a failure is raised.
-        progress: function that is called with 1 after every round.
+        failed: dictionary that receives a sentence for each model that fails; without it a failure is raised.
+        progress: function called with 1 after every round.
 
     Returns:
         Speeds by name, that of the dense model under "baseline".
@@ -107,7 +107,7 @@ def measure(
         for name, model in everything.items():
             try:
                 runs[name], peaks[name] = _prepared(model, images, device, compiled)
-            except (Exception, SystemExit) as error:  # a method that fails must not take the others along
+            except (Exception, SystemExit) as error:  # a failed method must not stop the others
                 if failed is None or name == DENSE:
                     raise
                 failed[name] = sentence(error)

@@ -1,4 +1,4 @@
-"""Timing on a machine that may be busy: runs take turns, and medians of ratios within a turn are reported."""
+"""Timing on a machine that may be busy: runs take turns, and ratios are taken within each round."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tokred.errors import TokredError
 
-WARM_UP = 2  # calls before any is timed: caches, allocators, and compilation, which may take place twice
+WARM_UP = 2  # untimed calls, which fill caches and compile; compilation can take place twice
 
 Run = Callable[[], object]
 
@@ -39,24 +39,25 @@ def interleave(
     progress: Callable[[int], None] = lambda rounds: None,
     failed: dict[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Time all runs once in every round, in random order; return each run's seconds, [rounds], by name.
+    """Time all runs once in every round, in random order; return the seconds of each, [rounds], by name.
 
     Args:
         runs: functions by name; each has been called before.
         rounds: number of rounds.
-        device: device to wait for before a clock is read.
-        least: seconds that a measurement lasts at least; a shorter run is called several times and the mean
-            is taken.
+        device: device to wait for before the clock is read.
+        least: shortest measurement in seconds; a shorter run is called several times and averaged.
         seed: seed of the order.
-        progress: function that is called with 1 after every round.
-        failed: dictionary that gets one sentence for each run that fails, which is then left out; without it
-            a failure is raised.
+        progress: function called with 1 after every round.
+        failed: dictionary that receives a sentence for each run that fails, which is then left out; without
+            it a failure is raised.
 
     Raises:
         TokredError: fewer than one round.
     """
     if rounds < 1:
-        raise TokredError(f"--rounds is how often each model is timed and must be at least 1, got {rounds}.")
+        raise TokredError(
+            f"--rounds is the number of times each model is timed and must be at least 1, got {rounds}."
+        )
     calls = {
         name: max(1, round(least / _seconds(run, 1, device))) if least else 1 for name, run in runs.items()
     }
@@ -67,7 +68,7 @@ def interleave(
         for name in rng.permutation(names):
             try:
                 taken[name][index] = _seconds(runs[name], calls[name], device)
-            except (Exception, SystemExit) as error:  # a run that fails must not take the others along
+            except (Exception, SystemExit) as error:  # a failed run must not stop the others
                 if failed is None:
                     raise
                 failed[name] = sentence(error)
@@ -77,7 +78,7 @@ def interleave(
 
 
 def sentence(error: BaseException) -> str:
-    """One line about an error in foreign code."""
+    """The message of an error in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -100,8 +101,8 @@ def median_interval(values: np.ndarray) -> Interval:
     """The median of independent values of any distribution, with its exact interval from order statistics.
 
     The k-th smallest and k-th largest of n values enclose the median with probability 1 - 2 P(Binomial(n,
-    1/2) < k). The largest k that keeps it at 95 % or more is taken; below six values even the extremes do
-    not, and are returned all the same.
+    1/2) < k). The largest k with a probability of at least 95 % is used. Below six values the extremes are
+    returned, although they do not reach 95 %.
     """
     from scipy.stats import binom
 
@@ -111,10 +112,10 @@ def median_interval(values: np.ndarray) -> Interval:
 
 
 def peak_bytes(run: Run, device: torch.device) -> int | None:
-    """The most bytes of tensors that a run has alive at once, beyond earlier ones; None if unknown.
+    """Peak size of the tensors that a run allocates, in bytes; None if unknown.
 
     On CUDA the allocator counts. On a CPU the profiler records every allocation and release of a tensor,
-    which depends on shapes alone: not on the machine, its load, or what its allocator keeps in reserve.
+    which depends on shapes alone, not on the machine, its load, or the reserve of its allocator.
     """
     if device.type == "cuda":
         synchronize(device)
@@ -125,7 +126,7 @@ def peak_bytes(run: Run, device: torch.device) -> int | None:
         return int(torch.cuda.max_memory_allocated(device) - before)
     if device.type != "cpu":
         return None
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler warns of missing GPUs
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler warns of missing GPUs
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
 """Merging runs into one CSV, the board, to which several processes may add at once.
 
-`add` merges runs into a board in one step and under a lock, and keeps each row's evidence beside the CSV.
-Nothing here imports torch, so adding to a board is quick.
+`add` merges runs into a board in one step and under a lock, and stores the evidence of each row beside the
+CSV. Nothing here imports torch, so adding to a board is quick.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Change:
 
     Attributes:
         added: the number of new rows.
-        replaced: the number of rows that took an older one's place.
-        kept: the number of rows left out, because the board has something better.
+        replaced: the number of rows that replaced an older one.
+        kept: the number of rows that were not added, because the board has a better one.
         total: the number of rows on the board now.
         remarks: sentences about rows that are excluded from the ranking or refused, and about missing
             evidence.
@@ -45,9 +45,9 @@ class Change:
 
 
 def add(board: Path, *sources: Path | Sequence[Row], timeout: float = 60) -> Change:
-    """Merge runs into a board, which is made if there is none. Safe beside other writers and beside readers.
+    """Merge runs into a board, which is created if needed. Safe for concurrent writers and readers.
 
-    A row without evidence is refused where it contradicts itself, and never replaces one that has evidence.
+    A row without evidence is refused if it contradicts itself, and never replaces one that has evidence.
 
     Args:
         board: the CSV.
@@ -55,10 +55,10 @@ def add(board: Path, *sources: Path | Sequence[Row], timeout: float = 60) -> Cha
         timeout: seconds to wait for other writers.
 
     Raises:
-        TokredError: a source is no run; the board is no leaderboard, is a newer tokred's, is locked for
-            `timeout`, or cannot be written. The board is then unchanged.
+        TokredError: a source is not a run; the board is not a leaderboard, was written by a newer tokred, is
+            locked for `timeout`, or cannot be written. The board is then unchanged.
     """
-    board = Path(os.path.realpath(board))  # to replace a link would part it from the file that others write
+    board = Path(os.path.realpath(board))  # the file behind a link is replaced, not the link
     entries, remarks = list[RankedRow](), list[str]()
     for source in sources:
         entries += _entries(source, board, remarks)
@@ -72,8 +72,7 @@ def add(board: Path, *sources: Path | Sequence[Row], timeout: float = 60) -> Cha
         for key, entry in taken.items():
             if entry.evidence is not None:
                 store.put(key, entry.evidence)
-        # In one step: a reader finds the old board or the new one, never a part.
-        sweep(board.parent, board.name)  # of writers that were killed: under the lock there is no other
+        sweep(board.parent, board.name)  # files of killed writers; under the lock there is no other writer
         replace_file(board, to_csv(after).encode())
         store.clean(rows, taken)
     kept = change.kept + len(entries) - len(admitted)
@@ -81,11 +80,11 @@ def add(board: Path, *sources: Path | Sequence[Row], timeout: float = 60) -> Cha
 
 
 def merge(before: Iterable[Row], rows: Iterable[Row]) -> tuple[list[Row], Change]:
-    """The rows of both, each thing (see `IDENTITY`) once, in an order that depends on the rows alone.
+    """The rows of both, one of each identity (see `IDENTITY`), in an order that depends on the rows alone.
 
-    A measurement beats what failed or could not run. Of two measurements, or two failures, the later date
-    wins, and on the same day the row that is added now. Rows that failed to answer a question go once another
-    row answers it.
+    A measured row is preferred to one that failed or could not run. Of two measured rows, or two failures,
+    the later date is preferred, and on the same day the row that is being added. Rows that failed are removed
+    once there is a measured row for the same `QUESTION`.
     """
     slots, new = {identity(row): row for row in before}, list(rows)
     known = set(slots)
@@ -107,7 +106,7 @@ def merge(before: Iterable[Row], rows: Iterable[Row]) -> tuple[list[Row], Change
 
 @contextmanager
 def locked(board: Path, timeout: float) -> Iterator[None]:
-    """Hold the board's lock, which only one process can. The kernel releases it if its holder dies.
+    """Hold the board's lock, which only one process can hold. The kernel releases it if the process dies.
 
     Raises:
         TokredError: another process holds it for `timeout` seconds, or the folder cannot be written.
@@ -130,12 +129,12 @@ def locked(board: Path, timeout: float) -> Iterator[None]:
 
 
 def _entries(source: Path | Sequence[Row], board: Path, remarks: list[str]) -> list[RankedRow]:
-    """A source's rows, with the evidence that a run has in its folder and another board beside its CSV."""
+    """The rows of a source with their evidence, from the folder of a run or from beside another board."""
     if not isinstance(source, Path):
         return [RankedRow(row) for row in source]
     path, run = source / CSV_NAME if source.is_dir() else source, None
     if not path.exists():
-        advice = f"give the folder of a run, with its {CSV_NAME}, or a CSV file of that form"
+        advice = f"give the folder of a run, which contains {CSV_NAME}, or such a CSV file"
         raise TokredError(f"There is no run at {source}; {advice}.")
     if board.exists() and path.samefile(board):
         raise TokredError(f"{source} is the board itself; give runs to add to it, or another --board.")
@@ -144,26 +143,24 @@ def _entries(source: Path | Sequence[Row], board: Path, remarks: list[str]) -> l
     except TokredError as error:
         remarks.append(f"The rows of {source} are added without their predictions: {error}")
     rows = load(path, run)
-    return [
-        ranked if ranked.evidence else RankedRow(ranked.row) for ranked in rows
-    ]  # nothing else disputes it
+    return [ranked if ranked.evidence else RankedRow(ranked.row) for ranked in rows]
 
 
 def _refused(entry: RankedRow, store: Store, remarks: list[str]) -> bool:
-    """Whether a row that has no evidence may not come onto the board."""
+    """Whether a row without evidence is not admitted to the board."""
     row, reason = entry.row, ""
     if entry.evidence is None and row.status == "ok":
-        if contrary := contradiction(row):
-            reason = f"is refused, because it contradicts itself: {contrary}"
+        if conflict := contradiction(row):
+            reason = f"is refused because it contradicts itself: {conflict}"
         elif store.holds(entry.key):
-            reason = "without predictions is left out: the board has it with predictions"
+            reason = "without predictions is left out: the board has the same row with predictions"
     if reason:
         remarks.append(f"A row of {row.method} {reason}.")
     return bool(reason)
 
 
 def _excluded(rows: Mapping[tuple[str, ...], Row], taken: Mapping[tuple[str, ...], RankedRow]) -> list[str]:
-    """One sentence about the rows just taken that their board will not rank; none if it ranks all."""
+    """A sentence about the added rows that are excluded from the ranking; none if there are none."""
     exclude_and_part([taken.get(key) or RankedRow(row) for key, row in rows.items()])
     methods: dict[str, list[str]] = {}
     for entry in taken.values():
@@ -172,8 +169,8 @@ def _excluded(rows: Mapping[tuple[str, ...], Row], taken: Mapping[tuple[str, ...
     if not methods:
         return []
     count = sum(map(len, methods.values()))
-    named = "; ".join(f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in methods.items())
-    return [f"{count} {'row is' if count == 1 else 'rows are'} excluded from the ranking: {named}."]
+    listing = "; ".join(f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in methods.items())
+    return [f"{count} {'row is' if count == 1 else 'rows are'} excluded from the ranking: {listing}."]
 
 
 def _worth(row: Row) -> tuple[bool, str]:
@@ -181,7 +178,7 @@ def _worth(row: Row) -> tuple[bool, str]:
 
 
 def _order(row: Row) -> tuple[object, ...]:
-    """The place of a row on the board: comparable rows stand together, in the order of a run's own table."""
+    """Sort key of a row on the board: comparable rows are together, in the order of a run's own table."""
     score = row.agreement if row.top1 is None else row.top1
     finite = score if score is not None and math.isfinite(score) else 0.0
     return (

@@ -1,4 +1,4 @@
-"""A board in words and cells, the same for its page, Markdown and LaTeX."""
+"""Titles and table cells of a board, the same for its page, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRAINING = {
     "none": "nothing trained",
     "reducer": "the method's own parameters trained",
     "full": "all weights trained with the reduction in place",
-    "published": "weights that the method's authors published",
+    "published": "weights published by the method's authors",
 }
 _VARIANTS = {
     "protocol": "{} stages",
@@ -33,7 +33,7 @@ _UNREADABLE = {"skip": "unreadable images left out", "count-wrong": "unreadable 
 
 
 def setting_title(setting: Setting) -> str:
-    """Model and images."""
+    """The title of a setting: its model and images."""
     row = setting.row
     images = f" ({row.n_images:,} images)" if row.n_images is not None else ""
     if row.limited:  # then all rows are excluded, and each says how many
@@ -42,7 +42,7 @@ def setting_title(setting: Setting) -> str:
 
 
 def setting_facts(setting: Setting) -> str:
-    """One line about weights, images and their preparation."""
+    """A line about weights, images and their preparation."""
     row = setting.row
     weights_hash = f" (hash {row.weights_hash[:8]})" if row.weights_hash else ""
     facts = (
@@ -57,14 +57,14 @@ def setting_facts(setting: Setting) -> str:
 
 
 def group_title(group: Group) -> str:
-    """The budget and what was trained."""
+    """The title of a group: its budget and kind of training."""
     saved = "Plans set by hand" if group.budget is None else f"{100 * group.budget:.6g} % fewer FLOPs"
     trained = _TRAINING.get(group.training, f"training: {group.training}") if group.training else ""
     return ", ".join(filter(None, (saved, trained)))
 
 
 def options(ranked: RankedRow, among: Sequence[RankedRow]) -> str:
-    """A row's options, and how it differs from others of its method and options in the same table."""
+    """The options of a row, and how it differs from rows of the same method and options in its table."""
     row = ranked.row
     same = [one.row for one in among if (one.row.method, one.row.options) == (row.method, row.options)]
     texts = []
@@ -77,13 +77,13 @@ def options(ranked: RankedRow, among: Sequence[RankedRow]) -> str:
 
 
 def verified(ranked: RankedRow) -> str:
-    """The day on which a row was confirmed by running it again, and on how many images; else empty."""
+    """The date and number of images of the verification that confirmed a row; empty if there is none."""
     result = ranked.verified or {}
     return f"{result.get('date', '')}, {result.get('images', '?')} images" if result.get("confirmed") else ""
 
 
 def flags(ranked: RankedRow) -> list[str]:
-    """What a reader has to know of a row beside its numbers and exclusions."""
+    """Notes on a row besides its numbers and exclusions."""
     row, texts = ranked.row, []
     if ranked.unbeaten:
         texts.append(f"not significantly better than {', '.join(ranked.unbeaten)}")
@@ -115,7 +115,7 @@ def better(ranked: RankedRow) -> list[str]:
 
 
 def cells(ranked: RankedRow, among: Sequence[RankedRow]) -> tuple[str, ...]:
-    """A row's cells, one for each of `HEADERS`."""
+    """The cells of a row, one for each of `HEADERS`."""
     row, dense = ranked.row, ranked.row.method == BASELINE
     limits = (fixed(row.top1_lo, 2), fixed(row.top1_hi, 2))
     control = ["control"] if row.control else []
@@ -136,19 +136,18 @@ def cells(ranked: RankedRow, among: Sequence[RankedRow]) -> tuple[str, ...]:
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """A number with so many digits; empty if there is none."""
+    """A number with a fixed number of decimals; empty for None."""
     return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else ""
 
 
 def counted(settings: Sequence[Setting]) -> str:
-    """One sentence about the size of a board."""
+    """A sentence about the size of a board."""
     groups = [group for setting in settings for group in setting.groups]
     ranked = [sum(one.rank is not None for one in group.ranked) for group in groups]
     apart = sum(len(setting.apart) for setting in settings) + sum(len(group.apart) for group in groups)
-    left = f"; {_plural(apart, 'row')} excluded" if apart else ""
-    comparing = len(list(filter(None, ranked)))
-    verb = "compares" if comparing == 1 else "compare"
-    return f"{_plural(sum(ranked), 'ranked row')} in {_plural(comparing, 'group')} that {verb}{left}."
+    excluded = f"; {_plural(apart, 'row')} excluded" if apart else ""
+    count = sum(map(bool, ranked))
+    return f"{_plural(sum(ranked), 'ranked row')} in {_plural(count, 'group')}{excluded}."
 
 
 def _plural(count: int, word: str) -> str:

@@ -1,6 +1,6 @@
-"""The evidence behind a row: each image's prediction, and whether it is right.
+"""The evidence of a row: the prediction for each image, and whether it is right.
 
-A run has it in `predictions.npz`; a board keeps a compact copy for each row (`evidence_store`). `claims`
+A run stores it in `predictions.npz`; a board stores a compact copy for each row (`evidence_store`). `claims`
 compares a row with its predictions: a row whose scores do not follow from them is disputed.
 """
 
@@ -23,12 +23,10 @@ from tokred.tables.row import BASELINE, Row, csv_cell
 
 PREDICTIONS = "predictions.npz"
 VERIFIED = "verified.json"
-_TOLERANCES = dict.fromkeys(
-    ("kl", "nll", "nll_rise"), 1e-4
-)  # relative; a mean of float32 may be summed in another order
-_TOLERANCE = 1e-8  # of the 12 digits of a CSV
+_TOLERANCES = dict.fromkeys(("kl", "nll", "nll_rise"), 1e-4)  # relative; the order of float32 sums may differ
+_TOLERANCE = 1e-8  # a CSV has 12 digits
 _SCORES = ("top1", "top5", "drop", "nll", "nll_rise")
-_FIDELITY = ("p_value", "agreement", "kl")  # which the baseline's row leaves out
+_FIDELITY = ("p_value", "agreement", "kl")  # not in the baseline's row
 _RUN = ("configuration", "software", "data", "weights", "class_map", "devkit", "data_dir", "facts", "speeds")
 _ABOUT = ("images", "name", "run", "verified", "left_out")
 
@@ -38,15 +36,15 @@ class Evidence:
     """The predictions behind one row, for all images that count.
 
     Attributes:
-        correct: [n] bool.
-        prediction: [n] int32, -1 where the image could not be read.
+        correct: [n] bool, whether each prediction is right.
+        prediction: [n] int32, the predicted class; -1 if the image could not be read.
         groups: [n] int32, images that are not independent share a number.
-        images: the hash of the images' indices, labels and groups; rows with the same hash can be paired.
-        name: the name of the predictions in their run.
-        run: the configuration, data and weights in the run's run.json; empty if it has none.
-        verified: the result of the latest `tokred leaderboard verify`; None if there was none.
-        left_out: the indices of images that could not be read and do not count.
-        nll: [n] float32, negative log-likelihood of the labels; None where the run does not have it.
+        images: hash of the images' indices, labels and groups; rows with the same hash can be paired.
+        name: name of the predictions in their run.
+        run: the configuration, data and weights of the run, from run.json; empty if unknown.
+        verified: result of the latest `tokred leaderboard verify`; None if there was none.
+        left_out: indices of images that could not be read and do not count.
+        nll: [n] float32, negative log-likelihood of the labels; None if the run does not have it.
     """
 
     correct: np.ndarray
@@ -61,12 +59,12 @@ class Evidence:
 
     @property
     def places(self) -> np.ndarray:
-        """[n], the index of each image in the data."""
+        """[n] indices of the images in the data."""
         return np.setdiff1d(np.arange(len(self.correct) + len(self.left_out)), self.left_out)
 
     @cached_property
     def clusters(self) -> np.ndarray | None:
-        """The groups; None where every image is a group of its own."""
+        """The groups; None if every image is a group of its own."""
         alone = np.array_equal(self.groups, np.arange(len(self.groups)))
         return None if alone else self.groups
 
@@ -83,14 +81,14 @@ class Evidence:
         return _short_hash(self.images.encode(), np.packbits(self.correct).tobytes(), predictions, nll)
 
     def contradicts(self, row: Row) -> list[str]:
-        """What a row states of top-1 and NLL that does not follow from these predictions."""
+        """How the row's top-1 and NLL contradict these predictions; empty if they do not."""
         values = {"top1": self.top1}
         if self.nll is not None:
             values["nll"] = float(np.nanmean(self.nll.astype(float)))
         return differences(row, values)
 
     def pack(self) -> bytes:
-        """These values as an npz file, with up to seven bytes for each image, compressed."""
+        """The evidence as an npz file, with up to seven bytes for each image before compression."""
         small = np.int16 if self.prediction.max(initial=0) < 2**15 else np.int32
         about = {"n": len(self.correct), **{name: getattr(self, name) for name in _ABOUT}}
         buffer = io.BytesIO()
@@ -109,7 +107,7 @@ class Evidence:
         """Read what `pack` has written.
 
         Raises:
-            ValueError: this is something else, or damaged.
+            ValueError: the data is damaged or has another form.
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
@@ -132,14 +130,14 @@ class Evidence:
                 nll=nll,
             )
         except Exception as error:  # a damaged file can fail in any way
-            raise ValueError("no outcomes of a row") from error
+            raise ValueError("not the evidence of a row") from error
 
 
 NO_EVIDENCE = Evidence(np.zeros(0, bool), np.zeros(0, np.int32), np.zeros(0, np.int32), images="")
 
 
 def evidence_of(run: Run, row: Row) -> Evidence | None:
-    """The evidence of a run's row; None where the run does not have it."""
+    """The evidence of a run's row; None if the run does not have it."""
     stored, name = run.predictions, run.name(row)
     if stored is None or name is None or row.status != "ok":
         return None
@@ -179,20 +177,20 @@ def claims(run: Run, row: Row) -> list[str]:
 
 
 def differences(row: Row, values: Mapping[str, Any], strict: bool = False) -> list[str]:
-    """The columns in which a row states something else than the given values.
+    """The columns in which a row differs from the given values, such as "top1 91.2 instead of 90.1".
 
     Args:
         row: the row.
         values: values by column.
-        strict: whether an empty cell states that there is no value; else it states nothing.
+        strict: whether an empty cell differs from a value; otherwise empty cells are ignored.
     """
     wrong = []
     for name, value in values.items():
         stated, digits = getattr(row, name), _TOLERANCES.get(name, _TOLERANCE)
         if stated == value or (stated in (None, "") and not strict):
             continue
-        numbers = isinstance(stated, float) and isinstance(value, float)
-        if numbers and math.isclose(stated, value, rel_tol=digits, abs_tol=digits):
+        floats = isinstance(stated, float) and isinstance(value, float)
+        if floats and math.isclose(stated, value, rel_tol=digits, abs_tol=digits):
             continue
         if csv_cell(stated) != csv_cell(value):
             shown = f"{value:.6g}" if isinstance(value, float) else csv_cell(value)
@@ -201,7 +199,7 @@ def differences(row: Row, values: Mapping[str, Any], strict: bool = False) -> li
 
 
 def read_verified(folder: Path) -> dict[str, Any]:
-    """The results of earlier verifications of a run, by the names of its predictions."""
+    """Results of earlier verifications of a run, by the names of its predictions."""
     try:
         return dict(json.loads((folder / VERIFIED).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,9 +1,8 @@
 """The evidence of a board's rows: one small file for each, in the folder `B.rows/` beside the board `B.csv`.
 
-A file is named after its row's identity and after its content. So it never has to change together with the
-CSV: the file of a new result is written before the CSV names it, and that of the old one is removed
-afterwards. A process that is killed in between, or reads meanwhile, has for every row of either CSV the file
-that belongs to it.
+A file is named after the identity of its row and its own content, so files and CSV need not change at the
+same time: the file of a new row is written before the CSV is replaced, and that of the old row is removed
+afterwards. If a process is killed in between, or reads meanwhile, every row of either CSV has its file.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tokred.leaderboard.evidence import Evidence
 from tokred.tables.row import Row
 from tokred.utils.atomic import replace_file, sweep
 
-Key = tuple[str, ...]  # a row's identity, from `ranked_row.identity`
+Key = tuple[str, ...]  # identity of a row, from `ranked_row.identity`
 
 
 class Store:
@@ -28,7 +27,7 @@ class Store:
         self.folder = board.with_name(f"{board.name.removesuffix('.csv')}.rows")
 
     def put(self, key: Key, evidence: Evidence) -> None:
-        """Store a row's evidence. An earlier verification of the very same predictions is kept.
+        """Store the evidence of a row. An earlier verification of the same predictions is kept.
 
         Raises:
             TokredError: it cannot be written.
@@ -39,20 +38,20 @@ class Store:
         replace_file(path, evidence.pack(), "the board is unchanged")
 
     def has(self, key: Key, evidence: Evidence) -> bool:
-        """Whether this very evidence is stored."""
+        """Whether exactly this evidence is stored."""
         return self._file(key, evidence).exists()
 
     def holds(self, key: Key) -> bool:
-        """Whether there is any evidence of a row."""
+        """Whether any evidence of a row is stored."""
         return bool(self._files(key))
 
     def get(self, key: Key, row: Row) -> Evidence | None:
-        """A row's evidence; if all that is stored for it contradicts the row, one of those."""
+        """The evidence of a row; preferably one that supports it, else any that is stored."""
         stored = [evidence for path in self._files(key) if (evidence := _read(path))]
         return next((one for one in stored if not one.contradicts(row)), next(iter(stored), None))
 
     def clean(self, rows: Mapping[Key, Row], touched: Iterable[Key]) -> None:
-        """Remove the files of rows that the board no longer has, and what `touched` rows have replaced."""
+        """Remove the files of rows that are no longer on the board, and those replaced by `touched` rows."""
         if not self.folder.is_dir():
             return
         sweep(self.folder)
@@ -78,7 +77,7 @@ def _stem(key: Key) -> str:
 
 
 def _read(path: Path) -> Evidence | None:
-    """A damaged file counts as none: its row is ranked without it."""
+    """The evidence in a file; None if it is damaged, and its row is then ranked without evidence."""
     try:
         return Evidence.unpack(path.read_bytes())
     except (OSError, ValueError):

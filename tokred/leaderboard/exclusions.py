@@ -1,4 +1,4 @@
-"""Reasons not to rank a row that the row itself gives."""
+"""Reasons not to rank a row that follow from the row alone."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from tokred.tables.row import BASELINE, Row
 
 BASELINE_OFF = "the baseline's top-1 is not the published one of these weights"
 _STATUS = {"unfitted": "not fitted", "unreachable": "cannot reach this budget"}
-_SHORT = 1e-6  # of a budget; matching never falls short of one
+_SHORT = 1e-6  # tolerance of a budget; matching never saves less
 _ROUNDING = 1e-9
 
 
 def exclusions(row: Row) -> list[str]:
-    """The reasons that a row itself gives, most telling first; none for a row that can be ranked."""
+    """The reasons not to rank a row, most important first; empty for a row that can be ranked."""
     if row.status != "ok":
         return [_STATUS.get(row.status, f"failed: {row.error}")]
-    contrary, methods = contradiction(row), row.method != BASELINE
-    by_hand = methods and row.budget is None and not row.control
-    saved, asked = row.reduction, row.budget
-    dear = methods and saved is not None and asked is not None and saved < asked - _SHORT
+    conflict, is_method = contradiction(row), row.method != BASELINE
+    by_hand = is_method and row.budget is None and not row.control
+    reduction, budget = row.reduction, row.budget
+    falls_short = is_method and reduction is not None and budget is not None and reduction < budget - _SHORT
     reasons = {
         "random parameters, not fitted": row.unfitted,
         "fitted on or chosen by these images": row.fitted_here,
         BASELINE_OFF: row.baseline_off,
         f"first {row.n_images or '?'} images only": row.limited,
         "no labels, so no top-1": row.top1 is None,
-        f"top-1 is {row.top1}, no percentage": row.top1 is not None and not 0 <= row.top1 <= 100,
-        f"contradicts itself: {contrary}": contrary,
-        "its plan was set by hand, at no budget": by_hand,
-        f"saves {_percent(saved, '.2f')} of the FLOPs, less than its budget of {_percent(asked)}": dear,
+        f"top-1 is {row.top1}, not a percentage": row.top1 is not None and not 0 <= row.top1 <= 100,
+        f"contradicts itself: {conflict}": conflict,
+        "its plan was set by hand, without a budget": by_hand,
+        f"saves {_percent(reduction, '.2f')} of the FLOPs, less than its budget of {_percent(budget)}": (
+            falls_short
+        ),
     }
     return [reason for reason, applies in reasons.items() if applies]
 
 
 def contradiction(row: Row) -> str:
-    """A value outside its own limits, in words; empty if there is none."""
+    """A sentence about the first value outside its limits; empty if all are inside."""
     for name, low, high in (
         ("top1", row.top1_lo, row.top1_hi),
         ("drop", row.drop_lo, row.drop_hi),

@@ -1,8 +1,8 @@
-"""A board in other forms: Markdown, LaTeX, a CSV with the ranks in it, and timm's two kinds of result files.
+"""Exports of a board: Markdown, LaTeX, CSV with ranks, and timm's two kinds of result files.
 
-timm's `results-*.csv` and `benchmark-*.csv` have one line for each model. Here a row stands under the name of
-its model with the method behind it, such as `deit_small_patch16_224.fb_in1k+lotm`, so that it can be put
-beside timm's own files.
+timm's `results-*.csv` and `benchmark-*.csv` have one line for each model. Here the name of a row is that of
+its model followed by the method, such as `deit_small_patch16_224.fb_in1k+lotm`, so that it can be combined
+with timm's own files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TIMM_BENCHMARK = (
 STANDING = (
     *("rank", "tied", "unpaired", "marks", "controls_unbeaten", "verified", "better_top1", "better_nll"),
 )
-"""The columns that `csv_text` adds to the board's own; `tied` counts the others of the same rank."""
+"""The columns that `csv_text` adds to those of the board; `tied` is the number of others of the same rank."""
 
 _DISTINCTIVE = (
     *("weights_hash", "precision", "device", "batch_size", "seed", "protocol", "stages", "adapter", "split"),
@@ -52,7 +52,7 @@ def markdown(settings: Sequence[Setting], title: str) -> str:
 
 
 def latex(settings: Sequence[Setting], title: str) -> str:
-    """The board's groups as LaTeX tabulars, each under a comment that names it."""
+    """The groups of a board as LaTeX tabulars, each under a comment with its title."""
     parts = [f"% {visible(title)}"]
     for setting in settings:
         parts.append(f"% {visible(cells.setting_title(setting))}: {visible(cells.setting_facts(setting))}")
@@ -62,7 +62,7 @@ def latex(settings: Sequence[Setting], title: str) -> str:
 
 
 def csv_text(settings: Sequence[Setting], title: str) -> str:
-    """All columns of all rows, with their ranks, in the order of the page."""
+    """All columns of all rows with their ranks, in the order of the page."""
     lines = []
     for ranked, tied in _every_row(settings):
         standing = (
@@ -75,7 +75,7 @@ def csv_text(settings: Sequence[Setting], title: str) -> str:
 
 
 def timm_results(settings: Sequence[Setting], title: str) -> str:
-    """Accuracy in the columns of timm's `results-imagenet.csv`, without excluded rows.
+    """Accuracy of all ranked rows in the columns of timm's `results-imagenet.csv`.
 
     Raises:
         TokredError: all rows are excluded.
@@ -87,16 +87,16 @@ def timm_results(settings: Sequence[Setting], title: str) -> str:
         prepared = (csv_cell(row.crop_pct), row.interpolation)
         lines.append([name, csv_cell(row.img_size), *accuracies, parameters(row), *prepared])
     if not lines:
-        reason = "all are excluded, for instance as limited; see its page for why"
+        reason = "all are excluded, for instance because they are limited; the page of the board says why"
         raise TokredError(f"No row of this board can be exported: {reason}.")
     return render.csv(Table(headers=TIMM_RESULTS, rows=lines))
 
 
 def timm_benchmark(settings: Sequence[Setting], title: str) -> str:
-    """Speed in the columns of timm's `benchmark-infer-*.csv`, for rows where it was measured.
+    """Speed of all rows with measured speed in the columns of timm's `benchmark-infer-*.csv`.
 
     Raises:
-        TokredError: it was not measured in any row.
+        TokredError: no row has a measured speed.
     """
     lines = []
     for name, row in _named(settings):
@@ -121,18 +121,18 @@ FORMATS: dict[str, Callable[[Sequence[Setting], str], str]] = {
 
 
 def parameters(row: Row) -> str:
-    """Millions of parameters of a timm model to which nothing was added; empty for others."""
+    """Millions of parameters of an unchanged timm model; empty for other rows."""
     if row.adapter or row.unfitted or row.training not in ("", "none"):
-        return ""  # a learned method adds its own
+        return ""  # a learned method adds parameters
     if row.control and row.method != "random":
-        return ""  # another model stands behind it
+        return ""  # a dense control is another model
     classes = 0 if row.weights.startswith("timm ") else _CLASSES.get(row.dataset)
     return "" if classes is None else _millions(row.model, classes)
 
 
 @cache
 def _millions(model: str, classes: int) -> str:
-    import torch  # the other formats need none
+    import torch  # not needed by the other formats
 
     from tokred.models import zoo
 
@@ -140,12 +140,12 @@ def _millions(model: str, classes: int) -> str:
         with torch.device("meta"):
             empty = zoo.build(model, classes or None)
     except TokredError:
-        return ""  # a model of another version of timm
+        return ""  # a model that this version of timm does not have
     return f"{sum(parameter.numel() for parameter in empty.parameters()) / 1e6:.2f}"
 
 
 def _tables(setting: Setting) -> Iterator[tuple[str, Table]]:
-    """The tables of a setting under their headings."""
+    """The tables of a setting with their headings."""
     parts = []
     if setting.apart or not setting.groups:
         parts.append(("The dense model", [*setting.baselines, *setting.apart]))
@@ -162,7 +162,7 @@ def _every_row(settings: Sequence[Setting]) -> Iterator[tuple[RankedRow, int | N
     """Every row once, with the number of others that share its rank."""
     for setting in settings:
         yield from ((ranked, None) for ranked in (*setting.baselines, *setting.apart))
-        seen: set[int] = set()  # a control stands in several groups
+        seen: set[int] = set()  # a control can be in several groups
         for group in setting.groups:
             count = Counter(ranked.rank for ranked in group.ranked)
             for ranked in (*group.ranked, *group.apart):
@@ -172,7 +172,7 @@ def _every_row(settings: Sequence[Setting]) -> Iterator[tuple[RankedRow, int | N
 
 
 def _named(settings: Sequence[Setting]) -> Iterator[tuple[str, Row]]:
-    """The rows that are not excluded, under unique names; these have the budget if there are several."""
+    """The ranked rows with unique names, which contain the budget if there are several."""
     rows = [ranked.row for ranked, _ in _every_row(settings) if not ranked.exclusions]
     several = len({row.budget for row in rows if row.budget is not None}) > 1
     parts = [_name_parts(row, several) for row in rows]
@@ -187,7 +187,7 @@ def _named(settings: Sequence[Setting]) -> Iterator[tuple[str, Row]]:
 
 
 def _name_parts(row: Row, with_budget: bool) -> tuple[str, ...]:
-    """The parts of a row's name, each more particular than the one before."""
+    """The parts of a row's name, from general to specific."""
     from tokred.models import zoo
 
     model = zoo.ALIASES.get(row.model, row.model)

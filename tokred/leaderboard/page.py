@@ -1,4 +1,4 @@
-"""A board as one self-contained HTML page, which asks nothing of other hosts."""
+"""A board as one self-contained HTML page, which requests nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Strip = Callable[[Sequence[float]], list[float]]
 
 
 def page(settings: Sequence[Setting], title: str) -> str:
-    """The page, as HTML. It has the look of a report, with the board's additions to it."""
+    """The page as HTML, in the style of a report."""
     return template.render(
         _ASSETS / "board.html.j2",
         styles=[template.ASSETS / "style.css", _ASSETS / "board.css"],
@@ -30,7 +30,7 @@ def page(settings: Sequence[Setting], title: str) -> str:
 
 
 def _setting(name: str, setting: Setting) -> dict[str, Any]:
-    """The template's view of a setting."""
+    """The variables of the template for a setting."""
     part = _part(name, setting, setting.baselines, setting.apart)
     groups = []
     for place, group in enumerate(setting.groups, start=1):
@@ -50,7 +50,7 @@ def _setting(name: str, setting: Setting) -> dict[str, Any]:
 def _part(
     name: str, setting: Setting, rows: Sequence[RankedRow], apart: Sequence[RankedRow]
 ) -> dict[str, Any]:
-    """The template's view of a table and of the rows that are excluded from it."""
+    """The variables of the template for a table and the rows excluded from it."""
     every = (*rows, *apart)
     return {
         "id": name,
@@ -62,7 +62,7 @@ def _part(
 
 
 def _lines(setting: Setting, rows: Sequence[RankedRow]) -> list[dict[str, Any]]:
-    """The template's view of each row."""
+    """The variables of the template for each row."""
     strip, before, lines = _strip(setting, rows), None, []
     for ranked in rows:
         row, (low, high) = ranked.row, ranked.interval
@@ -87,7 +87,7 @@ def _lines(setting: Setting, rows: Sequence[RankedRow]) -> list[dict[str, Any]]:
 
 
 def _sort_keys(ranked: RankedRow) -> dict[str, float]:
-    """The numbers by which columns are sorted; a missing one is last, whichever way."""
+    """The values by which columns are sorted; a missing one comes last in either direction."""
     row = ranked.row
     keys = {"Rank": ranked.rank, "Top-1 (%)": row.top1, "Drop": row.drop, "NLL rise": row.nll_rise}
     keys |= {"FLOPs (G)": row.gflops, "Reduction": row.reduction, "Images/s": row.images_per_s}
@@ -95,7 +95,7 @@ def _sort_keys(ranked: RankedRow) -> dict[str, float]:
 
 
 def _strip(setting: Setting, rows: Sequence[RankedRow]) -> _Strip | None:
-    """The places, in per cent, of values on the strip of intervals; None if they are no percentages."""
+    """A function from values to positions in per cent on the strip of intervals; None without percentages."""
     measured = [one for one in (*setting.baselines, *rows) if one.row.top1 is not None]
     ends = [end for one in measured for end in (*one.interval, one.top1)]
     if not ends or min(ends) < 0 or max(ends) > 100 or min(ends) == max(ends):

@@ -1,4 +1,4 @@
-"""Reading a board as a whole, and writing its pages."""
+"""Reading a whole board, and writing its pages and exports."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from tokred.leaderboard.ranked_row import CSV_NAME, RankedRow, load, run_of
 from tokred.leaderboard.ranking_groups import settings
 from tokred.utils.atomic import replace_file
 
-_READS = 10  # in which a board that somebody writes to comes to rest, or else the last one counts
+_READS = 10  # attempts to read a board that nobody writes to at the same time
 
 
 def build(board: Path, target: Path | None, title: str) -> str:
-    """Write a board's pages: HTML at `target`, by default beside the board, and Markdown under the same name.
+    """Write the pages of a board: HTML at `target`, by default beside the board, and Markdown beside that.
 
     Returns:
         A sentence about the board, and the names of the pages.
 
     Raises:
-        TokredError: there is no board, it is none, or a page cannot be written.
+        TokredError: there is no board, it is not a leaderboard, or a page cannot be written.
     """
     path = find(board)
     html = target or path.with_suffix(".html")
     if html.suffix in (".csv", ".md"):
-        advice = "give a name that ends in .html"
-        raise TokredError(f"--page is an HTML file, and {html} would be taken for another kind; {advice}.")
+        raise TokredError(f"--page takes the name of an HTML file, such as board.html; got {html}.")
     groups = settings(ranked_rows(path))
     _write(html, page(groups, title))
     _write(html.with_suffix(".md"), markdown(groups, title))
@@ -39,10 +38,11 @@ def build(board: Path, target: Path | None, title: str) -> str:
 
 
 def export(board: Path, name: str, title: str, target: Path | None) -> str:
-    """A board in another form, written where a file is given.
+    """Export a board in another format, to a file if `target` is given.
 
     Raises:
-        TokredError: no such form, no board, nothing to export, or the file cannot be written.
+        TokredError: the format is unknown, there is no board or nothing to export, or the file cannot be
+            written.
     """
     if name not in FORMATS:
         raise TokredError(did_you_mean("--format", name, list(FORMATS)))
@@ -53,23 +53,23 @@ def export(board: Path, name: str, title: str, target: Path | None) -> str:
 
 
 def find(path: Path) -> Path:
-    """The CSV of a board, or of a run whose folder is given.
+    """The CSV of a board, or of a run by its folder.
 
     Raises:
         TokredError: there is none.
     """
     file = path / CSV_NAME if path.is_dir() else path
     if not file.exists():
-        advice = f"make one with tokred leaderboard add RUN --board {path}"
+        advice = f"create it with tokred leaderboard add RUN --board {path}"
         raise TokredError(f"There is no leaderboard at {path}; {advice}.")
     return Path(os.path.realpath(file))
 
 
 def ranked_rows(board: Path) -> list[RankedRow]:
-    """A board's rows with their evidence, all of one moment.
+    """Read the rows of a board with their evidence, all from the same state of the board.
 
-    Writers are kept out; if the folder cannot be written, the board is read until it does not change
-    meanwhile. Without the predictions of a damaged run its rows are ranked as those of any other CSV.
+    Writers are locked out; if the folder cannot be written, the board is read until it does not change
+    meanwhile. Rows of a run with damaged predictions are read without them.
     """
     run = None
     with contextlib.suppress(TokredError):
@@ -86,4 +86,4 @@ def ranked_rows(board: Path) -> list[RankedRow]:
 
 
 def _write(file: Path, text: str) -> None:
-    replace_file(file, text.encode("utf-8", "backslashreplace"), "choose another place for it")
+    replace_file(file, text.encode("utf-8", "backslashreplace"), "choose another file")

@@ -1,4 +1,4 @@
-"""Rows of a board with what belongs to them: identity, evidence, and reasons not to rank them."""
+"""Rows of a board with their identity, evidence and exclusions."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ QUESTION = (
     *("knob", "protocol", "stages", "img_size", "crop_pct", "interpolation", "precision", "device"),
     *("batch_size", "seed", "on_error"),
 )
-"""What a row asks: which method, on which weights and images, at which budget and settings.
+"""The columns that define an experiment: the method, its weights and images, the budget and settings.
 
-Some columns count in part. Without a `weights_hash` or `data_hash` the name in `weights` or `dataset` stands
-for it. `stages` count where they were chosen (protocol "custom"); elsewhere they follow from method and
-protocol. `knob` counts without a budget, from which it would follow, and `device` without its number."""
+Some columns count in part. Without a `weights_hash` or `data_hash` the name in `weights` or `dataset` is used
+instead. `stages` count if they were chosen (protocol "custom"); otherwise they follow from method and
+protocol. `knob` counts without a budget, and `device` without its number."""
 
 IDENTITY = (*QUESTION, "training", "adapter", "unfitted")
-"""What makes two rows results of the same thing: the question, and the fitted parameters that answer it.
+"""The columns that define a row: the experiment, and the fitted parameters in it.
 
-Scores, times and errors are not in it, since they are the answer; neither are `tokens` and FLOPs, which
-follow from budget or knob, nor versions, commit and date, with which a result is renewed."""
+They do not include scores, times and errors, which are results; `tokens` and FLOPs, which follow from budget
+or knob; or versions, commit and date, which differ if a result is measured again."""
 
 
 def identity(row: Row, columns: Sequence[str] = IDENTITY) -> tuple[str, ...]:
     """The values that identify a row, as text; see `QUESTION` and `IDENTITY`."""
-    seen = vars(row) | {
+    values = vars(row) | {
         "weights_hash": row.weights_hash or row.weights,
         "data_hash": row.data_hash or row.dataset,
         "knob": row.knob if row.budget is None else "",
         "stages": row.stages if row.protocol == "custom" else "",
         "device": row.device.partition(":")[0],
     }
-    return tuple(csv_cell(seen[name]) for name in columns)
+    return tuple(csv_cell(values[name]) for name in columns)
 
 
 @dataclass
@@ -54,9 +54,9 @@ class RankedRow:
 
     Attributes:
         row: the row.
-        evidence: the predictions behind it, if the board has them.
-        disputed: what it states that does not follow from its predictions.
-        exclusions: the reasons not to rank it, most telling first.
+        evidence: the predictions behind it; None if the board does not have them.
+        disputed: how it contradicts its predictions; empty if it does not.
+        exclusions: the reasons not to rank it, most important first.
         rank: 1 for the best; None if it is not ranked.
         unpaired: whether it was compared by intervals alone, for lack of evidence.
         unbeaten: the controls that it is not significantly better than.
@@ -92,33 +92,33 @@ class RankedRow:
 
     @property
     def top1(self) -> float:
-        """Top-1, or 0 where there is none."""
+        """Top-1, or 0 if it is missing."""
         top1 = self.row.top1
         return top1 if top1 is not None and math.isfinite(top1) else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The limits of top-1."""
+        """The 95 % interval of top-1, or top-1 twice if it is missing."""
         low, high = self.row.top1_lo, self.row.top1_hi
         return (self.top1, self.top1) if low is None or high is None else (low, high)
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a leaderboard file.
+    """Read the rows of a leaderboard file.
 
     Raises:
-        TokredError: it cannot be read, is no leaderboard, or was written by a newer tokred.
+        TokredError: it cannot be read, is not a leaderboard, or was written by a newer tokred.
     """
     try:
         return from_csv(path.read_bytes().decode(), str(path))
     except OSError as error:
         raise TokredError(f"The leaderboard {path} cannot be read ({error.strerror or error}).") from error
     except UnicodeDecodeError as error:
-        raise TokredError(f"{path} is no leaderboard of tokred, or damaged ({error}).") from error
+        raise TokredError(f"{path} is not a leaderboard of tokred, or is damaged ({error}).") from error
 
 
 def run_of(path: Path) -> Run | None:
-    """The run whose leaderboard this is, if it has its predictions; None for any other CSV.
+    """The run that a leaderboard.csv belongs to, if it has predictions; None for any other CSV.
 
     Raises:
         TokredError: the run is damaged.
@@ -128,10 +128,10 @@ def run_of(path: Path) -> Run | None:
 
 
 def load(path: Path, run: Run | None) -> list[RankedRow]:
-    """The rows of a board or run with their evidence. Hold a board's lock where others may write to it.
+    """Read the rows of a board or run with their evidence. The caller holds the lock of a board.
 
     Raises:
-        TokredError: it is no leaderboard; see `read`.
+        TokredError: the file is not a leaderboard; see `read`.
     """
     store = Store(path)
     return [_with_evidence(row, store, run) for row in read(path)]
@@ -143,5 +143,5 @@ def _with_evidence(row: Row, store: Store, run: Run | None) -> RankedRow:
         wrong, evidence = contrary, None
     if evidence is None and run is not None:
         evidence, wrong = evidence_of(run, row), claims(run, row)
-    disputed = f"{', '.join(wrong)} by its predictions" if wrong and row.status == "ok" else ""
+    disputed = f"contradicts its predictions: {', '.join(wrong)}" if wrong and row.status == "ok" else ""
     return RankedRow(row, evidence, disputed)

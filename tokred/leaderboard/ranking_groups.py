@@ -1,7 +1,7 @@
 """Groups of comparable rows on a board, and the ranks in them.
 
-A `Setting` is one model with its weights on one set of images, prepared in one way: it has one dense model. A
-`Group` competes in it: one budget, and one kind of training. docs/leaderboard.md states the rules.
+A `Setting` is one model with its weights on one set of images, prepared in one way. Within a setting, each
+`Group` of rows with one budget and one kind of training is ranked. docs/leaderboard.md states the rules.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Group:
     Attributes:
         budget: the budget; None for plans set by hand.
         training: the kind of training.
-        ranked: the rows that are ranked, with the controls among them, best first.
-        apart: the rows that are excluded.
+        ranked: the ranked rows including the controls, best first.
+        apart: the excluded rows.
     """
 
     budget: float | None
@@ -42,10 +42,10 @@ class Setting:
     """A model on some images.
 
     Attributes:
-        row: any of its rows, for what they have in common.
-        baselines: the rows of the dense model; several, where devices or batch sizes were.
-        apart: the rows of the dense model that are excluded.
-        groups: what competes.
+        row: any of its rows, for the columns that they share.
+        baselines: the rows of the dense model; there are several for several devices or batch sizes.
+        apart: the excluded rows of the dense model.
+        groups: the groups that are ranked.
     """
 
     row: Row
@@ -55,14 +55,14 @@ class Setting:
 
 
 def settings(rows: Sequence[RankedRow]) -> list[Setting]:
-    """All rows in settings and groups, ranked or excluded, in an order that depends on the rows alone."""
+    """Arrange all rows in settings and groups and rank them, in an order that depends on the rows alone."""
     return [_setting(sorted(part, key=_order)) for part in exclude_and_part(rows)]
 
 
 def exclude_and_part(rows: Sequence[RankedRow]) -> list[list[RankedRow]]:
-    """Part rows by model, weights, and images with their preparation, and exclude what does not fit its part.
+    """Divide rows by model, weights, images and preparation, and exclude those that do not fit the others.
 
-    Rows about the first images of a split stand with those about all of them, if there are any.
+    Rows about the first images of a split are placed with those about all of its images, if there are any.
     """
     parts: dict[tuple[str, ...], dict[int, list[RankedRow]]] = {}
     for ranked in sorted(rows, key=lambda ranked: ranked.row.limited):
@@ -79,10 +79,10 @@ def exclude_and_part(rows: Sequence[RankedRow]) -> list[list[RankedRow]]:
 
 
 def _exclude_misfits(part: Sequence[RankedRow]) -> None:
-    """Add the exclusions of rows of one part that follow from the rows beside them.
+    """Add the exclusions that follow from the other rows of a part.
 
-    A name and a number of images stand for one set of images: that of most rows without exclusions. And rows
-    reduced from a model that is not the published one are no results about it, whichever row notes that.
+    Rows with the same name and number of images must have the same images, those of most rows without
+    exclusions. And if the baseline differs from the published one, all rows are excluded.
     """
     sound = [ranked for ranked in part if not ranked.exclusions]
     hashes = Counter(ranked.row.data_hash for ranked in sound or part)
@@ -91,8 +91,8 @@ def _exclude_misfits(part: Sequence[RankedRow]) -> None:
     for ranked in part:
         row = ranked.row
         if row.data_hash != usual:
-            here, there = row.data_hash[:8] or "unknown", usual[:8] or "unknown"
-            ranked.exclusions.append(f"other images than the other rows (hash {here}, theirs {there})")
+            hashed = f"hash {row.data_hash[:8] or 'unknown'}, not {usual[:8] or 'unknown'}"
+            ranked.exclusions.append(f"different images from the other rows ({hashed})")
         if off and row.status == "ok" and BASELINE_OFF not in ranked.exclusions:
             ranked.exclusions.append(BASELINE_OFF)
 
@@ -102,7 +102,7 @@ def _order(ranked: RankedRow) -> tuple[object, ...]:
 
 
 def _setting(rows: Sequence[RankedRow]) -> Setting:
-    """The setting of some rows, which are sorted, with its groups ranked."""
+    """Make a setting of sorted rows, and rank its groups."""
     setting = Setting(min(rows, key=lambda ranked: bool(ranked.exclusions)).row)
     for ranked in rows:
         if ranked.row.method == BASELINE:
@@ -112,7 +112,7 @@ def _setting(rows: Sequence[RankedRow]) -> Setting:
         group = Group(budget, training)
         for ranked in methods:
             if ranked.row.control and ranked.row.budget in (budget, None) and not ranked.exclusions:
-                group.ranked.append(ranked)  # every kind of training must beat it
+                group.ranked.append(ranked)  # a control is in the groups of all kinds of training
             elif (ranked.row.budget, ranked.row.training) == (budget, training):
                 (group.apart if ranked.exclusions else group.ranked).append(ranked)
         _rank(group)
@@ -120,13 +120,13 @@ def _setting(rows: Sequence[RankedRow]) -> Setting:
     shown = {id(ranked) for group in setting.groups for ranked in (*group.ranked, *group.apart)}
     for ranked in methods:  # an excluded control is listed once, in the first group of its budget
         if id(ranked) not in shown:
-            own = (group for group in setting.groups if group.budget == ranked.row.budget)
-            next(own, setting.groups[0]).apart.append(ranked)
+            same = (group for group in setting.groups if group.budget == ranked.row.budget)
+            next(same, setting.groups[0]).apart.append(ranked)
     return setting
 
 
 def _group_names(methods: Sequence[RankedRow]) -> list[tuple[float | None, str]]:
-    """Budget and training of the groups, in order; controls form a group only where no method does."""
+    """Budget and training of the groups; controls form a group only if no method has their budget."""
     names = {(ranked.row.budget, ranked.row.training) for ranked in methods if not ranked.row.control}
     served = {budget for budget, _ in names} | ({None} if names else set())
     controls = {(ranked.row.budget, ranked.row.training) for ranked in methods if ranked.row.control}
@@ -135,7 +135,7 @@ def _group_names(methods: Sequence[RankedRow]) -> list[tuple[float | None, str]]
 
 
 def _rank(group: Group) -> None:
-    """Rank the methods of a group, and name the controls that they are not significantly better than."""
+    """Rank the methods of a group, and note the controls that they are not significantly better than."""
     from tokred.evaluation import significance  # SciPy takes half a second
 
     methods = [ranked for ranked in group.ranked if not ranked.row.control]
@@ -149,7 +149,7 @@ def _rank(group: Group) -> None:
         ranked.rank = rank
         ranked.unpaired = bool(others) and not any(_paired(ranked, other) for other in others)
         places = significance.unbeaten(_test([ranked, *controls]), 0, range(1, len(controls) + 1))
-        absent = [name for name in ranked.row.unbeaten.split() if name not in names]  # its own run counts
+        absent = [name for name in ranked.row.unbeaten.split() if name not in names]  # known from its run
         ranked.unbeaten = list(dict.fromkeys([*(names[place - 1] for place in places), *absent]))
     by_top1, by_nll = significance.better((_test(methods), _nll_test(methods)), len(methods))
     for place, ranked in enumerate(methods):
@@ -158,7 +158,7 @@ def _rank(group: Group) -> None:
 
 
 def _test(rows: Sequence[RankedRow]) -> Callable[[int, int], float]:
-    """The paired test where both rows have evidence on the same images, else that of their intervals."""
+    """The paired test for rows with evidence on the same images, else the test of their intervals."""
     from tokred.evaluation import significance
 
     def test(first: int, second: int) -> float:

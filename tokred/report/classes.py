@@ -1,4 +1,4 @@
-"""The drop on each class."""
+"""The drop of each method on each class."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tokred.evaluation.metrics import interval
 from tokred.report.run_data import RunData
 from tokred.tables.row import BASELINE
 
-FEW = 24  # classes that one table shows; of more, the extremes of each method
+FEW = 24  # most classes in one table; if there are more, the extremes of each method are shown
 EXTREMES = 15
-LITTLE = 30  # images of a class; fewer say little about it
+LITTLE = 30  # a class with fewer images is marked
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Drops:
     """Drops of top-1 on each class, with 95 % intervals.
 
     Attributes:
-        methods: k names, as the page calls them.
+        methods: k names of methods on the page.
         names: C names of the classes that have images.
         images: [C] numbers of images.
         dense: [C] top-1 of the dense model in per cent.
         drop: [k, C] drops in points.
-        lo, hi: [k, C] limits; NaN where the page does not show them, and for a class of a single group.
+        lo, hi: [k, C] limits; NaN if the page does not show them, and for a class of a single group.
     """
 
     methods: list[str]
@@ -46,11 +46,11 @@ class Drops:
         return (self.lo > 0) | (self.hi < 0)
 
     def worst(self, k: int) -> np.ndarray:
-        """The classes on which a method loses most, worst first; of equals the one with more images."""
+        """The classes with the largest drops of a method, largest first; of ties the one with more images."""
         return np.lexsort((-self.images, -self.drop[k]))[:EXTREMES]
 
     def best(self, k: int) -> np.ndarray:
-        """The classes on which it loses least or gains, the best first."""
+        """The classes with the smallest drops, or gains, of a method, smallest first."""
         return np.lexsort((-self.images, self.drop[k]))[:EXTREMES]
 
 
@@ -62,7 +62,7 @@ def drops(data: RunData) -> Drops | None:
     dense = data.predicted(BASELINE)
     if data.predictions is None or dense is None or not measured:
         return None
-    chosen = data.predictions.labels >= 0  # without a label there is no class
+    chosen = data.predictions.labels >= 0
     if data.run["configuration"].get("on_error") == "skip":
         chosen &= dense >= 0
     if not chosen.any():

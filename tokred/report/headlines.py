@@ -1,4 +1,4 @@
-"""The page in words: the result in a sentence, warnings, key figures and provenance."""
+"""The text of the page: the result in a sentence, warnings, key figures and provenance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_RESULT = {"failed": "failed", "unfitted": "not fitted yet", "unreachable": "
 
 @dataclass(frozen=True)
 class Figure:
-    """A key figure: a label, its value, and a note that says which method it belongs to."""
+    """A key figure: its label, its value, and a note with its unit and method."""
 
     label: str
     value: str
@@ -24,7 +24,7 @@ class Figure:
 
 
 def measured(data: RunData) -> list[Row]:
-    """Rows that compete for the best result; where there are none, those of all fitted methods."""
+    """Rows that compete for the best result; if there are none, the rows of all fitted methods."""
     others = [row for row in data.rows if row.method != BASELINE and not row.control and not row.unfitted]
     usable = [row for row in others if row.status == "ok" and _worth(row) is not None]
     return list(filter(competes, usable)) or usable
@@ -41,7 +41,7 @@ def summary(data: RunData) -> str:
         return f"{text[:1].upper()}{text[1:]}."
     first = next((row for row in rows if row.best), None)
     best = [first] if first else _best(rows)
-    start = f"At {_spent(budgets[0])}" if budgets else "At the plans given"
+    start = f"At {_spent(budgets[0])}" if budgets else "With plans set by hand"
     if best[0].top1 is None:
         verb = "agrees" if len(best) == 1 else "agree"
         what = f"{verb} with the dense model on {_share(best[0])} of the images"
@@ -54,13 +54,13 @@ def summary(data: RunData) -> str:
 
 
 def _least(rows: Sequence[Row]) -> str:
-    """The best of the rows of one budget."""
+    """The best rows of one budget, in words."""
     best, verb = _best(rows), "loses" if len(_best(rows)) == 1 else "lose"
     return f"at {_spent(rows[0].budget or 0)} {_names(best)} {verb} least, {_loss(best)}"
 
 
 def _best(rows: Sequence[Row]) -> list[Row]:
-    """The rows with the highest accuracy, or agreement: several where it is the same."""
+    """The rows with the highest accuracy or agreement; several if it is equal."""
     most = max(_worth(row) or 0.0 for row in rows)
     return [row for row in rows if (_worth(row) or 0.0) == most]
 
@@ -83,7 +83,7 @@ def _share(row: Row) -> str:
 
 
 def _loss(rows: Sequence[Row]) -> str:
-    """The drop of rows of the same accuracy, with its interval if it is a single row."""
+    """The drop of rows with the same accuracy, with its interval for a single row."""
     row = rows[0]
     if row.drop is None:
         return f"agreement {_share(row)}"
@@ -102,7 +102,7 @@ def figures(data: RunData) -> list[Figure]:
     if (least := _most(rows, lambda row: None if row.drop is None else -row.drop)) is not None:
         shown.append(Figure("Smallest drop", signed(least.drop), f"points, {_called(data, least)}"))
     if (alike := _most(rows, lambda row: row.agreement)) is not None:
-        note = f"of predictions alike, {_called(data, alike)}"
+        note = f"of predictions agree, {_called(data, alike)}"
         shown.append(Figure("Closest to the dense model", _share(alike), note))
     if (fast := _most(rows, lambda row: row.speedup)) is not None:
         shown.append(Figure("Fastest", f"{fast.speedup:.2f} ×", f"measured, {_called(data, fast)}"))
@@ -110,7 +110,7 @@ def figures(data: RunData) -> list[Figure]:
 
 
 def _most(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Row | None:
-    """The first row with the highest value; None where no row has one."""
+    """The first row with the highest value; None if no row has a value."""
     known = (row for row in rows if value(row) is not None)
     return max(known, key=lambda row: value(row) or 0.0, default=None)
 
@@ -120,7 +120,7 @@ def _called(data: RunData, row: Row) -> str:
 
 
 def warnings(data: RunData) -> list[str]:
-    """Sentences that a reader needs before trusting the table."""
+    """Warnings about the images and the methods."""
     texts = [*_image_warnings(data), *_row_warnings(data)]
     if data.run.get("smallest_batch"):
         texts.append(f"For lack of memory batches had {data.run['smallest_batch']} images.")
@@ -135,7 +135,7 @@ def _image_warnings(data: RunData) -> list[str]:
     base, notes, texts = data.baseline, data.run.get("notes"), []
     first = base or (data.rows[0] if data.rows else Row(""))
     if first.limited:
-        why = "on all images methods may rank differently"
+        why = "the ranking may differ on all images"
         texts.append(f"Only the first {first.n_images} images were evaluated; {why}.")
     if base and base.baseline_off:
         published = f"{_percent(base.published_top1)} is published for these weights"
@@ -223,7 +223,7 @@ def provenance(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def fitted(data: RunData) -> list[tuple[str, str, str, str]]:
-    """The adapters in use: method, file, training images and hash."""
+    """The adapters: method, file, number of training images and hash."""
     cards, hashes = data.run.get("adapters") or {}, data.run["configuration"].get("adapters") or {}
     return [
         (name, _text(card.get("file")), _text(card.get("images_seen")), _text(hashes.get(name)))

@@ -1,4 +1,4 @@
-"""The page's results table: the common cells and notes, with sort keys, badges and drawn intervals."""
+"""The results table of the page: cells and notes, with sort keys, badges and drawn intervals."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ _KEYS = {
     "Speed-up": "speedup",
 }  # the values by which columns of numbers are sorted
 _STATUS = {"ok": "", "unfitted": "not fitted", "unreachable": "out of reach"}
-_BADGES = ("control", "unfitted: random parameters, no result")  # notes that a badge replaces
+_BADGES = ("control", "unfitted: random parameters, no result")  # notes replaced by a badge
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell.
+    """A cell of the page.
 
     Attributes:
-        text: its text.
+        text: the text.
         value: the number by which its column is sorted, as JavaScript reads it; "" sorts last.
-        bar: places of the ends and the middle of an interval and of zero, from 0 to 100; empty without one.
-        badges: marks beside the text.
+        bar: positions of the ends and the middle of an interval and of zero, from 0 to 100; empty without
+            an interval.
+        badges: badges beside the text.
         notes: numbers of the notes below the table.
     """
 
@@ -47,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the page; its kind is its CSS class."""
+    """A row of the page; `kind` is its CSS class."""
 
     kind: str
     cells: list[Cell]
@@ -58,7 +59,7 @@ class PageTable:
     """The results table.
 
     Attributes:
-        headers: names of the columns, and whether they hold numbers.
+        headers: names of the columns, and whether they contain numbers.
         lines: the rows.
         about: sentences about all rows.
         notes: sentences about single rows, numbered from 1.
@@ -71,7 +72,7 @@ class PageTable:
 
 
 def page_table(data: RunData, defaults: Mapping[str, str] | None = None) -> PageTable:
-    """The results table of a run; `defaults` are the methods' default options, which are not noted."""
+    """The results table of a run; notes mention options that differ from the `defaults`."""
     rows, reach = data.ordered, _reach(data.rows)
     table = results_table(rows, defaults=defaults)
     sentences, numbers = table.numbered()
@@ -149,7 +150,7 @@ def _badges(row: Row) -> tuple[str, ...]:
 
 
 def _interval(row: Row) -> tuple[float, float, float] | None:
-    """A row's drop and its limits, where all three are numbers."""
+    """The lower limit, drop and upper limit of a row; None unless all are finite."""
     low, middle, high = row.drop_lo, row.drop, row.drop_hi
     if row.method == BASELINE or low is None or middle is None or high is None:
         return None
@@ -157,7 +158,7 @@ def _interval(row: Row) -> tuple[float, float, float] | None:
 
 
 def _bar(row: Row, reach: tuple[float, float]) -> dict[str, Any]:
-    """Where the parts of a drawn interval are; one that is far beyond all others is an arrow at the end."""
+    """Positions of the parts of a drawn interval; one far outside the strip is an arrow at its end."""
     interval = _interval(row)
     if interval is None:
         return {}

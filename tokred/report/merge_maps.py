@@ -1,4 +1,4 @@
-"""Merge maps: where the tokens of a few images went, and what each method then predicts."""
+"""Merge maps: the tokens of each method on a few images, and its predictions."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tokred.report.run_data import RunData
 from tokred.tables.row import BASELINE
 from tokred.visualize.overlay import cell
 
-_MOST = 6  # images; what is more makes the page slow to open
-_SIDE = 168  # pixels of a picture's longer side, whatever the model's input is
+_MOST = 6  # images; more would make the page slow to open
+_SIDE = 168  # longer side of a picture in pixels
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, or its tokens after a method.
+    """A picture of an image or of its tokens after a method.
 
     Attributes:
         name: the method's name; "" for the image itself.
-        uri: the picture as a `data:` address.
+        uri: the picture as a `data:` URI.
         size: width and height in pixels.
-        prediction: the predicted class; "" where it is unknown.
-        right: whether that is the label; None where either is unknown.
+        prediction: the predicted class; "" if unknown.
+        right: whether that is the label; None if either is unknown.
         changed: whether the dense model predicts another class.
     """
 
@@ -42,7 +42,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Subject:
-    """An image: its index, label and dense prediction ("" for none), and its pictures, itself first."""
+    """An image: its index, label and dense prediction ("" if unknown), and its pictures, itself first."""
 
     index: int
     label: str
@@ -67,7 +67,7 @@ def subjects(data: RunData) -> list[Subject]:
         return [_subject(data, maps, i, order, grid) for i in range(min(_MOST, len(maps["index"])))]
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise TokredError(
-            "maps.npz is damaged; remove it to have a report without it, or run the comparison again."
+            "maps.npz is damaged; remove it to continue without it, or run the comparison again."
         ) from error
 
 
@@ -97,13 +97,13 @@ def _subject(
 
 
 def _predicted(data: RunData, name: str, index: int) -> int:
-    """The class that a model predicts for an image; -1 where that is unknown."""
+    """The class that a model predicts for an image; -1 if unknown."""
     predicted = data.predicted(name)
     return -1 if predicted is None or index >= len(predicted) else int(predicted[index])
 
 
 def _encoded(picture: Image.Image) -> str:
-    """A picture as a `data:` address."""
+    """A picture as a `data:` URI."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "JPEG", quality=80, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

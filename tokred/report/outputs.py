@@ -1,4 +1,4 @@
-"""The files that a finished run leaves in its folder."""
+"""The files of a finished run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokred.tables.results_table import results_table
 from tokred.tables.row import to_csv
 from tokred.visualize import trace
 
-_MAPPED = 4  # images of which the report shows where their tokens went
+_MAPPED = 4  # images with merge maps in the report
 
 
 def files(job: Job, comparison: Comparison) -> dict[str, str | bytes]:
@@ -37,7 +37,7 @@ def files(job: Job, comparison: Comparison) -> dict[str, str | bytes]:
 
 
 def _traced(job: Job) -> trace.Traced | None:
-    """Where tokens went on the images with most disagreement; of several budgets, at the middle one."""
+    """The tokens on the images with most disagreement, at the middle one of several budgets."""
     planned = [candidate for candidate in job.candidates if candidate.match]
     budgets = sorted({candidate.budget for candidate in planned if candidate.budget is not None})
     middle, failed = budgets[len(budgets) // 2] if budgets else None, job.evaluation.failed
@@ -52,5 +52,5 @@ def _traced(job: Job) -> trace.Traced | None:
     try:
         images = trace.load(job.source, job.preparation, index.tolist())
         return trace.trace(job.loaded.model, models, images, device=job.device, dtype=job.dtype)
-    except (TokredError, RuntimeError, MemoryError):  # pictures are no reason to lose a run's results
+    except (TokredError, RuntimeError, MemoryError):  # without pictures the results are still valid
         return None

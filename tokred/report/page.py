@@ -1,7 +1,7 @@
-"""`report.html`: everything about a finished run on one self-contained page.
+"""`report.html`: a finished run on one self-contained page.
 
-A module for each section makes its content, and page.html.j2 lays it out with style.css and script.js. The
-page requests nothing from other hosts, and a content security policy in its head forbids that.
+The content of each section comes from a module of its own, and page.html.j2 lays it out with style.css and
+script.js. The page requests nothing from other hosts, which its content security policy forbids.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def page(
     predictions: RunPredictions | None = None,
     maps: Mapping[str, np.ndarray] | None = None,
 ) -> str:
-    """The page, as HTML.
+    """Render the page as HTML.
 
     Args:
         rows: the rows of the run.
         run: the contents of its run.json.
-        predictions: the predictions of its models; without them there are no classes.
-        maps: the arrays of its maps.npz; without them there are no merge maps.
+        predictions: the predictions of its models; without them the section on classes is left out.
+        maps: the arrays of its maps.npz; without them the merge maps are left out.
 
     Raises:
         TokredError: the arrays are not those of maps.npz.
@@ -115,7 +115,7 @@ def _plots(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
 
 
 def _shade(drop: float) -> str:
-    """The shade of a cell that holds a drop in points: g2 and g1 for gains, l0 to l5 for losses."""
+    """The CSS class of the shade of a drop in points: g2 and g1 for gains, l0 to l5 for losses."""
     if drop < -0.5:
         return "g2" if drop < -3 else "g1"
     return f"l{sum(drop >= limit for limit in (1, 3, 7, 15, 30))}"

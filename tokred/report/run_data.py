@@ -1,4 +1,4 @@
-"""What a report is made of: the rows, predictions and maps of a finished run."""
+"""The data of a report: the rows, predictions and maps of a finished run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class RunData:
     Attributes:
         rows: rows of its leaderboard, in its order.
         run: contents of its run.json.
-        predictions: predictions of all models; None where they are not known.
-        maps: arrays of maps.npz; empty where there is none.
+        predictions: predictions of all models; None if unknown.
+        maps: arrays of maps.npz; empty if there is none.
     """
 
     rows: list[Row]
@@ -40,29 +40,29 @@ class RunData:
 
     @property
     def ordered(self) -> list[Row]:
-        """The rows as the page shows them: the baseline, then by budget, then as in the leaderboard."""
+        """The rows in the order of the page: the baseline, then by budget, then as in the leaderboard."""
         return sorted(
             self.rows, key=lambda row: (row.method != BASELINE, row.budget is None, row.budget or 0.0)
         )
 
     def name(self, row: Row) -> str:
-        """The name of a row's predictions; "" where they are not known."""
+        """The name of a row's predictions; "" if unknown."""
         return outcome_name(self.predictions.models if self.predictions else (), row) or ""
 
     def predicted(self, name: str) -> np.ndarray | None:
-        """[n] the class that a model predicts for each image, -1 where there is none; None if not known."""
+        """[n] the class that a model predicts for each image, -1 for unreadable ones; None if unknown."""
         model = self.predictions.models.get(name) if self.predictions else None
         return None if model is None else model.prediction
 
     def class_name(self, label: int) -> str:
-        """The name of a class, or its number where names are unknown; "" for a negative one."""
+        """The name of a class, or its number if names are unknown; "" for a negative one."""
         names = self.run.get("class_names")
         if label < 0:
             return ""
         return str(names[label]) if isinstance(names, list) and label < len(names) else str(label)
 
     def called(self, row: Row) -> str:
-        """The row's method, with what distinguishes it from other rows of that method."""
+        """The method of a row, with its setting and layers if other rows have the same method."""
         same = [other for other in self.rows if other.method == row.method]
         alike = [other for other in same if setting(other) == setting(row)]
         layers = f", layers {row.stages}" if len(alike) > 1 else ""
@@ -70,7 +70,7 @@ class RunData:
 
 
 def setting(row: Row) -> str:
-    """A row's budget, or what it has in place of one."""
+    """A row's budget or, without one, its knob."""
     if row.budget is not None:
         return f"{100 * row.budget:.12g} %"
     return f"knob {row.knob}" if row.knob else "own plan"

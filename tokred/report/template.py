@@ -1,4 +1,4 @@
-"""Self-contained pages: styles and scripts stand in them, and nothing is requested from other hosts."""
+"""Self-contained pages, which include their styles and scripts and request nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def render(template: Path, styles: Sequence[Path], scripts: Sequence[Path], **content: Any) -> str:
-    """The page, as HTML. Its content security policy allows these scripts alone, by their hash.
+    """Render a page as HTML. Its content security policy allows only these scripts, by their hash.
 
     Args:
-        template: a Jinja template's file, with `style`, `script` and `script_hash` besides its content.
+        template: file of a Jinja template with the variables `style`, `script` and `script_hash`.
         styles: CSS files.
         scripts: JavaScript files.
         content: other variables of the template. Text is escaped, and invisible characters in it are shown.

@@ -11,11 +11,11 @@ from tokred.tables.row import BASELINE, Row
 
 @dataclass(frozen=True)
 class Schedule:
-    """The tokens of one row.
+    """The number of tokens of one row after each layer.
 
     Attributes:
         name: the row's name on the page.
-        tokens: numbers of tokens after each layer; None where the number at the start is unknown.
+        tokens: numbers of tokens after each layer; None before the first stage if that number is unknown.
         changed: whether each layer is a stage.
         share: fraction of the dense model's tokens in fifths, from 0 to 5, for the shade.
     """
@@ -27,7 +27,7 @@ class Schedule:
 
 
 def schedules(data: RunData) -> list[Schedule]:
-    """The schedules of all rows that have one, the dense model's first; empty where no row reduces."""
+    """The schedules of all rows that have stages, after that of the dense model; empty if no row has any."""
     plans = [(row, _plan(row)) for row in data.ordered]
     stages = [layer for _, plan in plans for layer in plan]
     if not stages:

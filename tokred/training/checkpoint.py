@@ -1,4 +1,4 @@
-"""Checkpoints of training runs: written in one step, and read only by the run that wrote them."""
+"""Checkpoints of training runs, written in one step and read only by the run that wrote them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokred.utils.atomic import check_writable
 
 
 def save(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; `identity` is everything that decides the run's result.
+    """Write a checkpoint; `identity` is everything that determines the result of the run.
 
     Raises:
         TokredError: it cannot be written.
@@ -32,10 +32,10 @@ def save(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> N
 def load(
     path: Path, identity: Mapping[str, Any], device: torch.device | None = None
 ) -> dict[str, Any] | None:
-    """Read the state of this run's checkpoint; None if there is none. The folder is made if needed.
+    """Read the checkpoint of this run, or None if there is none. The folder is created if needed.
 
     Raises:
-        TokredError: the folder cannot be written or holds another run, or the checkpoint cannot be read.
+        TokredError: the folder cannot be written or contains another run, or the checkpoint cannot be read.
     """
     check_writable(path.parent)
     if not path.exists():
@@ -45,11 +45,12 @@ def load(
         before = dict(state["identity"])
     except Exception as error:
         raise TokredError(
-            f"The checkpoint {path} was not written by this command, or is cut off; delete it to start anew."
+            f"The checkpoint {path} is damaged or was not written by this command; delete it to start over."
         ) from error
     changed = [key for key in identity if before.get(key) != identity[key]]
     if changed:
         raise TokredError(
-            f"{path.parent} holds a run with another {', '.join(changed)}; give another --out, or delete it."
+            f"{path.parent} contains a run that differs in {', '.join(changed)}; choose another folder with "
+            "--out, or delete it."
         )
     return state

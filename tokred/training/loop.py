@@ -1,4 +1,4 @@
-"""The training loop of `train` and `fit`: steps, checkpoints, and a run that a kill does not lose."""
+"""The training loop of `train` and `fit`, with checkpoints from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class TrainingRun(ABC):
     """A training run that saves checkpoints and continues from the last one.
 
     Args:
-        out: Folder of the checkpoint and of what the run leaves behind.
+        out: folder of the checkpoint and the results.
 
     Attributes:
-        step: Number of steps done.
-        seconds: Time spent on them, over all sessions.
+        step: number of steps done.
+        seconds: time spent on them, over all sessions.
     """
 
     device = torch.device("cpu")
@@ -33,15 +33,15 @@ class TrainingRun(ABC):
     @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the result; a checkpoint of another identity is refused."""
+        """Everything that determines the result; a checkpoint with another identity is refused."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides step and seconds."""
+        """The contents of a checkpoint besides step and seconds."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of a checkpoint."""
+        """Load the state of a checkpoint."""
 
     @abstractmethod
     def batches(self) -> Iterable[Any]:
@@ -72,7 +72,8 @@ class TrainingRun(ABC):
         """Continue from the checkpoint, and return whether there is one.
 
         Raises:
-            TokredError: the folder cannot be written or holds another run, or the checkpoint cannot be read.
+            TokredError: the folder cannot be written or contains another run, or the checkpoint cannot be
+                read.
         """
         state = checkpoint.load(self.out / "checkpoint.pt", self.identity, self.device)
         if state is None:
@@ -85,15 +86,15 @@ class TrainingRun(ABC):
         """Train to the end.
 
         Args:
-            progress: Called after every step.
-            interval: Seconds between checkpoints; there is one more at the end, also when interrupted.
+            progress: function called after every step.
+            interval: seconds between checkpoints; another is saved at the end, also if interrupted.
         """
         start = last_save = time.monotonic()
         before, whole = self.seconds, True
         try:
             self.between_steps()
             for batch in self.batches():
-                whole = False  # a step cut off is not saved: it would be repeated on half-changed parameters
+                whole = False  # an interrupted step is not saved: its parameters may be half updated
                 self.learn(batch)
                 self.step += 1
                 whole = True

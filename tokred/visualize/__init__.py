@@ -1,1 +1,1 @@
-"""Pictures of what methods make of images: where tokens go, drawn, captioned and laid out on a page."""
+"""Visualisation of the tokens that methods merge, keep and drop in images, as a sheet of pictures."""

@@ -1,4 +1,4 @@
-"""What `tokred.show` returns: a sheet to look at or to save, and its content as a data frame."""
+"""The result of `tokred.show`: a sheet to display or to save, and its content as a data frame."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Gallery(Panels):
-    """Images as some models see them, as a picture and as a table."""
+    """The tokens and predictions of some models on images, as a picture and as a table."""
 
     @property
     def failed(self) -> bool:
-        """Whether a method is missing that should be shown.
+        """Whether a method is missing unexpectedly.
 
-        A method that is not fitted is expected to be missing, and so is, of several budgets, one that cannot
-        be met.
+        Methods that are not fitted are expected to be missing, and so is a method at one of several budgets
+        that it cannot reach.
         """
         several = len({row.budget for row in self.rows.values()}) > 1
         expected = ("unfitted", "unreachable") if several else ("unfitted",)
@@ -66,7 +66,7 @@ class Gallery(Panels):
         """Write the sheet to a .png, .webp or .jpg file.
 
         Raises:
-            TokredError: the file's name ends otherwise, or it cannot be written.
+            TokredError: the file's name has another suffix, or it cannot be written.
         """
         target = Path(path)
         check_suffix(target)
@@ -83,10 +83,10 @@ class Gallery(Panels):
 
 
 def check_suffix(path: Path) -> None:
-    """Check that a picture can be written to a file of that name.
+    """Check that the suffix of a file is that of a picture.
 
     Raises:
-        TokredError: its suffix is that of no format.
+        TokredError: it is not.
     """
     if path.suffix.lower() not in _FORMATS:
-        raise TokredError(f"--out {path} is no picture; give a file that ends in {', '.join(_FORMATS)}.")
+        raise TokredError(f"--out takes the name of a picture, {', '.join(_FORMATS)}; got {path}.")

@@ -1,4 +1,4 @@
-"""An image with its tokens drawn into it: groups in their mean colours, dropped patches pale."""
+"""Drawing the tokens of an image: merged patches in their mean colour, dropped patches pale."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-# Dropped patches: what white becomes, the contrast that is left, how much darker hatched lines are, and the
-# pixels between these.
+# Dropped patches: the grey of white, the remaining contrast, and the darkness and distance of hatched lines.
 _PALE, _CONTRAST, _HATCH, _HATCH_STEP = 245.0, 0.2, -24.0, 7
 
 
@@ -18,18 +17,18 @@ def cell(
     scale: float = 1.0,
     lines: bool = True,
 ) -> Image.Image:
-    """Draw where the patches of an image went.
+    """Draw the tokens of an image.
 
-    A group of patches has the mean colour of all its pixels. A thin line separates neighbours of different
-    groups, light on dark colours and dark on light ones. Dropped patches show the image, pale, grey and
+    The patches of one token have the mean colour of all their pixels. A thin line separates different
+    tokens, light on dark colours and dark on light ones. Dropped patches show the image, pale, grey and
     hatched.
 
     Args:
         image: [H, W, 3] uint8.
-        labels: [rows * columns] int, the group of each patch, -1 where it was dropped; None draws the image
+        labels: [rows * columns] int, the token of each patch, -1 if it was dropped; None draws the image
             alone.
         grid: rows and columns of patches.
-        scale: the picture is round(H * scale) high and round(W * scale) wide.
+        scale: scale of the picture, which is round(H * scale) high and round(W * scale) wide.
         lines: whether to draw the lines and the hatching.
     """
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
@@ -49,7 +48,7 @@ def cell(
 
 
 def group_colours(image: np.ndarray, labels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Mean colour of each group's pixels, [groups + 1, 3] float; the last row, zeros, is that of label -1."""
+    """Mean colour of each token's pixels, [tokens + 1, 3] float; the last row, zeros, is for label -1."""
     label = labels[_patch_of(image.shape[0], image.shape[1], grid)].ravel()
     slots = int(labels.max(initial=-1)) + 1
     count = np.bincount(label + 1, minlength=slots + 1)
@@ -67,7 +66,7 @@ def borders(label: np.ndarray) -> np.ndarray:
 
 
 def dimmed(image: np.ndarray, hatch: bool = True) -> np.ndarray:
-    """An image [H, W, 3] as dropped patches show it: grey, a fifth of its contrast, pale, hatched."""
+    """An image [H, W, 3] in the style of dropped patches: grey, a fifth of its contrast, pale, hatched."""
     grey = _PALE + _CONTRAST * (image.astype(float) @ _LUMA - 255)
     if hatch:
         rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
@@ -76,12 +75,12 @@ def dimmed(image: np.ndarray, hatch: bool = True) -> np.ndarray:
 
 
 def _patch_of(height: int, width: int, grid: tuple[int, int]) -> np.ndarray:
-    """The patch to which each pixel of a picture of this size belongs, [height, width]."""
+    """The patch that contains each pixel of a picture, [height, width]."""
     rows, columns = np.arange(height) * grid[0] // height, np.arange(width) * grid[1] // width
     return rows[:, None] * grid[1] + columns
 
 
 def _line(colours: np.ndarray) -> np.ndarray:
-    """The colour of a line on each of some colours [K, 3]."""
+    """The colours of lines on the given colours, [K, 3]."""
     dark = (colours @ _LUMA < 130)[:, None]
     return np.where(dark, colours + 0.34 * (255 - colours), 0.66 * colours)

@@ -1,4 +1,4 @@
-"""The images, models and predictions of one sheet, and what is written about them."""
+"""The images, models and predictions of a sheet, and their captions."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from tokred.utils.text import visible
 from tokred.visualize.trace import Map, Traced
 
 _ARROW = " → "
-Texts = tuple[str, ...]  # versions of one text, the longest first; the first that fits is written
+Texts = tuple[str, ...]  # versions of one text, the longest first; the first that fits is used
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a model predicts for an image.
+    """The prediction of a model for an image.
 
     Attributes:
         name: name of the predicted class.
         share: probability of that class.
-        before: name of the class that the dense model predicts.
+        before: name of the class predicted by the dense model.
         share_before: its probability in the dense model.
         changed: whether the two classes differ.
-        right: whether the prediction is the image's label; None where the label is unknown.
+        right: whether the prediction is the image's label; None if the label is unknown.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Verdict:
 
     @property
     def mark(self) -> str:
-        """A tick or a cross behind the name, where the label is known."""
+        """A tick or a cross after the name; empty if the label is unknown."""
         return {None: "", True: " ✓", False: " ✗"}[self.right]
 
     @property
     def prediction(self) -> Texts:
-        """The dense and the new class where they differ, else the class; the mark is always at the end."""
+        """The classes before and after if they differ, else the class, followed by the mark."""
         after = (f"{self.name}{self.mark}", f"{short(self.name)}{self.mark}")
         if not self.changed:
             return after
@@ -48,24 +48,24 @@ class Verdict:
 
     @property
     def confidence(self) -> str:
-        """The probabilities that the dense and the reduced model give to their predictions."""
+        """The probabilities of the predictions of the dense and the reduced model."""
         return f"{per_cent(self.share_before)}{_ARROW}{per_cent(self.share)} %"
 
 
 @dataclass
 class Panels:
-    """Images as some models see them.
+    """The content of a sheet: images with the tokens and predictions of some models.
 
     Attributes:
-        traced: the images and where their tokens go.
-        rows: leaderboard rows of all methods, those that failed included, by name.
+        traced: the images and their tokens.
+        rows: leaderboard rows of all methods, including those that failed, by name.
         gflops: cost of the dense model.
-        names: class names, where they are known.
-        captions: one for each image.
-        title: what was shown to which model.
-        subtitle: which weights.
+        names: class names; None if unknown.
+        captions: one caption for each image.
+        title: the model, the data and the budgets.
+        subtitle: the weights.
         layers: layers after which to draw; empty for the last stage alone.
-        size: longer side of a picture in pixels; None for what suits the images.
+        size: longer side of a picture in pixels; None for a default by the size of the images.
     """
 
     traced: Traced
@@ -90,7 +90,7 @@ class Panels:
         return [v for name in self.traced.maps for image in images if (v := self.verdict(name, image))]
 
     def verdict(self, name: str | None, image: int) -> Verdict | None:
-        """What a model (None: the dense one) predicts for an image; None if it has no classifier."""
+        """The prediction of a model (None: the dense one) for an image; None if it has no classifier."""
         before = self.traced.dense.probabilities[image]
         after = before if name is None else self.traced.maps[name].probabilities[image]
         if not (len(before) and len(after)):
@@ -106,11 +106,11 @@ class Panels:
         )
 
     def class_name(self, index: int) -> str:
-        """The name of a class, or its number where names are unknown."""
+        """The name of a class, or its number if names are unknown."""
         return visible(self.names[index]) if self.names else str(index)
 
     def header(self, name: str) -> tuple[Texts, Texts]:
-        """The two lines above a method's pictures: its name, and what it saves."""
+        """The two lines above the pictures of a method: its name, and its reduction and FLOPs."""
         row = self.rows[name]
         saved = "" if row.reduction is None else f"{100 * row.reduction:.2f} % saved"
         cost = "" if row.gflops is None else f"{row.gflops:.2f} G"
@@ -119,7 +119,7 @@ class Panels:
         return (method + tag, method), (" · ".join(filter(None, (saved, cost))), saved or cost)
 
     def image_caption(self, image: int) -> Texts:
-        """The image's name, with its label or, without one, the kind of its file."""
+        """The name of an image with its label or, if that is unknown, the kind of its file."""
         traced, caption = self.traced, self.captions[image]
         truth, kind = int(traced.truth[image]), traced.kinds.get(int(traced.index[image]), "")
         if truth < 0:
@@ -131,12 +131,12 @@ class Panels:
     @property
     def notes(self) -> list[str]:
         """Sentences at the end of a sheet."""
-        first = "the prediction, and the confidence of the dense and the reduced model in their predictions."
-        notes, about = [f"Under each picture: tokens after each stage, {first}"], {}
+        shown = "tokens after each stage, the prediction, and the confidence of the dense and reduced model."
+        notes, about = [f"Under each picture: {shown}"], {}
         soft = dict.fromkeys(self.rows[name].method for name, m in self.traced.maps.items() if m.soft)
         if soft:
-            drawn = "tokens are mixtures; a patch is drawn with the token that has its largest share."
-            notes.append(f"Soft ({', '.join(soft)}): {drawn}")
+            drawing = "tokens are mixtures; a patch is drawn with the token that has its largest share."
+            notes.append(f"Soft ({', '.join(soft)}): {drawing}")
         for row in (self.rows[name] for name in self.traced.maps):
             layers = f" at layers {_layers(row.stages)}" if row.stages else ""
             about[row.method] = f"{row.method}{layers}" + (f", {row.options}" if row.options else "")
@@ -145,27 +145,27 @@ class Panels:
 
 
 def token_counts(tokens: Map) -> Texts:
-    """The numbers of tokens after each stage, in full and shorter."""
+    """The numbers of tokens after each stage, in full and abridged."""
     counts, stages = tokens.tokens, len(tokens.layers)
     if not stages:
-        return (f"{counts[0]} tokens, nothing reduced", f"{counts[0]} tokens")
+        return (f"{counts[0]} tokens, not reduced", f"{counts[0]} tokens")
     ends = f"{counts[0]}{_ARROW}{counts[-1]}"
     brief = (f"{ends} in {stages} stages", ends)
     return (_ARROW.join(map(str, counts)), *brief) if stages <= 6 else brief
 
 
 def per_cent(share: float) -> str:
-    """A probability in per cent, at most 99.9: rounding must not claim certainty."""
+    """A probability in per cent, at most 99.9 so that rounding does not suggest certainty."""
     return f"{min(99.9, 100 * share):.1f}"
 
 
 def short(name: str) -> str:
-    """The first of a class's names, where it has several, as ImageNet's classes do."""
+    """The first of several names of a class, as ImageNet's classes have."""
     return name.partition(", ")[0]
 
 
 def _layers(stages: str) -> str:
-    """Layers as a row has them; a long run of them as its ends."""
+    """Layers as text; more than three consecutive ones as "1 to 12"."""
     layers = [int(layer) for layer in stages.split()]
     consecutive = layers == list(range(layers[0], layers[-1] + 1))
     return f"{layers[0]} to {layers[-1]}" if len(layers) > 3 and consecutive else stages

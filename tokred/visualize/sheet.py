@@ -1,7 +1,7 @@
-"""A sheet: images at the left, what methods make of them beside them, and text above and below pictures.
+"""Drawing a sheet: images on the left, pictures of each method beside them, with headers and captions.
 
-One matplotlib axes covers the sheet and its unit is the pixel, from the top left, so that pictures are drawn
-pixel by pixel. Each text is the longest of its versions that fits into its column.
+One matplotlib axes covers the sheet. Its unit is the pixel, from the top left, so pictures are not resampled.
+Each text is the longest of its versions that fits into its column.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tokred.visualize.overlay import cell
 from tokred.visualize.panels import Panels, Texts, per_cent, token_counts
 
 MARGIN, GAP = 22, 12
-_WIDTH = 1720  # pixels that a sheet should not exceed
-_LEAST = 640  # width that its title needs
+_WIDTH = 1720  # largest width of a sheet in pixels
+_LEAST = 640  # smallest width, for the title
 _MOST_PIXELS, _MOST_HEIGHT = 60_000_000, 60_000
 _DPI = 64  # a power of two, so that sizes in inches are exact
 _MUTED, _RULE, _ALERT, _ALERT_TEXT = "#5b6166", "#c9cdd1", COLOURS[1], "#b34700"
@@ -73,7 +73,7 @@ def render(panels: Panels) -> Image.Image:
 
 
 def check_extent(images: int, methods: int, rows: int, shape: tuple[int, int], size: int | None) -> None:
-    """Refuse a sheet that no viewer opens, before anything is computed.
+    """Check that a sheet is not too large for viewers.
 
     Raises:
         TokredError: it would be too large.
@@ -87,7 +87,7 @@ def check_extent(images: int, methods: int, rows: int, shape: tuple[int, int], s
 
 
 def picture_scale(height: int, width: int, size: int | None) -> float:
-    """The scale of pictures, by default to 224 to 384 pixels, and for small images a whole number."""
+    """The scale of pictures: by default to 224 to 384 pixels, by a whole number for small images."""
     longer = max(height, width)
     if size is not None:
         return size / longer
@@ -95,9 +95,9 @@ def picture_scale(height: int, width: int, size: int | None) -> float:
 
 
 def columns(methods: int, width: int, budgets: int = 1) -> int:
-    """The number of methods side by side: as many as fit, in rows of equal length.
+    """The number of methods side by side: as many as fit, in rows of similar length.
 
-    Rows do not part the budgets of a method where that can be avoided.
+    If possible, the budgets of a method are in the same row.
     """
     most = max(1, (_WIDTH - 2 * MARGIN + GAP) // (width + GAP) - 1)
     if budgets > 1 and methods > most >= budgets:
@@ -111,7 +111,7 @@ def font_size(width: int) -> int:
 
 
 def fitted(versions: Texts, width: float, size: float, bold: bool = False) -> str:
-    """The first version that is not wider than this; else the last one, shortened in its middle."""
+    """The first version that fits into the width, else the last one, shortened in the middle."""
     text = versions[-1]
     halves = [(length - length // 2, len(text) - length // 2) for length in range(len(text) - 1, 0, -1)]
     cuts = (f"{text[:head].rstrip()}…{text[tail:].lstrip()}" for head, tail in halves)
@@ -140,7 +140,7 @@ def _header(texts: Sequence[Texts]) -> tuple[Line, ...]:
 
 
 def _input(panels: Panels, image: int, scale: float) -> Cell:
-    """The image itself, with its label and what the dense model predicts."""
+    """The image with its label and the prediction of the dense model."""
     lines, dense = [Line(panels.image_caption(image), bold=True)], panels.verdict(None, image)
     if dense:
         lines.append(Line((*(f"dense model: {name}" for name in dense.prediction), *dense.prediction)))
@@ -149,7 +149,7 @@ def _input(panels: Panels, image: int, scale: float) -> Cell:
 
 
 def _cell(panels: Panels, name: str, image: int, scale: float, layer: int | None) -> Cell:
-    """What a method makes of an image: at its end, where there is no layer given, or after that layer."""
+    """The tokens of a method on an image after a layer (None: the last stage), and its prediction."""
     traced, tokens = panels.traced, panels.traced.maps[name]
     count, labels = tokens.after(layer or max(tokens.layers, default=0))
     counted = token_counts(tokens)
@@ -167,7 +167,7 @@ def _cell(panels: Panels, name: str, image: int, scale: float, layer: int | None
 
 
 def _legend(panels: Panels) -> list[tuple[Image.Image, str]]:
-    """Swatches and their meaning, for what occurs on the sheet."""
+    """Swatches and their meanings, for the styles on this sheet."""
     colours = np.array([[[150, 88, 60], [66, 96, 120]], [[150, 88, 60], [88, 120, 70]]], dtype=np.uint8)
     patches = colours.repeat(9, 0).repeat(9, 1)
     # The two patches at the left are one token, or all four are dropped.
@@ -183,7 +183,7 @@ def _legend(panels: Panels) -> list[tuple[Image.Image, str]]:
 
 
 class _Sheet:
-    """A sheet in the making: `y` is where the next line or picture goes.
+    """A sheet that is being drawn; `y` is the position of the next line or picture.
 
     Args:
         width: width in pixels.
@@ -212,7 +212,7 @@ class _Sheet:
         return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
     def heading(self, panels: Panels) -> None:
-        """The title, the subtitle and the legend."""
+        """Draw the title, the subtitle and the legend."""
         self.paragraph(panels.title, Line((), bold=True), self.size + 5)
         self.paragraph(panels.subtitle, Line((), _MUTED), self.size)
         self.y += 6
@@ -227,7 +227,7 @@ class _Sheet:
         self.y += edge + 14
 
     def paragraph(self, text: str, line: Line, size: int) -> None:
-        """A text as wide as the sheet, in as many lines as it needs."""
+        """Draw a text across the sheet, in as many lines as it needs."""
         width = self.width - 2 * MARGIN
         length = max(12, int(len(text) * width / max(text_width(text, size, line.bold), 1)))
         for part in textwrap.wrap(text, round(0.94 * length)):
@@ -235,13 +235,13 @@ class _Sheet:
             self.y += _step(size)
 
     def header(self, headers: Sequence[Sequence[Line]]) -> None:
-        """Two lines above each picture of a row."""
+        """Draw two lines above each picture of a row."""
         for column, lines in enumerate(headers):
             self.lines(column, lines, self.y, larger=True)
         self.y += 2 * _step(self.size) + 4
 
     def row(self, cells: Sequence[Cell | None]) -> None:
-        """Pictures side by side with their lines; None leaves a place empty."""
+        """Draw pictures side by side with their lines; None leaves a place empty."""
         from matplotlib.patches import Rectangle
 
         width, height = self.side
@@ -256,30 +256,30 @@ class _Sheet:
         self.y += height + 15 + max(len(content.lines) for _, content in shown) * _step(self.size)
 
     def lines(self, column: int, lines: Iterable[Line], y: int, larger: bool = False) -> None:
-        """Lines of text in a column."""
+        """Draw lines of text in a column."""
         for number, line in enumerate(lines):
             size = self.size + (larger and number == 0)
             text = fitted(line.versions, self.side[0], size, line.bold)
             self.text(self.left(column), y + number * _step(self.size), text, line, size)
 
     def left(self, column: int) -> int:
-        """Where a column begins."""
+        """The left edge of a column."""
         return MARGIN + column * (self.side[0] + GAP)
 
     def text(self, x: float, y: float, text: str, line: Line, size: int) -> None:
-        """A text whose line begins at (x, y)."""
+        """Draw a text at (x, y), the top left of its line."""
         look = {"color": line.colour, "weight": "bold" if line.bold else "normal", "va": "baseline"}
         with style():
             self.axes.text(x, y + size, text, fontsize=size * 72 / _DPI, parse_math=False, **look)
 
     def picture(self, x: int, picture: Image.Image) -> None:
-        """A picture at (x, y), pixel by pixel."""
+        """Draw a picture at (x, `y`) without resampling."""
         extent = (x, x + picture.width, self.y + picture.height, self.y)
         exact = {"interpolation": "none", "interpolation_stage": "rgba"}
         self.axes.imshow(picture, extent=extent, aspect="auto", **exact)
 
     def rule(self) -> None:
-        """A line across the sheet."""
+        """Draw a line across the sheet."""
         self.axes.plot((MARGIN, self.width - MARGIN), (self.y + 4.5,) * 2, color=_RULE, lw=72 / _DPI)
         self.y += 16
 

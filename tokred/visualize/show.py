@@ -1,4 +1,4 @@
-"""`show`: from images, methods and budgets to a gallery."""
+"""`show`: make a gallery from images, methods and budgets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tokred.visualize.sheet import check_extent
 from tokred.visualize.trace import Map
 
 Layers = Literal["last", "all"] | tuple[int, ...]
-_FEW = 4  # stages; a method with more adds only its last to a sheet
+_FEW = 4  # stages; of a method with more, only the last is drawn
 
 
 def show(
@@ -40,35 +40,34 @@ def show(
     size: int | None = None,
     **settings: Any,
 ) -> Gallery:
-    """Draw what methods make of images: files, Pillow images, or images of a data set.
+    """Draw the tokens that methods merge, keep and drop in images, and their predictions.
 
     Args:
         images: files or Pillow images; by default those of the data set.
         methods: names of methods or groups; by default those of the group "core".
         budget: the fraction of FLOPs to save, or several.
         model: a name of tokred or timm.
-        index: which images of the data set; by default the first three.
-        disagree: show so many images on which models disagree most, of the first `limit` of the data set, by
-            default 64.
-        layers: "last" to draw the end, "all" for a row after each stage, or the layers after which to draw.
-        size: the longer side of each picture in pixels.
-        settings: the other fields of `Config`. With `images`, `data` names the data set whose weights and
-            class names to use.
+        index: indices of images in the data set; by default the first three.
+        disagree: number of images to show, those on which models disagree most among the first `limit` of
+            the data set, by default 64.
+        layers: "last" for the last stage, "all" for a row after each stage, or the layers after which to
+            draw.
+        size: longer side of each picture in pixels.
+        settings: the other fields of `Config`. With `images`, `data` is the data set whose weights and class
+            names are used.
 
     Raises:
-        TokredError: wrong input, or no method that can run.
+        TokredError: the input is invalid, or no method can run.
     """
     config = Config.from_mapping({"model": model, "budgets": budget, "methods": methods or None, **settings})
     return Showing(config, images, index, disagree, layers, size).run()
 
 
 class Showing:
-    """A gallery whose input has been checked; `run` makes it.
-
-    Args: as for `show`.
+    """A gallery with checked input, made by `run`. The arguments are those of `show`.
 
     Raises:
-        TokredError: anything wrong with the input, before any model runs.
+        TokredError: the input is invalid. This is known before any model runs.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Showing:
             named = self.config.data is not None or self.config.weights is not None
             if not self.images or named or "cannot be loaded" not in str(error):
                 raise
-            hint = f"use those for PhotoDigits that tokred ships with --data {sources.PHOTODIGITS}"
+            hint = f"use the shipped weights for PhotoDigits with --data {sources.PHOTODIGITS}"
             raise TokredError(f"{str(error).rstrip('.')}, or {hint}.") from error
 
     def _plan(self) -> None:
@@ -150,7 +149,7 @@ class Showing:
         )
 
     def _disagreeing(self, count: int) -> list[int]:
-        """The images on which models disagree most, among the first."""
+        """The indices of the images on which models disagree most."""
         source = self.source.limit(self.config.limit or 64)
         batches = trace.load(source, self.preparation, range(len(source)), self.config.batch_size or 16)
         dense = dense_model(self.loaded.model, self.models.values())
@@ -163,7 +162,7 @@ def _check(
 ) -> None:
     if sum((bool(images), index is not None, disagree is not None)) > 1:
         raise TokredError(
-            "Give image files, or --index, or --disagree; they are three ways to say which images."
+            "Give only one of image files, --index and --disagree, which all choose the images."
         )
     if size is not None and not 32 <= size <= 2048:
         raise TokredError(f"--size is the longer side of each picture, from 32 to 2048 pixels; got {size}.")
@@ -176,8 +175,8 @@ def _check(
 def shown_layers(maps: Sequence[Map], layers: Layers) -> tuple[int, ...]:
     """The layers after which to draw; empty for the last stage alone.
 
-    "all" means after each stage of any model. A model with more than four stages adds only its last one;
-    where all models are like that, four stages of the longest plan are drawn.
+    "all" means after each stage of any model. Of a model with more than four stages only the last one is
+    drawn; if all models have more, four stages of the longest plan are drawn.
     """
     if layers == "last":
         return ()

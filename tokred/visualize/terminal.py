@@ -1,4 +1,4 @@
-"""A gallery in the terminal: small pictures of half blocks where it has colours, else a table."""
+"""A gallery in the terminal: small pictures of half blocks if it has colours, else a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NARROW, _WIDE = 14, 36  # characters across a picture
 
 
 def pictures(panels: Panels, width: int) -> Iterator[Grid]:
-    """Each image with every method beside it, in rows that fit into so many characters."""
+    """Yield each image with the pictures of all methods, in rows that fit into the width in characters."""
     names: list[str | None] = [None, *panels.traced.maps]
     patches = panels.traced.grid[1]
     wide = next((size for size in (2 * patches, patches) if _NARROW <= size <= _WIDE), _WIDE)
@@ -68,7 +68,7 @@ def half_blocks(image: Image.Image) -> Text:
 
 
 def _column(panels: Panels, name: str | None, image: int, wide: int) -> tuple[Text, str, Text]:
-    """What a model (None: the dense one) makes of an image: the picture, the tokens and the prediction."""
+    """The picture, the tokens and the prediction of a model (None: the dense one) for an image."""
     traced, verdict = panels.traced, panels.verdict(name, image)
     tokens, pixels = traced.dense if name is None else traced.maps[name], traced.images[image]
     labels = tokens.labels[image, -1] if tokens.layers else None
@@ -83,5 +83,5 @@ def _column(panels: Panels, name: str | None, image: int, wide: int) -> tuple[Te
 
 
 def _longest(versions: Texts, wide: int) -> str:
-    """The first version that fits into so many characters, else the last one."""
+    """The first version that fits into a number of characters, else the last one."""
     return next((text for text in versions if len(text) <= wide), versions[-1])

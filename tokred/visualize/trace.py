@@ -1,7 +1,7 @@
-"""Where tokens go on some images: the token that holds each patch after each stage, and the prediction.
+"""Tracing tokens: the token that contains each patch of an image after each stage, and the prediction.
 
-`trace` follows images through models, `choose` finds images on which models disagree, `arrays` keeps the last
-stage for a report.
+`trace` runs models on images, `choose` finds images on which models disagree, `arrays` has the last stage for
+a report.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from tokred.evaluation.predictions import Evaluation, finite
 
 @dataclass(frozen=True)
 class Map:
-    """What one model does with m images.
+    """The tokens and predictions of one model on m images.
 
     Attributes:
         layers: layers of its stages, one-based; empty for a dense model.
-        tokens: patch tokens before the first stage and after each.
-        labels: [m, stages, N0] int64, the token that holds each patch after each stage; -1 where it was
+        tokens: numbers of patch tokens before the first stage and after each stage.
+        labels: [m, stages, N0] int64, the token that contains each patch after each stage; -1 if it was
             dropped.
-        probabilities: [m, classes] float32; [m, 0] where the model has no classifier.
-        soft: whether tokens are mixtures; a patch then belongs to the token that has its largest share.
+        probabilities: [m, classes] float32; [m, 0] if the model has no classifier.
+        soft: whether tokens are mixtures; the label of a patch is then the token with its largest share.
     """
 
     layers: tuple[int, ...]
@@ -55,18 +55,17 @@ class Map:
 
 @dataclass(frozen=True)
 class Traced:
-    """Images that were followed through the dense model and reduced ones.
+    """The maps of the dense model and of reduced models on m images.
 
     Attributes:
-        index: [m] int64, places of the images in their source.
-        images: [m, H, W, 3] uint8, as the model saw them: prepared, without what lies beyond the last whole
-            patch.
-        truth: [m] int64, their labels; negative where unknown.
+        index: [m] int64, indices of the images in their source.
+        images: [m, H, W, 3] uint8, the prepared images, without pixels outside whole patches.
+        truth: [m] int64, their labels; negative if unknown.
         kinds: the kind of each file that is not plain 8-bit colour, by index.
         grid: rows and columns of patches.
         dense: the map of the dense model.
         maps: the maps of the reduced models that did not fail.
-        failed: the others, with the reason.
+        failed: reasons of those that failed, by name.
     """
 
     index: np.ndarray
@@ -99,17 +98,17 @@ def trace(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Traced:
-    """Follow images through the dense and the reduced models; one that fails does not affect the others.
+    """Run the dense and the reduced models on images; a model that fails does not affect the others.
 
     Args:
         backbone: the dense model.
         models: reduced models, on the same backbone or on others.
         batches: batches of images, from `load`.
-        device: where to run; the models are moved there.
-        dtype: type of matrix products, by autocast unless it is float32.
+        device: device to run on; the models are moved there.
+        dtype: dtype of matrix products; autocast is used unless it is float32.
 
     Raises:
-        TokredError: an image cannot be read, there is none, or the dense model fails.
+        TokredError: an image cannot be read, there are no images, or the dense model fails.
     """
     device = device or torch.device("cpu")
     everything = {"": ReducedViT(backbone), **models}
@@ -123,7 +122,7 @@ def trace(
             for name in [name for name in everything if name not in failed]:
                 try:
                     parts[name].append(_follow(everything[name], images, index))
-                except Exception as error:  # whatever a method does
+                except Exception as error:  # code of a method can raise anything
                     failed[name] = str(error).strip().partition("\n")[0] or type(error).__name__
         if "" in failed:
             raise TokredError(f"The dense model fails: {failed['']}")
@@ -144,7 +143,7 @@ def trace(
 
 
 def pixels(images: Tensor, backbone: Any) -> np.ndarray:
-    """Colours [B, H, W, 3] uint8 of prepared images [B, 3, H, W], cut off at the last whole patch."""
+    """Colours [B, H, W, 3] uint8 of prepared images [B, 3, H, W], cropped to whole patches."""
     config = preprocessing.data_config(backbone)
     mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
     (rows, columns), patch = backbone.patch_embed.grid_size, backbone.patch_embed.patch_size
@@ -153,11 +152,11 @@ def pixels(images: Tensor, backbone: Any) -> np.ndarray:
 
 
 def choose(evaluation: Evaluation, count: int) -> np.ndarray:
-    """The images on which the models, the dense one included, disagree most, [count] int64 or fewer.
+    """The images on which the models, including the dense one, disagree most, [count] int64 or fewer.
 
-    Disagreement is the number of pairs of models with different predictions. One image of each label comes
-    before a second one of any, as long as models disagree on it; the lower index wins a tie. Images without
-    predictions, and methods that failed, do not count.
+    Disagreement is the number of pairs of models with different predictions. The first image of each label
+    comes before the second image of any label, provided that models disagree on it; ties are broken by index.
+    Images without predictions, and methods that failed, do not count.
     """
     outcomes = [model for name, model in evaluation.models.items() if name not in evaluation.failed]
     models = np.stack([model.prediction for model in outcomes])  # [K, n]
@@ -170,7 +169,7 @@ def choose(evaluation: Evaluation, count: int) -> np.ndarray:
 
 
 def arrays(traced: Traced) -> dict[str, np.ndarray]:
-    """The result of the last stages, as maps.npz holds it.
+    """The tokens after the last stages, as maps.npz stores them.
 
     The arrays are `index` [m] int64, `images` [m, H, W, 3] uint8, `names` [k] of the models that reduce,
     `labels` [m, k, N0] int16 and `grid` (2,) int64.
@@ -203,7 +202,7 @@ def _follow(model: ReducedViT, images: Tensor, index: Tensor) -> Map:
     count, stages = num_patches(model.backbone), model.stage_list()
     logits = model.head(state) if model.backbone.num_classes else images.new_zeros(len(images), 0)
     if not (finite(logits) and finite(state.x)):
-        raise TokredError("its numbers are not finite")
+        raise TokredError("its output is not finite")
     return Map(
         layers=tuple(stage.layer for stage in stages),
         tokens=(count, *(stage.reducer.keep for stage in stages)),

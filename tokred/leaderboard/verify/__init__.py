@@ -1,9 +1,8 @@
-"""Checking that every column of a row follows from its predictions, and that its model makes them again.
+"""Verifying rows: every column must follow from the predictions, and the model must reproduce these.
 
-The run is set up again from its own configuration, weights and images, and each row is built again by the
-code that built it. Then whole batches of the run, drawn by a seed, are evaluated again. On the machine and
-software of the run everything is the same to the last bit. Elsewhere rounding differs, and
-`compare.LIMITS` says how much of a difference is allowed.
+The run is set up again from its configuration, weights and images, and each row is built again by the code
+that built it first. Then a random sample of its batches is evaluated again. With the hardware and software of
+the run all results are identical. Otherwise rounding differs, and `compare.LIMITS` limits the differences.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ if TYPE_CHECKING:
     from tokred.leaderboard.verify.rerun import Places
 
 Bars = Callable[[int], AbstractContextManager[Callable[..., None]]]
-_HEADERS = ("Method", "Budget", "Images", "Agreeing", "Near ties", "Top-1 stored", "Top-1 again", "Verdict")
+_HEADERS = ("Method", "Budget", "Images", "Agreeing", "Near ties", "Top-1 stored", "Top-1 now", "Verdict")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The checks of all rows, and sentences about what was not checked."""
+    """The checks of all rows, and remarks on what was not checked."""
 
     checks: list[Check]
     remarks: list[str]
 
     @property
     def confirmed(self) -> bool:
-        """Whether nothing speaks against any row."""
+        """Whether all rows are confirmed."""
         return all(not check.objections for check in self.checks)
 
 
@@ -54,18 +53,18 @@ def verify(
     places: Places | None = None,
     bar: Bars = lambda total: nullcontext(lambda count: None),
 ) -> Verification:
-    """Check a run, or the rows of a board that have their evidence, and note the result beside them.
+    """Check the rows of a run or of a board, and store the results beside them.
 
     Args:
         target: the folder of a run, or a board.
         methods: names of methods; by default all.
-        sample: the number of images of each run to evaluate again.
-        seed: chooses the batches.
-        places: where data, weights and adapters are now.
-        bar: makes a progress bar for a number of images.
+        sample: number of images of each run to evaluate again.
+        seed: seed of the choice of batches.
+        places: the present places of data, weights and adapters.
+        bar: function that makes a progress bar for a number of images.
 
     Raises:
-        TokredError: there is nothing to check, or no run of it can be repeated.
+        TokredError: there is nothing to check, or none of the runs can be repeated.
     """
     from tokred.leaderboard.verify import rerun
 
@@ -77,7 +76,7 @@ def verify(
             check.objections.append(check.row.disputed)
         elif "facts" not in check.evidence.run:
             check.objections.append(
-                "cannot be checked: its predictions or its run's configuration are not here"
+                "cannot be checked: its predictions or its run's configuration are missing"
             )
         else:
             runs.setdefault(_run(check.row), []).append(check)
@@ -103,7 +102,7 @@ def verify(
 
 
 def _run(ranked: RankedRow) -> str:
-    """A row's run, as text that is the same for all rows of a run."""
+    """The run of a row as text, which is the same for all rows of a run."""
     return json.dumps(ranked.evidence.run, sort_keys=True) if ranked.evidence else ""
 
 
@@ -120,7 +119,7 @@ def _chosen(ranked: Sequence[RankedRow], methods: Sequence[str], path: Path) -> 
 
 
 def _note(path: Path, run: Run | None, checks: Sequence[Check]) -> list[str]:
-    """Keep the results: a board's with each row's evidence, a run's in a file in its folder."""
+    """Store the results: for a board in the evidence of each row, for a run in a file in its folder."""
     from tokred.utils.provenance import versions
 
     results = [(check, {**check.result, **versions()}) for check in checks]
@@ -132,10 +131,10 @@ def _note(path: Path, run: Run | None, checks: Sequence[Check]) -> list[str]:
             store = Store(path)
             with locked(path, 60):
                 for check, result in results:
-                    if store.has(check.row.key, check.evidence):  # it may have been replaced meanwhile
+                    if store.has(check.row.key, check.evidence):  # not replaced meanwhile
                         store.put(check.row.key, replace(check.evidence, verified=result))
     except TokredError as error:
-        return [f"The outcome could not be noted beside {path}: {error}"]
+        return [f"The results could not be stored beside {path}: {error}"]
     return []
 
 
@@ -149,4 +148,4 @@ def table(result: Verification) -> Table:
         budget = "" if row.budget is None else f"{row.budget:g}"
         rows.append((row.method, budget, *shown, *top1, check.verdict))
     styles = ["red" if check.objections else "" for check in result.checks]
-    return Table(title="Rows run again", headers=_HEADERS, rows=rows, words=frozenset((0, 7)), styles=styles)
+    return Table(title="Verified rows", headers=_HEADERS, rows=rows, words=frozenset((0, 7)), styles=styles)

@@ -1,4 +1,4 @@
-"""Comparing one row with the row and the predictions that its run gives now."""
+"""Comparing a row with the row and the predictions that its run produces now."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FROM_RUN = {
     *("images_per_s", "latency_ms", "speedup", "promise_share", "peak_mem_mb"),
     *("tokred", "torch", "timm", "fvcore", "commit", "date"),
 }
-"""Columns that are compared with run.json, and that nothing can be computed for again."""
+"""Columns that cannot be computed again; they are compared with run.json."""
 
 
 class Limits(NamedTuple):
-    """Differences that other hardware or versions may cause; a share of the sample is one image at least."""
+    """Differences that other hardware or versions may cause; a share of the sample is at least one image."""
 
     tie: float  # nats by which the stored class may lose now where a prediction differs
     predictions: float  # share of images whose prediction may differ within such a tie
@@ -45,12 +45,12 @@ class Check:
     Attributes:
         row: the row.
         images: the number of images that were evaluated again.
-        agreeing: the number of those whose prediction is the stored one.
-        ties: the number of the others whose stored class all but wins.
+        agreeing: the number of those with the stored prediction.
+        ties: the number of the others in which the stored class loses by less than `Limits.tie`.
         top1: accuracy on the sample in per cent, as stored and now.
-        objections: the reasons why the row is not confirmed.
-        unchecked: the columns that were not computed again.
-        exact: whether everything that was compared is the same to the last bit.
+        objections: reasons why the row is not confirmed.
+        unchecked: columns that were not computed again.
+        exact: whether all predictions and KL divergences are identical.
     """
 
     row: RankedRow
@@ -64,23 +64,23 @@ class Check:
 
     @property
     def evidence(self) -> Evidence:
-        """The row's evidence, empty where it has none."""
+        """The row's evidence; `NO_EVIDENCE` if it has none."""
         return self.row.evidence or NO_EVIDENCE
 
     @property
     def verdict(self) -> str:
-        """The result in words."""
+        """The result in words, for the table."""
         return "; ".join(self.objections) or ("confirmed, to the last bit" if self.exact else "confirmed")
 
     @property
     def result(self) -> dict[str, Any]:
-        """The result as it is kept, for these very predictions."""
+        """The result as it is stored; the digest says for which predictions."""
         outcome = {"confirmed": not self.objections, "verdict": self.verdict}
         counts = {"images": self.images, "agreeing": self.agreeing, "near_ties": self.ties}
         return {"digest": self.evidence.digest, **outcome, **counts}
 
     def compare_row(self, again: Row | None, unknown: set[str]) -> None:
-        """Object to every column that is not as in the row that was built again, but for `unknown` ones."""
+        """Object to every column that differs from the row built again, except for `unknown` ones."""
         if again is None:
             self.objections.append("its run's configuration has no such row")
             return
@@ -89,12 +89,12 @@ class Check:
         self.objections += differences(row, values, strict=row.schema == SCHEMA)
 
     def compare_sample(self, evaluation: Evaluation, run: Run | None, dtype: str) -> None:
-        """Object to predictions, labels and, where the run has it, KL that are not as stored.
+        """Object to predictions, labels and, for a run, KL divergences that differ from the stored ones.
 
         Args:
             evaluation: the predictions of the sample.
-            run: the run's folder, if it is not a board that is checked.
-            dtype: "float32" or another type of matrix products.
+            run: the run; None if a board is checked.
+            dtype: dtype of matrix products, such as "float32".
         """
         evidence, limits = self.evidence, LIMITS.get(dtype, LIMITS["other"])
         now: Any = evaluation.models.get(evidence.name)
@@ -103,7 +103,7 @@ class Check:
             reason = failure.reason if failure else "its run's configuration has no such method"
             self.images, self.objections = int(evaluation.done.sum()), [f"does not run: {reason}"]
             return
-        chosen = evaluation.done[evidence.places]  # of the images that count
+        chosen = evaluation.done[evidence.places]  # the images of the sample that count
         images, n = evidence.places[chosen], int(chosen.sum())
         prediction, stored = now.prediction[images], evidence.prediction[chosen]
         right, correct = prediction == evaluation.labels[images], evidence.correct[chosen]
@@ -114,13 +114,9 @@ class Check:
         self.top1 = (float(100 * correct.mean()), float(100 * right.mean())) if n else None
         self.exact = run is not None and not differs.any()
         for count, most, text in (
-            ((differs & ~tied).sum(), 0, "predictions are others, by more than a near tie"),
-            (
-                tied.sum(),
-                max(1, limits.predictions * n),
-                "predictions are others, more than rounding explains",
-            ),
-            ((right != correct)[~differs].sum(), 0, "images have other labels"),
+            ((differs & ~tied).sum(), 0, "predictions differ by more than a near tie"),
+            (tied.sum(), max(1, limits.predictions * n), "predictions differ, more than rounding explains"),
+            ((right != correct)[~differs].sum(), 0, "labels differ"),
         ):
             if count > most:
                 self.objections.append(f"{count} of {n} {text}")
@@ -132,19 +128,19 @@ class Check:
             self._compare_loss("NLL", evidence.nll[chosen], now.nll[images], limits)
 
     def _compare_loss(self, name: str, before: np.ndarray, after: np.ndarray, limits: Limits) -> None:
-        """Object to KL or NLL of images, [n], that is not as stored; NaN is none."""
+        """Object if the KL or NLL of images, [n], differs from the stored one; NaN if there is none."""
         off = ~(np.abs(after - before) <= limits.kl[0] + limits.kl[1] * np.abs(before))
         off &= ~(np.isnan(before) & np.isnan(after))
         if off.sum() > max(1, limits.kl_images * len(off)):
-            self.objections.append(f"the {name} of {off.sum()} of {len(off)} images is another")
+            self.objections.append(f"the {name} of {off.sum()} of {len(off)} images differs")
         self.exact &= np.array_equal(before, after, equal_nan=True)
 
 
 def unchecked(checks: Sequence[Check]) -> list[str]:
-    """A sentence about the columns that rows have and that were not computed again; none if all were."""
+    """A sentence about the columns of rows that were not computed again; none if all were."""
 
     def is_unchecked(name: str) -> bool:
         return any(name in one.unchecked and getattr(one.row.row, name) not in (None, "") for one in checks)
 
     names = ", ".join(filter(is_unchecked, COLUMNS))
-    return [f"Not computed again, and at most compared with run.json: {names}."] if names else []
+    return [f"Not computed again, at most compared with run.json: {names}."] if names else []

@@ -1,4 +1,4 @@
-"""Setting up a finished run again, to build its rows and evaluate some of its batches again."""
+"""Setting up a finished run again, to rebuild its rows and to evaluate some of its batches again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokred.leaderboard.evidence import Evidence
 from tokred.tables.row import BASELINE, Row, outcome_name
 from tokred.utils.devices import precision_name, resolve_device
 
-_NO_CLASS = -3  # a label that no prediction has
+_NO_CLASS = -3  # a label that differs from every prediction
 _AGAINST_DENSE = {
     *("drop", "drop_lo", "drop_hi", "p_value", "agreement", "agreement_lo", "agreement_hi"),
     *("nll_rise", "nll_rise_lo", "nll_rise_hi"),
@@ -32,7 +32,7 @@ _AGAINST_DENSE = {
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run's files are now, if they have moved, and where to run it."""
+    """The present places of a run's files if they were moved, and the device to run on."""
 
     data: str | None = None
     weights: str | None = None
@@ -45,9 +45,9 @@ class Again(Predictions):
     """Predictions with the distance of the stored class from winning.
 
     Attributes:
-        before: [n] int64, the stored predictions; -1 where there are none.
-        gap: [n] float32, nats between the log-probabilities of the class that wins now and of the stored one;
-            infinite where the stored one is no class of the model.
+        before: [n] int64, the stored predictions; -1 if missing.
+        gap: [n] float32, difference in nats of the log-probabilities of the class predicted now and of the
+            stored one; infinite if the stored one is not a class of the model.
     """
 
     before: np.ndarray
@@ -55,7 +55,7 @@ class Again(Predictions):
 
     @classmethod
     def of(cls, before: np.ndarray) -> Again:
-        """No predictions yet, beside the stored ones."""
+        """Only the stored predictions, without new ones."""
         gap = np.full(len(before), np.inf, dtype=np.float32)
         return cls(**vars(Predictions.empty(len(before))), before=before, gap=gap)
 
@@ -70,7 +70,7 @@ class Again(Predictions):
 
 
 def job_of(about: Mapping[str, Any], places: Places) -> Job:
-    """A run's comparison, set up again from its run.json.
+    """Set up the comparison of a run again from its run.json.
 
     Raises:
         TokredError: its data, weights, adapters or methods are missing or have changed.
@@ -80,26 +80,27 @@ def job_of(about: Mapping[str, Any], places: Places) -> Job:
     except TokredError as error:
         sentence = str(error).rstrip(".")
         if isinstance(error, UnknownName):
-            advice = "if a plugin of the run had it, name it with --plugin"
+            advice = "if it comes from a plugin, give that with --plugin"
             raise TokredError(f"{sentence}; {advice}.") from error
-        advice = "say with --data, --weights or --adapters where they are"
+        advice = "give the present places of its files with --data, --weights or --adapters"
         raise TokredError(f"The run cannot be repeated: {sentence}; {advice}.") from error
     before, now = about["configuration"], job.configuration
     for what, column, option in (("images", "data_hash", "data"), ("weights", "weights_hash", "weights")):
         if now[column] != before[column]:
-            there = f"hash {now[column][:8]}, the run's {str(before[column])[:8]}"
-            advice = f"give the run's own with --{option}"
-            raise TokredError(f"The {what} are not those of the run any more ({there}); {advice}.")
+            hashes = f"hash {now[column][:8]}, not {str(before[column])[:8]}"
+            advice = f"give those of the run with --{option}"
+            raise TokredError(f"The {what} differ from those of the run ({hashes}); {advice}.")
     for name, digest in before.get("adapters", {}).items():
         if now["adapters"].get(name) != digest:
-            there = f"hash {str(digest)[:8]}"
-            advice = "give the run's own with --adapters"
-            raise TokredError(f"The adapter of {name} is not that of the run ({there}); {advice}.")
+            advice = "give that of the run with --adapters"
+            raise TokredError(
+                f"The adapter of {name} differs from that of the run (hash {str(digest)[:8]}); {advice}."
+            )
     return job
 
 
 def _config(about: Mapping[str, Any], places: Places) -> Config:
-    """The configuration of a run, with the places where its files are now."""
+    """The configuration of a run, with the present places of its files."""
     try:
         before = dict(about["configuration"])
         values = {field.name: before[field.name] for field in fields(Config) if field.name in before}
@@ -108,30 +109,30 @@ def _config(about: Mapping[str, Any], places: Places) -> Config:
         values["controls"] = bool(values.get("controls", True))
         values["precision"] = precision_name(getattr(torch, before["precision"].removeprefix("torch.")))
         values["device"] = places.device
-        if places.device == "auto":  # then on the kind of device that the run had, if there is one here
+        if places.device == "auto":  # the kind of device of the run, if this machine has one
             try:
                 values["device"] = str(resolve_device(before["device"]))
             except TokredError:
                 values["device"] = "auto"
     except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise TokredError(f"What its run.json says is no configuration of tokred ({reason})") from error
+        raise TokredError(f"its run.json does not contain a valid configuration ({reason})") from error
     return Config.from_mapping(values)
 
 
 def rebuild(job: Job, evidence: Sequence[Evidence], run: Run | None) -> tuple[dict[str, Row], set[str]]:
-    """The rows of a run, built again from its set-up and its predictions, and the columns that cannot be.
+    """Build the rows of a run again from its set-up and its predictions.
 
-    Speed and versions are those of run.json, and so are the names of data and weights: of places that have
-    moved they are others, and the hashes were compared.
+    Speed, versions and the names of data and weights are taken from run.json: names differ if the files were
+    moved, and their hashes were compared before.
 
     Args:
         job: the run, set up again.
-        evidence: that of all rows of the run on the board.
-        run: the run's folder, if it is not a board that is checked.
+        evidence: the evidence of all rows of the run on the board.
+        run: the run; None if a board is checked.
 
     Returns:
-        The rows by the names of their predictions, and names of columns.
+        The rows by the names of their predictions, and the names of the columns that cannot be rebuilt.
     """
     about, names = evidence[0].run, {one.name for one in evidence}
     stored = run.predictions if run is not None and run.predictions else _merged(job, evidence)
@@ -151,14 +152,15 @@ def rebuild(job: Job, evidence: Sequence[Evidence], run: Run | None) -> tuple[di
         unknown |= {"top5", "kl", "smallest_batch"}
         unknown |= {"unbeaten", "best"} if set(job.models) - names else set()
         unknown |= set() if BASELINE in names else _AGAINST_DENSE
-    named = ((outcome_name(stored.models, row), row) for row in rows)
-    return {name: row for name, row in named if name is not None}, unknown
+    pairs = ((outcome_name(stored.models, row), row) for row in rows)
+    return {name: row for name, row in pairs if name is not None}, unknown
 
 
 def _merged(job: Job, evidence: Sequence[Evidence]) -> RunPredictions:
-    """The predictions of a run, put together from the evidence of its rows on a board.
+    """The predictions of a run, merged from the evidence of its rows on a board.
 
-    The evidence says which predictions are right, and not what the label of an image is that all have wrong.
+    Evidence contains which predictions are right, so the label of an image that all rows get wrong is
+    unknown.
     """
     total = max(len(one.correct) + len(one.left_out) for one in evidence)
     labels = np.full(total, _NO_CLASS if job.source.labelled else UNLABELLED)
@@ -176,30 +178,30 @@ def _merged(job: Job, evidence: Sequence[Evidence]) -> RunPredictions:
 
 
 def batches(n: int, size: int, sample: int, seed: int) -> list[range]:
-    """Batches drawn at random, whole ones of the run, that have at least `sample` images or all there are."""
+    """A random choice of whole batches of the run with at least `sample` images, or all of them."""
     every = loading.ranges(n, size)
     drawn = [every[place] for place in np.random.default_rng(seed).permutation(len(every))]
-    sizes = np.cumsum([len(batch) for batch in drawn])  # the last batch of the run may be a short one
+    sizes = np.cumsum([len(batch) for batch in drawn])  # the last batch of the run may be shorter
     return sorted(drawn[: int(np.searchsorted(sizes, sample)) + 1], key=lambda batch: batch.start)
 
 
 def run(
     job: Job, evidence: Sequence[Evidence], chosen: Sequence[range], progress: Callable[[int], None]
 ) -> Evaluation:
-    """Predictions of some batches, as `Again`, by the models of the given evidence.
+    """Evaluate some batches with the models of the given evidence; predictions are `Again`.
 
-    The dense model records what all methods of the run look at, whichever of them are asked for: recording
-    selects the kernel, and with it the last bits.
+    The dense model records the attention that all methods of the run use, even if only some are evaluated:
+    recording selects the attention kernel, on which the last bits depend.
 
     Raises:
-        TokredError: the evidence is about images that the data do not have, or one cannot be read.
+        TokredError: the evidence is about images that the data do not have, or an image cannot be read.
     """
     n = len(job.source)
     predictions: dict[str, Predictions] = {BASELINE: Predictions.empty(n)}
     for one in evidence:
         if len(one.places) and one.places[-1] >= n:
-            counts = f"The row has {len(one.correct)} images, and its data have {n} now"
-            raise TokredError(f"{counts}; give the run's own with --data.")
+            counts = f"The row has {len(one.correct)} images, but the data now have {n}"
+            raise TokredError(f"{counts}; give the data of the run with --data.")
         before = np.full(n, -1)
         before[one.places] = one.prediction
         predictions[one.name] = Again.of(before)

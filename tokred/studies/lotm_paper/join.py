@@ -1,4 +1,4 @@
-"""The join of measured rows with the paper's printed lines, and the table of it."""
+"""The join of measured rows with the rows printed in the paper, and its table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tokred.tables.render import Table
 from tokred.tables.row import BASELINE, Row, csv_cell
 
 Line = dict[str, Any]
-"""Printed and measured figures of one method, by the columns of the CSV. Accuracies, drops and their
-differences are in per cent, FLOPs in 10^9; None is "not printed" or "not measured". `k` belongs to the
-paper's plans and not to those that are matched to a budget; `within` says whether the interval of the
-measured accuracy holds the printed one."""
+"""Printed and measured values of one method, by the columns of the CSV. Accuracies, drops and their
+differences are in per cent, FLOPs in 10^9; None means "not printed" or "not measured". Only the paper's own
+plans have a `k`, not those matched to a budget; `within` says whether the printed accuracy lies in the
+interval of the measured one."""
 
 
 def join(table: int, model: str, rows: Sequence[Row], comparable: bool) -> list[Line]:
-    """Rows of one model beside the printed lines, in the paper's order, with controls at the end.
+    """Join rows of one model with the printed ones, in the paper's order with the controls last.
 
     Args:
         table: number of the table.
@@ -31,7 +31,7 @@ def join(table: int, model: str, rows: Sequence[Row], comparable: bool) -> list[
     lines = printed.lines(table, model)
     places = {(line.method, line.k if table == 1 else None): place for place, line in enumerate(lines)}
     pairs = [(places.get((row.method, _k(row) if table == 1 else None), len(lines)), row) for row in rows]
-    # LoTM at the paper's k comes before LoTM at the budget; controls keep their order.
+    # LoTM at the paper's k comes before LoTM matched to the budget; controls keep their order.
     pairs.sort(
         key=lambda pair: (pair[0], pair[1].budget is not None, "" if pair[1].control else pair[1].stages)
     )
@@ -77,13 +77,13 @@ def _difference(value: float | None, other: float | None) -> float | None:
 
 
 def _k(row: Row) -> int | None:
-    """The paper's k of a row that was run at it."""
+    """The paper's k, for a row with that plan."""
     fixed = row.budget is None and row.method != BASELINE and not row.control
     return int(row.knob) if fixed and row.knob.isdigit() else None
 
 
 def csv_text(lines: Sequence[Line]) -> str:
-    """All lines with all figures."""
+    """The lines as CSV with all columns."""
     frame = pd.DataFrame([{name: csv_cell(value) for name, value in line.items()} for line in lines])
     return frame.to_csv(index=False, lineterminator="\n")
 
@@ -100,7 +100,7 @@ _LAST = {"Training": "{training}", "Not shown to beat": "{unbeaten}"}
 _COMPARABLE = (
     {"Top-1 (%) printed": "{top1_printed:.2f}"},
     _TOP1,
-    {"Difference": "{top1_diff:+.2f}", "Holds it": "{holds}"},
+    {"Difference": "{top1_diff:+.2f}", "Printed within interval": "{within_text}"},
     _DROP,
     {"Drop printed": "{drop_printed:.2f}"},
     _LAST,
@@ -114,10 +114,10 @@ def table(lines: Sequence[Line], title: str, notes: Sequence[str], measured: boo
 
     Args:
         lines: lines of one table.
-        title: its title, in Markdown and LaTeX too.
+        title: the title, also in Markdown and LaTeX.
         notes: sentences below the table, before the errors of methods.
-        measured: whether there is more than FLOPs.
-        comparable: whether the images are the paper's; elsewhere printed drops are marked as ImageNet's.
+        measured: whether accuracy was measured, not only FLOPs.
+        comparable: whether the images are the paper's; otherwise printed drops are marked as ImageNet's.
     """
     parts = (_METHOD, _FLOPS, *((_COMPARABLE if comparable else _OTHER) if measured else ()))
     columns = [column for part in parts for column in part.items()]
@@ -138,16 +138,16 @@ def _cell(pattern: str, line: Line) -> str:
     texts = {
         "method": f"{line['method']}, control" if line["control"] else line["method"],
         "layers": _range(line["layers"]),
-        "holds": {True: "yes", False: "no", None: ""}[line["within"]],
+        "within_text": {True: "yes", False: "no", None: ""}[line["within"]],
     }
     try:
         return pattern.format(**{**line, **texts})
-    except TypeError:  # a figure that is None
+    except TypeError:  # the value is None
         return ""
 
 
 def _range(layers: str) -> str:
-    """Many layers in a row as "1 to 12"."""
+    """Layers as text; more than three consecutive ones as "1 to 12"."""
     numbers = [int(layer) for layer in layers.split()]
     in_a_row = len(numbers) > 3 and numbers == list(range(numbers[0], numbers[-1] + 1))
     return f"{numbers[0]} to {numbers[-1]}" if in_a_row else layers

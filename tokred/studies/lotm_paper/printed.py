@@ -1,4 +1,4 @@
-"""What the reference paper prints: the figures of its Tables 1 to 4, and where they contradict themselves."""
+"""The values printed in the LoTM paper's Tables 1 to 4, with their misprints and contradictions."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ TITLES = {
 }
 
 _TRAINING = (
-    "Printed ToMe is cited from its paper, trained with the reduction for 300 epochs; measured ToMe is as "
-    "the column of training says. How the other printed methods were trained is not stated."
+    "Printed ToMe is cited from its paper, trained with the reduction for 300 epochs; measured ToMe is "
+    "trained as the Training column says. The paper does not state how the other methods were trained."
 )
 NOTES = {
     "table1": (
         "The text names layers 4, 7, 11. DeiT-T's printed FLOPs fit layers 4, 7, 10 within 0.01 G; DeiT-S' "
         "fit neither set at every k.",
-        "DeiT-B's printed FLOPs fall by 1.06 G with every 10 tokens but at k = 40, where 13.97 stands and "
-        "13.37 would follow: a misprint?",
-        "The printed baselines of DeiT-S and DeiT-B, 4.65 and 17.60 G, are above what a trace of these "
-        "models counts, 4.61 and 17.58.",
-        "No k above 49 can be had from 196 tokens in three stages: at 50, the third finds 48 pairs.",
+        "DeiT-B's printed FLOPs fall by 1.06 G with every 10 tokens, except at k = 40: 13.97 is printed, "
+        "but 13.37 expected, so this is probably a misprint.",
+        "The printed baselines of DeiT-S and DeiT-B, 4.65 and 17.60 G, are above a trace of these models, "
+        "4.61 and 17.58.",
+        "With 196 tokens and three stages k can be at most 49: at 50, the third stage has only 48 pairs.",
     ),
     "table2": (
-        "Printed drops that are not the difference of the printed accuracies: Sinkhorn 14.8 (15.80), "
-        "PatchMerger 3.0 (4.02), DPC-KNN 0.95 (0.97), K-Medoids 1.06 (1.08), ToMe 0.17 (0.19). The column "
-        "here has the differences.",
+        "Some printed drops are not the difference of the printed accuracies: Sinkhorn 14.8 (15.80), "
+        "PatchMerger 3.0 (4.02), DPC-KNN 0.95 (0.97), K-Medoids 1.06 (1.08), ToMe 0.17 (0.19). This table "
+        "has the differences.",
         _TRAINING,
     ),
     "table3": (
@@ -46,14 +46,14 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Printed:
-    """One printed line: accuracy and drop in per cent, FLOPs in 10^9 multiply-accumulates.
+    """One printed row: accuracy and drop in per cent, FLOPs in 10^9 multiply-accumulates.
 
     Attributes:
         table: number of the table.
         model: tokred's name of the model.
         method: tokred's name of the method, or "baseline".
-        k: tokens that LoTM removes at each of its three stages, else None; in Tables 3 and 4 Table 1's for
-            these FLOPs.
+        k: tokens that LoTM removes at each of its three stages, else None; in Tables 3 and 4, that of
+            Table 1 for these FLOPs.
         top1: accuracy.
         drop: drop as printed, which is not always the difference of the accuracies.
         gflops: FLOPs.
@@ -69,7 +69,7 @@ class Printed:
 
 
 def lines(table: int, model: str | None = None) -> list[Printed]:
-    """The lines of a table in their order, those of one model or all."""
+    """The printed rows of a table in their order, for one model or all."""
     with (Path(__file__).parent / "printed.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if int(row["table"]) == table]
     return [

@@ -29,21 +29,21 @@ Rows = Mapping[str, Sequence[Row]]
 
 
 class Study:
-    """One table or figure of the paper; mistakes in data or weights show before any image is evaluated.
+    """The measurement of one table or figure of the paper.
 
     Args:
         target: "table1" to "table4", or "fig3".
-        config: data, weights and how to run; model, methods, budgets and stages are the target's. `weights`
-            may be a folder with a file for each model, named after it.
+        config: data, weights and hardware; model, methods, budgets and stages are those of the target.
+            `weights` may be a folder with a file for each model, named after it.
         models: some of the target's models, by default all.
-        flops_only: compare FLOPs alone, without any data or weights.
+        flops_only: whether to compare FLOPs alone, without data or weights.
 
     Attributes:
         jobs: comparisons by model.
         notes: sentences about models that cannot be measured.
 
     Raises:
-        TokredError: no such model, or data that cannot be used.
+        TokredError: the target does not have such a model, or the data cannot be used.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Study:
         unknown = [model for model in models if model not in known]
         if unknown:
             name = printed.TITLES[target].partition(":")[0]
-            raise TokredError(f"{name} is about {', '.join(known)}, not {unknown[0]}.")
+            raise TokredError(f"{name} has the models {', '.join(known)}, not {unknown[0]}.")
         self.models = tuple(models) or known
         self.jobs: dict[str, Job] = {}
         self.notes: list[str] = []
@@ -64,7 +64,7 @@ class Study:
                 self.jobs[model] = Job(self._config(config, model), outputs=outputs.files)
             except TokredError as error:
                 if model == self.models[-1] and not self.jobs and (config.data or self.table is None):
-                    raise  # PhotoDigits has weights for some models; other images were meant for all of them
+                    raise  # only PhotoDigits is expected to lack weights for some models
                 self.notes.append(f"{model} is not measured here: {error}")
 
     def _config(self, config: Config, model: str) -> Config:
@@ -79,13 +79,13 @@ class Study:
 
     @property
     def comparable(self) -> bool:
-        """Whether the images are the paper's: ImageNet-1K's validation images, or the first of them."""
+        """Whether the images are the paper's: ImageNet-1K's validation images, or some of them."""
         sources = [job.source for job in self.jobs.values()]
         return bool(sources) and all(map(published_accuracy.is_imagenet, sources))
 
     @property
     def title(self) -> str:
-        """A title that cannot be mistaken for the paper's own."""
+        """The title, which says on which images was measured."""
         title = printed.TITLES[self.target]
         if not self.jobs:
             return f"{title}. FLOPs alone"
@@ -106,10 +106,10 @@ class Study:
         return sum(len(job.source) for job in self.jobs.values())
 
     def open(self, out: Path) -> list[str]:
-        """Take the folder of the results; sentences about what earlier runs left there.
+        """Open the folders of the results, and return sentences about earlier runs in them.
 
         Raises:
-            TokredError: it is not writable, or in use.
+            TokredError: a folder is not writable, or in use.
         """
         check_writable(out)
         folders = {model: out if self.table is None else out / model for model in self.jobs}
@@ -121,10 +121,10 @@ class Study:
         progress: Callable[[int], None] = lambda images: None,
         bench: int = 0,
     ) -> Rows:
-        """Measure all models, and count FLOPs of those that cannot be measured.
+        """Measure all models; of those that cannot be measured, count the FLOPs.
 
-        Of several processes only the first one has rows. `bench` is the number of rounds in which each model
-        is timed.
+        In a distributed run only the first process has rows. `bench` is the number of rounds in which each
+        model is timed.
 
         Raises:
             TokredError, Interrupted: as `Job.run`.
@@ -137,14 +137,14 @@ class Study:
         }
 
     def lines(self, rows: Rows) -> list[Line]:
-        """The rows of all models beside the printed lines of the table."""
+        """The rows of all models joined with the printed rows of the table."""
         assert self.table is not None
         return [
             line for model in self.models for line in join(self.table, model, rows[model], self.comparable)
         ]
 
     def as_table(self, rows: Rows) -> Table:
-        """The table with printed and measured figures, and the paper's known misprints."""
+        """The table of printed and measured values, with notes on misprints."""
         notes = [*self.notes, *printed.NOTES[self.target]]
         return table(self.lines(rows), self.title, notes, bool(self.jobs), self.comparable)
 
@@ -168,7 +168,7 @@ class Study:
         write_all(out, {f"{self.target}.{ending}": text.encode() for ending, text in texts.items()})
 
     def _figures(self, rows: Sequence[Row]) -> dict[str, bytes]:
-        """Fig. 3 over FLOPs, with the printed points where they compare, and over measured speed."""
+        """Fig. 3 over FLOPs, with the printed points if they are comparable, and over measured speed."""
         model = self.plans.model
         points = [(line.gflops, line.top1) for table in (1, 2) for line in printed.lines(table, model)]
         figures = {"fig3-flops": pareto.pareto(rows, "gflops", self.title, points if self.comparable else ())}
@@ -181,7 +181,7 @@ class Study:
 
 
 def planned(config: Config, costs: CostTable) -> list[Row]:
-    """The rows of a configuration's plans, with FLOPs alone."""
+    """The rows of the plans of a configuration, with FLOPs alone."""
     rows = [Row(BASELINE, gflops=costs.dense / 1e9)]
     for fixed in config.fixed:
         rows.append(_row(None, at_knob(costs, fixed.method, fixed.knob, stages=fixed.stages)))
@@ -205,16 +205,17 @@ def _row(budget: float | None, match: Match) -> Row:
 
 
 def weights_of(model: str, weights: str | None, models: int = 1) -> str | None:
-    """The weights of one of several models: a folder's file that is named after it, or the only model's own.
+    """The weights of one of several models: the file in a folder that is named after it, or `weights` itself.
 
     Raises:
-        TokredError: one file for several models, or a folder that has not exactly one file for this model.
+        TokredError: there is one file for several models, or the folder does not have exactly one file for
+            this model.
     """
     if weights is None or not Path(weights).is_dir():
         if weights is not None and models > 1:
             raise TokredError(
-                f"--weights {weights} is one file for {models} models; give a folder with one for each, or "
-                "choose with --models."
+                f"--weights {weights} is one file for {models} models; give a folder with a file for each, "
+                "or choose one model with --models."
             )
         return weights
     names = (model, zoo.timm_name(model))

@@ -1,4 +1,4 @@
-"""Similarities of any number of images as exact counts and sums, without keeping a pair."""
+"""Similarities over any number of images, accumulated as exact counts and sums."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tokred.studies.similarity.pairs import Pairs
 
-BINS = 2000  # of the histograms, over [-1, 1]
+BINS = 2000  # bins of the histograms, over [-1, 1]
 EDGES = np.linspace(-1, 1, BINS + 1)
 POWERS = 4  # for mean, spread, skew and kurtosis
 _CHUNK = 2**26  # similarities in memory at once
@@ -17,10 +17,10 @@ _TENSORS = ("counts", "sums", "means", "near")
 
 
 class Accumulator:
-    """Similarities of tokens at some layers, summed up by kind of pair.
+    """Similarities of tokens at some layers, accumulated by kind of pair.
 
     Args:
-        pairs: the pairs to look at.
+        pairs: the pairs to compare.
         layers: number of layers.
         images: number of images in the data.
         device: device of the tokens.
@@ -42,7 +42,7 @@ class Accumulator:
         self._apart = pairs.apart.to(device)
 
     def add(self, layer: int, images: Tensor, tokens: Tensor) -> None:
-        """Add some images at one layer.
+        """Add images at one layer.
 
         Args:
             layer: zero-based index among the layers of this accumulator.
@@ -72,7 +72,7 @@ class Accumulator:
 
 
 def cosine(tokens: Tensor) -> Tensor:
-    """Cosine similarity of any two tokens of an image, [B, N, N] float32, from [B, N, C]."""
+    """Cosine similarity of all pairs of tokens of each image, [B, N, N] float32, from [B, N, C]."""
     with torch.autocast(tokens.device.type, enabled=False):
         unit = F.normalize(tokens.float(), dim=-1)
         return (unit @ unit.mT).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Figures of token similarity: its distribution, its means at all layers, and its fall with distance."""
+"""Figures of token similarity: its distribution, its means by layer, and its means by distance."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CURVES = 5  # layers in the figure of distances
 
 
 def figures(measurement: Measurement, findings: pd.DataFrame) -> dict[str, Figure]:
-    """All figures, by name of file."""
+    """All figures, by the names of their files."""
     with style():
         return {
             "similarity": _distributions(measurement, findings),
@@ -135,7 +135,7 @@ def _counts(measurement: Measurement, sense: str, kind: str) -> np.ndarray:
 
 
 def _range(measurement: Measurement, kinds: Sequence[str]) -> tuple[float, float]:
-    """Tenths that leave at most a thousandth of the pairs out on either side."""
+    """Range in tenths that leaves out at most a thousandth of the pairs on either side."""
     counts = [_counts(measurement, sense, kind) for sense in ("both", "position") for kind in kinds]
     below = [np.cumsum(each) / each.sum() for each in counts]
     low = min(EDGES[np.searchsorted(share, 0.001)] for share in below)
@@ -145,5 +145,5 @@ def _range(measurement: Measurement, kinds: Sequence[str]) -> tuple[float, float
 
 def _title(drawing: Figure, measurement: Measurement, what: str) -> None:
     text = visible(f"Similarity of tokens: {measurement.title}, {what}")
-    # Without math: a dollar sign in a folder's name begins no formula.
+    # Without math, since a folder's name may contain a dollar sign.
     drawing.suptitle(text, x=0.01, ha="left", fontsize=11, parse_math=False)

@@ -1,4 +1,4 @@
-"""Kinds of token pairs on the grid of patches and along their raster sequence."""
+"""Kinds of token pairs on the grid of patches and along its raster sequence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Pairs:
     Attributes:
         rows: rows of the grid of patches.
         columns: columns of the grid of patches.
-        kinds: [2, P] int64 for each name that has pairs on this grid, raster positions, the smaller first.
+        kinds: raster positions, [2, P] int64 with the smaller first, of each kind that has pairs on this
+            grid.
         apart: [N * N] int64, the offset of any two tokens: `rows apart * columns + columns apart`.
     """
 
@@ -44,8 +45,8 @@ class Pairs:
 
         "adjacent" are the disjoint pairs (0, 1), (2, 3), ... of the sequence that LoTM compares; "window" all
         pairs within each run of four tokens; "square" all within each window of 2 x 2 patches; "vertical" a
-        token and the one below it; "all" any two tokens. As in LoTM the sequence runs on from line to line;
-        tokens that do not fill a window take no part.
+        token and the one below it; "all" any two tokens. As in LoTM the sequence continues from line to line.
+        Tokens that do not fill a window are left out.
         """
         n = rows * columns
         position = torch.arange(n).view(rows, columns)

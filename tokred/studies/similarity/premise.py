@@ -1,4 +1,4 @@
-"""The test of the premise: at which layers, and in what sense, are neighbouring tokens more similar?"""
+"""The test of the premise: the layers at which neighbouring tokens are more similar than all pairs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 def findings(measurement: Measurement) -> pd.DataFrame:
     """One row for each layer, sense of neighbourhood and kind of pairs, with the columns of similarity.csv.
 
-    `difference` is a kind's mean similarity less that of all pairs in the same image, averaged over images;
-    its 95 % bootstrap interval resamples images, or groups of images that are not independent. `effect` is
-    the difference in standard deviations of all pairs, `superiority` the probability that a pair of this kind
-    is more similar than a pair of all, `share_of_images` the fraction of images with a positive difference.
+    `difference` is the mean similarity of a kind minus that of all pairs in the same image, averaged over
+    images; its 95 % bootstrap interval resamples images, or groups of images that are not independent.
+    `effect` is the difference in standard deviations of all pairs, `superiority` the probability that a pair
+    of this kind is more similar than any pair, `share_of_images` the fraction of images with a positive
+    difference.
     """
     rows = [row for sense in SENSES for row in _rows(measurement, sense)]
     return pd.DataFrame(rows).sort_values("layer", kind="stable", ignore_index=True)
@@ -72,14 +73,14 @@ def _rows(measurement: Measurement, sense: str) -> Iterator[dict[str, Any]]:
 
 
 def verdict(lo: float, hi: float, groups: int) -> str:
-    """What an interval of the difference says about the premise. A single group has no interval."""
+    """The verdict on the premise by an interval of the difference. A single group has no interval."""
     if groups < 2 or lo <= 0 <= hi:
         return OPEN
     return HOLDS if lo > 0 else FAILS
 
 
 def select(frame: pd.DataFrame, sense: str, kind: str) -> pd.DataFrame:
-    """The findings of one sense and kind, by layer; empty where the grid has no such pairs."""
+    """The findings of one sense and kind, by layer; empty if the grid has no such pairs."""
     return frame[(frame["neighbours"] == sense) & (frame["kind"] == kind)]
 
 
@@ -102,7 +103,7 @@ def by_distance(measurement: Measurement) -> pd.DataFrame:
 
 
 def lowest(distances: pd.DataFrame) -> dict[int, int]:
-    """For each layer the distance at which tokens of the unshuffled images are least similar."""
+    """The distance at which tokens of the unshuffled images are least similar, by layer."""
     both = distances[distances["neighbours"] == "both"].reset_index(drop=True)
     least = both.loc[both.groupby("layer")["mean"].idxmin()]
     return dict(zip(least["layer"], least["distance"], strict=True))

@@ -1,4 +1,4 @@
-"""Findings as tables for the terminal and as files."""
+"""The findings as tables for the terminal and as files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokred.utils.provenance import code_hash, versions
 TABLES = ("similarity.csv", "histograms.csv", "distance.csv")
 FILES = (*TABLES, *(f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")))
 _STYLES = {HOLDS: "green", FAILS: "red"}
-_COARSE = 10  # bins of an accumulator in one of histograms.csv
+_COARSE = 10  # bins of an accumulator in a bin of histograms.csv
 
 #: The paper's words about its Fig. 1, layer 1 of a DeiT-S on ImageNet-1K.
 PAPER = {
@@ -34,7 +34,7 @@ PAPER = {
 
 
 def histograms(measurement: Measurement) -> pd.DataFrame:
-    """Pairs by similarity, in bins of a hundredth, without the empty ones."""
+    """Numbers of pairs by similarity, in bins of a hundredth, without empty bins."""
     counts = np.stack([sums.counts.numpy() for sums in measurement.sums.values()])
     counts = counts.reshape(*counts.shape[:-1], BINS // _COARSE, _COARSE).sum(-1)
     sense, layer, kind, place = np.nonzero(counts)
@@ -72,8 +72,8 @@ def premise_table(measurement: Measurement, findings: pd.DataFrame) -> Table:
         words=frozenset([premise]),
         cell_styles={(place, premise): _STYLES.get(word, "") for place, word in enumerate(near["verdict"])},
         notes=[
-            "± is half of the 95 % interval. Of images: those in which adjacent pairs are more similar "
-            "than all pairs. Least alike: the distance in patches at which tokens are least similar."
+            "± is half of the 95 % interval. Of images: fraction of images in which adjacent pairs are more "
+            "similar than all pairs. Least alike: distance in patches at which tokens are least similar."
         ],
     )
 
@@ -111,10 +111,10 @@ def paper_table(findings: pd.DataFrame) -> Table:
 
 
 def check_folder(out: Path) -> None:
-    """Make the folder of the results, unless it holds something else that they would replace.
+    """Create the folder of the results, unless it contains other results that would be overwritten.
 
     Raises:
-        TokredError: it does, or cannot be written.
+        TokredError: it contains other results, or cannot be written.
     """
     check_writable(out)
     try:
@@ -126,7 +126,7 @@ def check_folder(out: Path) -> None:
         ours = False
     if not ours:
         raise TokredError(
-            f"{out} holds results of something else, which would be lost; choose another folder with --out."
+            f"{out} contains other results, which would be overwritten; choose another folder with --out."
         )
 
 
@@ -134,7 +134,7 @@ def write(measurement: Measurement, findings: pd.DataFrame, out: Path) -> None:
     """Write tables and figures, and run.json last.
 
     Raises:
-        TokredError: one cannot be written; what was there before is unchanged.
+        TokredError: a file cannot be written; an existing one is unchanged.
     """
     check_folder(out)
     run = {
@@ -158,5 +158,5 @@ def write(measurement: Measurement, findings: pd.DataFrame, out: Path) -> None:
 
 
 def _csv(table: pd.DataFrame) -> bytes:
-    # The edges of histograms.csv have at most two decimals, so that one format fits all tables.
+    # The edges in histograms.csv have at most two decimals, so one format fits all tables.
     return table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()

@@ -1,4 +1,4 @@
-"""The shape of a distribution that is known as a histogram: moments, modes and distance from normal."""
+"""The shape of a distribution in a histogram: moments, modes and distance from a normal distribution."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 from scipy import ndimage, signal, stats
 
 NORMAL = 0.05  # largest distance from a normal distribution that still counts as normal
-SMOOTHING = 0.25  # of the histogram before modes are counted, in standard deviations
-PROMINENCE = 0.05  # of a further mode, as a fraction of the highest
-_CONSTANT = 1e-6  # a smaller standard deviation is rounding: the distribution is one point
+SMOOTHING = 0.25  # width of the smoothing before modes are counted, in standard deviations
+PROMINENCE = 0.05  # least prominence of a further mode, as a fraction of the highest
+_CONSTANT = 1e-6  # a smaller standard deviation is due to rounding: the distribution is one point
 
 
 class Shape(NamedTuple):
@@ -19,12 +19,12 @@ class Shape(NamedTuple):
     Attributes:
         mean: mean.
         sd: standard deviation.
-        shape: the paper's word, "bimodal" or "normal", or else "one mode" or "3 modes".
+        shape: "bimodal" or "normal", the paper's words, or else "one mode", "3 modes" and so on.
         modes: number of maxima of the smoothed histogram.
         bimodality: Sarle's coefficient, (skew² + 1) / kurtosis: 1/3 for a normal one, 1 for two points.
         skew: third standardised moment.
-        excess_kurtosis: fourth standardised moment less 3, that of a normal distribution.
-        normal_distance: largest difference from the distribution function of the fitted normal one.
+        excess_kurtosis: fourth standardised moment minus 3, that of a normal distribution.
+        normal_distance: largest difference from the distribution function of the fitted normal distribution.
     """
 
     mean: float
@@ -63,7 +63,8 @@ def shape(counts: np.ndarray, edges: np.ndarray, sums: np.ndarray) -> Shape:
 def modes(counts: np.ndarray, edges: np.ndarray, sd: float) -> int:
     """Maxima of a histogram after Gaussian smoothing by a quarter of `sd`, or by Silverman's width if wider.
 
-    A further maximum counts if it stands out by 5 % of the highest. The ends mirror, so mass there is a mode.
+    A further maximum counts if its prominence is 5 % of the highest. The histogram is mirrored at its ends,
+    so a maximum there counts too.
     """
     width = max(SMOOTHING, 1.06 * counts.sum() ** -0.2) * sd / (edges[1] - edges[0])
     density = counts.astype(float)

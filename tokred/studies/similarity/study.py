@@ -1,4 +1,4 @@
-"""One pass of the dense model over images, and one over the same images with their patches shuffled."""
+"""Passes of the dense model over images, and over the same images with their patches shuffled."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Measurement:
     """The similarities of one pass.
 
     Attributes:
-        model: the model's name as the user gave it.
-        data: one phrase about the images, for titles.
+        model: name of the model as given by the user.
+        data: a phrase about the images, for titles.
         features: the features that were compared.
         layers: one-based layers.
         pairs: the grid and its pairs.
@@ -68,7 +68,7 @@ class Measurement:
 
     @property
     def title(self) -> str:
-        """Model and data, in one line."""
+        """The title: model and data."""
         return f"{self.model} on {self.data}"
 
     @property
@@ -81,13 +81,13 @@ class Study:
     """Similarities of tokens after the attention of each layer; LoTM's Fig. 1 shows those of the first.
 
     Args:
-        config: model, data and how to run; methods and budgets play no part.
+        config: model, data and hardware; methods and budgets are not used.
         layers: one-based layers, by default all.
         features: "residual" for the tokens that LoTM compares, after the attention and its residual;
-            "attention" for what the attention adds to them.
+            "attention" for the output of the attention alone.
 
     Raises:
-        TokredError: anything wrong with the configuration, before any image is read.
+        TokredError: the configuration is invalid. This is known before any image is read.
     """
 
     def __init__(
@@ -107,12 +107,13 @@ class Study:
         self.pairs = Pairs.of(*self.loaded.model.patch_embed.grid_size)
         if self.pairs.tokens < 4:
             raise TokredError(
-                f"{config.model} has {self.pairs.tokens} patch tokens, too few to compare; take 4 or more."
+                f"{config.model} has {self.pairs.tokens} patch tokens, but 4 are needed; use a larger "
+                "--img-size or another model."
             )
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """Everything that decides the numbers."""
+        """Everything that determines the results."""
         return {
             **{name: getattr(self.config, name) for name in _DECISIVE},
             "layers": list(self.layers),
@@ -130,13 +131,13 @@ class Study:
         return hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:8]
 
     def data(self, unreadable: int = 0) -> str:
-        """One phrase about the images."""
+        """A phrase about the images."""
         first = "first " if self.source.limited else ""
         rest = f", {unreadable} unreadable" if unreadable else ""
         return f"{self.source.title} {self.source.split} ({first}{len(self.source)} images{rest})"
 
     def describe(self) -> str:
-        """One line: data, weights, precision and device."""
+        """A line about data, weights, precision and device."""
         note = f" {self.source.note}" if self.source.note else ""
         where = f"{self.configuration['precision']} on {self.device}"
         return (
@@ -150,12 +151,12 @@ class Study:
         """Measure the similarities of all images.
 
         Args:
-            workers: processes that load images, by default one beside a CPU and up to eight beside a GPU.
-            progress: callback with the number of images of each finished batch.
+            workers: number of processes that load images; by default 1 on a CPU and up to 8 on a GPU.
+            progress: function called with the number of images in each finished batch.
 
         Raises:
-            TokredError: images cannot be read, the model's numbers are not finite, or memory is short.
-            KeyboardInterrupt: on Ctrl-C.
+            TokredError: images cannot be read, the output of the model is not finite, or memory is too small.
+            KeyboardInterrupt: the user pressed Ctrl-C.
         """
         start, images, unreadable = time.monotonic(), len(self.source), dict[int, str]()
         sums = {sense: Accumulator(self.pairs, len(self.layers), images, self.device) for sense in SENSES}
@@ -168,7 +169,7 @@ class Study:
                 progress(len(batch.indices))
         if len(unreadable) == images:
             first = next(iter(unreadable.values()))
-            raise TokredError(f"None of the {images} images can be read; the first: {first}")
+            raise TokredError(f"None of the {images} images could be read: {first}")
         seconds = round(time.monotonic() - start, 1)
         return Measurement(
             model=self.config.model,
@@ -198,7 +199,7 @@ class Study:
 
     @torch.inference_mode()
     def _add(self, batch: Batch, sums: dict[str, Accumulator]) -> None:
-        """Add a batch to the accumulators, as it is and shuffled."""
+        """Add a batch to the accumulators, unshuffled and shuffled."""
         if not len(batch.indices):
             return
         try:
@@ -213,12 +214,12 @@ class Study:
                 sums["content"].add(place, index, tokens.take_along_dim(back, dim=1))
         except (torch.cuda.OutOfMemoryError, MemoryError):
             raise TokredError(
-                f"{self.device} has no memory for {len(batch.indices)} images at once; "
+                f"{self.device} has too little memory for {len(batch.indices)} images at once; "
                 "choose a smaller --batch-size."
             ) from None
 
     def _tokens(self, images: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The index of each chosen layer with its patch tokens, [B, N, C] float32."""
+        """Yield the place of each chosen layer in `layers`, and its patch tokens, [B, N, C] float32."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             before = self.dense.embed(images)
             for part, state in self.dense.walk(before):
@@ -226,7 +227,7 @@ class Study:
                     tokens = state.x.float() - (before.x.float() if self.features == "attention" else 0)
                     if not finite(tokens):
                         raise TokredError(
-                            f"The dense model's numbers are not finite in {part}; check its weights."
+                            f"The output of the dense model is not finite in {part}; check its weights."
                         )
                     yield self.layers.index(state.layer), tokens[:, self.dense.num_prefix :]
                     if state.layer == self.layers[-1]:
@@ -235,7 +236,7 @@ class Study:
 
 
 def shuffle(seed: int, images: Tensor, tokens: int) -> Tensor:
-    """A permutation of each image, [B, N], from seed and image alone: position i receives token [i]."""
+    """A permutation of the tokens of each image, [B, N], which depends on the seed and the image alone."""
     keys = Rng(seed, images).uniform(images.new_empty(len(images), tokens))
     return keys.argsort(dim=1, stable=True)
 
@@ -258,7 +259,7 @@ def _readable(batch: Batch) -> Batch:
 
 
 def _check_layers(layers: Sequence[int] | None, depth: int, model: str) -> tuple[int, ...]:
-    """The chosen layers in order, each once; all of them for None."""
+    """The chosen layers, sorted and without repetition; all layers for None."""
     if layers is None:
         return tuple(range(1, depth + 1))
     wrong = [layer for layer in layers if not 1 <= layer <= depth]

@@ -18,7 +18,7 @@ WINDOW = 7  # tokens on a side of a window: the digit always fits
 class TrainingImages(Dataset[tuple[Tensor, int, Tensor, Tensor]]):
     """The images of a run, in order.
 
-    An item is the pixels, uint8 [3, S, S], the label, the target of each token, [N], and the position of
+    An item has the pixels, uint8 [3, S, S], the label, the target of each token, [N], and the position of
     each token in the whole image, [N].
     """
 
@@ -53,7 +53,7 @@ class TrainingImages(Dataset[tuple[Tensor, int, Tensor, Tensor]]):
 def _window_origin(
     mask: Any, patch: int, grid: int, side: int, rng: np.random.RandomState
 ) -> tuple[int, int]:
-    """Row and column of the first token of a random window that holds as much of the ink as fits."""
+    """Row and column of the first token of a random window that contains as much of the digit as possible."""
     left, top, right, bottom = mask.getbbox() or (0, 0, 1, 1)
     origin = []
     for low, high in ((top, bottom), (left, right)):

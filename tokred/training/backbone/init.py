@@ -18,7 +18,7 @@ def sincos_position(grid: int, dim: int) -> Tensor:
 
 @torch.no_grad()
 def initialize(model: Any, rng: torch.Generator) -> None:
-    """Draw initial weights: sine-cosine positions, attention products near the identity, all else as timm."""
+    """Draw initial weights: sine-cosine positions, attention products near the identity, else as in timm."""
     dim, grid = model.embed_dim, model.patch_embed.grid_size[0]
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -1,8 +1,8 @@
-"""Widen a trained ViT without changing what it computes, so that a wide model does not start from nothing.
+"""Widen a trained ViT without changing its output, so that a wide model need not be trained from scratch.
 
 After Chen et al., ICLR 2016, "Net2Net". Every channel and head is repeated; a LayerNorm over repeated
-channels gives repeated results, and a linear layer that reads repeated channels shares its weights out
-among them. The shares differ at random, and these differences cancel, so the copies drift apart only in
+channels gives repeated results, and a linear layer that reads repeated channels divides its weights among
+them. The shares differ at random, and these differences cancel in sum, so that the copies diverge in
 training.
 """
 
@@ -21,13 +21,13 @@ def widen(small: Any, large: Any, rng: torch.Generator, noise: float = 0.5) -> N
     """Give `large` weights with which it computes the same logits as `small`.
 
     Args:
-        small: The trained model.
-        large: A model of the same depth, patch and head width, with a whole multiple of the channels.
-        rng: Draws the shares of repeated channels.
-        noise: Deviation from equal shares, in units of the layer's own standard deviation.
+        small: the trained model.
+        large: a model of the same depth, patch and head width, with a whole multiple of the channels.
+        rng: generator of the shares of repeated channels.
+        noise: deviation from equal shares, relative to the standard deviation of the layer's weights.
 
     Raises:
-        TokredError: the shapes do not allow it.
+        TokredError: the models do not have such shapes.
     """
     times, rest = divmod(large.embed_dim, small.embed_dim)
     same = all(
@@ -40,11 +40,9 @@ def widen(small: Any, large: Any, rng: torch.Generator, noise: float = 0.5) -> N
     )
     if rest or not same:
         raise TokredError(
-            f"A model of width {small.embed_dim} and depth {len(small.blocks)} cannot be widened to "
-            "one of width "
-            f"{large.embed_dim} and depth {len(large.blocks)}: depth, patch and head width must agree "
-            "and the width "
-            "be a multiple, as from deit_t to deit_s."
+            f"A model of width {small.embed_dim} and depth {len(small.blocks)} cannot be widened to one of "
+            f"width {large.embed_dim} and depth {len(large.blocks)}: depth, patch and head width must agree, "
+            "and the width must be a multiple, as from deit_t to deit_s."
         )
     source = small.state_dict()
     large.load_state_dict(
@@ -60,7 +58,7 @@ def _widened(
 ) -> Tensor:
     if value.shape == target.shape:
         return value
-    if key.endswith(("qkv.weight", "qkv.bias")):  # queries, keys and values each repeat on their own
+    if key.endswith(("qkv.weight", "qkv.bias")):  # queries, keys and values are repeated separately
         parts = [
             _widened(key.replace("qkv", "part"), part, goal, times, rng, noise)
             for part, goal in zip(value.chunk(3), target.chunk(3), strict=True)

@@ -1,11 +1,12 @@
-"""The recipe behind the weights for PhotoDigits: what is trained, for how long, and on which schedule.
+"""The recipe of the shipped weights for PhotoDigits.
 
-From scratch, at full difficulty, a small ViT learns nothing here for a long time. Four things make training
-short enough for two processor cores: a curriculum (large white digits on black, raised to the benchmark's
-difficulty); a window of a quarter of the image around the digit for most images, at the scale and with the
-position embeddings that these tokens have in the whole image; a second target on every patch token (which
-digit covers it, or none); and initial weights with which queries match keys and the value path resembles
-the identity (after Trockman and Kolter, 2023, "Mimetic initialization of self-attention layers").
+From scratch and at full difficulty a small ViT learns nothing here for a long time. Four measures make
+training short enough for two processor cores: a curriculum (from large white digits on black to the
+difficulty of the benchmark); a window of a quarter of the image around the digit for most images, at the
+scale and with the position embeddings that these tokens have in the whole image; a second target for every
+patch token (which digit covers it, or none); and initial weights with which queries match keys and the value
+path resembles the identity (after Trockman and Kolter, 2023, "Mimetic initialization of self-attention
+layers").
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Recipe(BaseModel):
-    """Everything that decides the trained weights. Shares are of `images`."""
+    """Everything that determines the trained weights. Shares are fractions of `images`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,11 +26,11 @@ class Recipe(BaseModel):
     batch_size: int = Field(32, gt=0)
     lr: float = Field(5e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
-    cycles: int = Field(1, ge=1)  # of the learning rate: warm restarts after Loshchilov and Hutter, 2017
+    cycles: int = Field(1, ge=1)  # learning-rate cycles: warm restarts after Loshchilov and Hutter, 2017
     warmup: float = Field(0.02, ge=0, le=1)  # share of each cycle
     curriculum: float = Field(0.2, ge=0, le=1)  # share over which the difficulty rises to the benchmark's
-    whole_every: int = Field(12, ge=1)  # after the curriculum, every so many batches show whole images
-    whole_last: float = Field(0.04, ge=0, le=1)  # and all batches of this last share of each cycle
+    whole_every: int = Field(12, ge=1)  # after the curriculum, one in so many batches has whole images
+    whole_last: float = Field(0.04, ge=0, le=1)  # and so have all batches in this last share of each cycle
     token_weight: float = Field(1.0, ge=0)  # weight of the per-token target
     clip: float = Field(1.0, gt=0)  # gradient norm
     grow_from: str | None = (
@@ -49,16 +50,16 @@ class Recipe(BaseModel):
         return step % self.whole_every == 0 or self._in_cycle(step) >= 1 - self.whole_last
 
     def ease(self, step: int) -> float:
-        """How much easier than the benchmark the images of one step are, from 1 to 0."""
+        """How much easier than the benchmark the images of a step are, from 1 to 0."""
         return max(0.0, 1.0 - step / (self.curriculum * self.steps)) if self.curriculum else 0.0
 
     def lr_scale(self, step: int) -> float:
-        """In each cycle a linear warm-up, then a half cosine to zero."""
+        """The scale of the learning rate: in each cycle a linear warm-up, then a half cosine to zero."""
         done, first = self._in_cycle(step), self.cycles / self.steps
         if done < self.warmup:
             return (done + first) / (self.warmup + first)
         return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / max(first, 1 - self.warmup)))
 
     def _in_cycle(self, step: int) -> float:
-        """How much of its learning-rate cycle is done before a step, from 0 to 1."""
+        """The fraction of the learning-rate cycle that is done before a step."""
         return step * self.cycles / self.steps % 1

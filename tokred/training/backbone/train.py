@@ -1,4 +1,4 @@
-"""Train a backbone on PhotoDigits by a `Recipe`, measure it, and write its weights and their card."""
+"""Training a backbone on PhotoDigits by a `Recipe`, and writing its weights and their card."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def features(model: Any, x: Tensor, tokens: Tensor) -> Tensor:
     """Final features [B, 1 + N, C] of image windows, CLS token first.
 
     Args:
-        model: A plain ViT with a CLS token.
-        x: The windows' pixels, [B, 3, H, W], normalised.
-        tokens: Positions of the windows' patches in the whole image, [B, N].
+        model: a plain ViT with a CLS token.
+        x: normalised pixels of the windows, [B, 3, H, W].
+        tokens: positions of the windows' patches in the whole image, [B, N].
     """
     prefix = model.pos_embed.shape[1] - model.patch_embed.num_patches
-    # An embedding, not an index: threads sum the gradient of an index in any order, and no run would repeat.
+    # An embedding, not an index: threads sum the gradient of an index in any order, so runs would differ.
     patches = model.patch_embed.proj(x).flatten(2).mT + F.embedding(prefix + tokens, model.pos_embed[0])
     cls = (model.cls_token + model.pos_embed[:, :1]).expand(len(x), -1, -1)
     return model.norm(model.blocks(torch.cat([cls, patches], dim=1)))
 
 
 class Trainer(TrainingRun):
-    """A run that trains a backbone. `out` holds the checkpoint, then the weights and their card.
+    """A run that trains a backbone.
 
     Args:
-        recipe: What is trained, and how.
-        out: Output folder.
-        precision: The dtype of matrix products.
-        workers: Number of processes that draw images.
+        recipe: the recipe.
+        out: folder of the checkpoint and of the final weights and their card.
+        precision: dtype of matrix products.
+        workers: number of processes that draw images.
 
     Raises:
         TokredError: the model is not a plain ViT with one CLS token.
@@ -101,7 +101,7 @@ class Trainer(TrainingRun):
 
     def batches(self) -> Iterable[Any]:
         size = self.recipe.batch_size
-        # Every batch lies within one step, so all its images have one size.
+        # Each batch is one step, so all its images have the same size.
         return DataLoader(
             TrainingImages(self.recipe, self.model.patch_embed.patch_size[0]),
             size,
@@ -145,7 +145,7 @@ class Trainer(TrainingRun):
             **versions(),
         }
         tensor_files.write_weights(weights, path, card)
-        shipped = zoo.load_file(self.recipe.model, path)  # what is measured is what the file holds
+        shipped = zoo.load_file(self.recipe.model, path)  # the accuracy is that of the stored weights
         for split in ("validation", "test"):
             card[f"{split}_top1"] = round(accuracy(shipped.model, split), 2)
         card["weights_hash"] = shipped.weights_hash
@@ -154,7 +154,7 @@ class Trainer(TrainingRun):
 
 
 def _trainable(model: Any) -> bool:
-    """Whether `features` fits the model: a CLS token, learned positions, and no norm before the blocks."""
+    """Whether `features` supports the model: a CLS token, learned positions, no norm before the blocks."""
     norms = (model.norm_pre, model.patch_embed.norm)
     plain = type(model).__name__ == "VisionTransformer" and all(
         isinstance(norm, nn.Identity) for norm in norms
@@ -169,7 +169,7 @@ def _trainable(model: Any) -> bool:
 
 
 class Normalize:
-    """Normalise uint8 pixels [B, 3, H, W] by the model's mean and deviation, as `compare` does."""
+    """Normalises uint8 pixels [B, 3, H, W] by the model's mean and standard deviation, as `compare` does."""
 
     def __init__(self, model: Any) -> None:
         config = resolve_data_config({}, model=model)
@@ -181,7 +181,7 @@ class Normalize:
 
 @torch.inference_mode()
 def accuracy(model: Any, split: photodigits.Split, limit: int | None = None, batch_size: int = 50) -> float:
-    """Top-1 on the first `limit` images of a fixed split, per cent."""
+    """Top-1 in per cent on the first `limit` images of a split."""
     model.eval()
 
     def pixels(image: Any) -> Tensor:

@@ -14,25 +14,25 @@ from tokred.utils.text import plain_name
 
 @dataclass(frozen=True)
 class FitConfig:
-    """What to fit, and where.
+    """The configuration of a fit.
 
     Attributes:
-        method: Name of a registered method.
-        recipe: Length, optimiser and loss.
-        model: Name of a model of tokred or timm.
-        budget: Fraction of FLOPs to save; None fits for any budget.
-        options: Options of the method.
+        method: name of a registered method.
+        recipe: length, optimiser and loss.
+        model: name of a model of tokred or timm.
+        budget: fraction of FLOPs to save; None fits for any budget.
+        options: options of the method.
         protocol: "native" or "common" stages.
-        stages: Layers, in place of the protocol's.
-        data: Images, as for `compare`; None for PhotoDigits.
-        weights: A file or "hf-hub:owner/name"; by default as for `compare`.
-        labels: Whether to use the labels of the data.
+        stages: layers, in place of the protocol's.
+        data: images, as for `compare`; None for PhotoDigits.
+        weights: a file or "hf-hub:owner/name"; by default as for `compare`.
+        labels: whether to use the labels of the data.
         device: "auto", "cpu", "cuda" ...
         precision: "auto", "fp32" or "bf16".
-        chunk: Number of images that run together, by default 16 on a CPU and 256 elsewhere; gradients add
-            up over a batch.
-        workers: Number of processes that load images.
-        img_size: Side of the model's input in pixels; by default the model's own.
+        chunk: number of images in a forward pass, by default 16 on a CPU and 256 elsewhere; gradients are
+            summed over a batch.
+        workers: number of processes that load images.
+        img_size: side of the model's input in pixels; by default the model's own.
     """
 
     method: str

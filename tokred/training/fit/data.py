@@ -1,4 +1,4 @@
-"""Images of a fit: training images in an order that follows from the step, and fixed validation images."""
+"""Images of a fit: training images in an order that depends on the step, and fixed validation images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokred.data.source import Source
 from tokred.errors import TokredError
 from tokred.training.fit.recipe import FitRecipe
 
-VALIDATION = 500  # images at most
+VALIDATION = 500  # most validation images
 _ENDLESS = 2**31
 
 
@@ -29,12 +29,13 @@ class FitImages:
     """Training and validation images.
 
     Attributes:
-        train: index to (PIL image, label).
-        n: training images; None where they are endless.
-        validation: a fixed choice from the validation images, spread over all of them.
+        train: training images; an item is a PIL image and its label.
+        n: number of training images; None if they are endless.
+        validation: a fixed choice of validation images, evenly spaced.
+        name: name of the data.
         hash: hash of the training images.
-        labelled: whether their labels are classes of the model.
-        note: a sentence that a reader of the results needs.
+        labelled: whether the labels are used.
+        note: a note for the user on the images; empty if there is none.
     """
 
     train: Dataset[tuple[Any, int]]
@@ -47,16 +48,16 @@ class FitImages:
 
 
 def open_images(data: str | None, seed: int, classes: int, labels: bool = True) -> FitImages:
-    """The images to fit on.
+    """Open the images to fit on.
 
     Args:
-        data: as `compare` takes it; None for PhotoDigits.
+        data: folder or data set, as for `compare`; None for PhotoDigits.
         seed: seed of PhotoDigits' endless training images.
-        classes: The number of classes of the model.
-        labels: whether to use the labels, if they are classes of the model.
+        classes: number of classes of the model.
+        labels: whether to use the labels.
 
     Raises:
-        TokredError: no such data, or labels that are not the model's.
+        TokredError: there are no such images, or their labels are not classes of the model.
     """
     if data is None or sources.is_photodigits(data):
         endless = photodigits.PhotoDigits("train", length=_ENDLESS, seed=seed)
@@ -73,7 +74,7 @@ def open_images(data: str | None, seed: int, classes: int, labels: bool = True) 
     train, validation, note = _splits(data)
     labels = (
         labels and train.labelled and validation.labelled and train.classes != 1
-    )  # one folder for all images is no label
+    )  # a single class folder does not label images
     if labels and train.classes != classes and not _are_imagenets(train):
         _usable(train.classes, classes, labels)
     if labels:
@@ -88,35 +89,35 @@ def _are_imagenets(source: Source) -> bool:
     return bool(source.class_names) and all(map(imagenet.is_wnid, source.class_names or ()))
 
 
-def _usable(found: int | None, classes: int, labels: bool) -> bool:
-    """Whether labels of `found` classes, None if unknown, can train a model of `classes`."""
+def _usable(in_data: int | None, classes: int, labels: bool) -> bool:
+    """Whether to use the labels; raises if the number of classes in the data, unless None, does not fit."""
     if not labels:
         return False
-    if found is not None and found != classes:
+    if in_data is not None and in_data != classes:
         raise TokredError(
-            f"The data has {found} classes, but the model has {classes}; fit without labels: --no-labels."
+            f"The data has {in_data} classes, but the model has {classes}; fit without labels: --no-labels."
         )
     return True
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """Raise unless all labels [B] are classes of the model.
+    """Check that all labels [B] are classes of the model.
 
     Raises:
-        TokredError
+        TokredError: a label is not.
     """
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         wrong = int(labels.max()) if int(labels.max()) >= classes else int(labels.min())
         raise TokredError(
-            f"The data has a label {wrong}, but the model has {classes} classes, from 0; fit with "
+            f"The data has the label {wrong}, but the classes of the model are 0 to {classes - 1}; fit with "
             "--no-labels."
         )
 
 
 def _splits(data: str) -> tuple[Source, Source, str]:
-    """Training images, validation images, and a sentence where the folder has no validation split."""
-    found = folders.splits_in(folders.split_base(Path(data)))
-    if not Path(data).is_dir() or folders.VALIDATION_NAMES & found:
+    """Training images, validation images, and a note if the folder has no validation split."""
+    splits = folders.splits_in(folders.split_base(Path(data)))
+    if not Path(data).is_dir() or folders.VALIDATION_NAMES & splits:
         train, validation = sources.open_source(data, "train"), sources.open_source(data, "validation")
         if train.class_names != validation.class_names:
             raise TokredError(
@@ -124,16 +125,17 @@ def _splits(data: str) -> tuple[Source, Source, str]:
                 "both need the same ones."
             )
         return train, validation, ""
-    if found and not found & folders.TRAINING_NAMES:
-        raise TokredError(f"{data} has splits, but none to train on (there are: {', '.join(sorted(found))}).")
-    whole = sources.open_source(data, "train" if found & folders.TRAINING_NAMES else None)
+    if splits and not splits & folders.TRAINING_NAMES:
+        raise TokredError(f"{data} has no training split; it has {', '.join(sorted(splits))}.")
+    whole = sources.open_source(data, "train" if splits & folders.TRAINING_NAMES else None)
     if len(whole) < 2:
         raise TokredError(
-            f"{data} holds {len(whole)} image; a fit needs some to train on and others to validate on."
+            f"{data} contains {len(whole)} image; a fit needs at least one for training and one for "
+            "validation."
         )
     held = np.arange(len(whole)) % 10 == 9 if len(whole) >= 10 else np.arange(len(whole)) == len(whole) - 1
     note = (
-        "There is no validation split, so every tenth image is kept for validation; compare on other images."
+        "There is no validation split, so every tenth image is used for validation; compare on other images."
     )
     return _part(whole, np.flatnonzero(~held)), _part(whole, np.flatnonzero(held)), note
 
@@ -149,10 +151,9 @@ def _spread(source: Source) -> Source:
 
 
 class Shuffled(Dataset[Any]):
-    """The training images in the order in which a run shows them.
+    """The training images in the order of a run.
 
-    Item p is the p-th image of the run. Each epoch is a permutation of its own; augmentation depends on p
-    alone.
+    Item p is the p-th image of the run. Each epoch has its own permutation; augmentation depends on p alone.
     """
 
     def __init__(self, images: FitImages, transform: Any, seed: int) -> None:
@@ -204,7 +205,7 @@ def drawn_from(*key: int) -> Iterator[None]:
 
 
 def training_transform(model: Any, recipe: FitRecipe, as_drawn: bool) -> Any:
-    """timm's training transform with the recipe's settings; PhotoDigits, which varies by itself, has none."""
+    """timm's training transform with the recipe's settings; PhotoDigits (`as_drawn`) is not augmented."""
     plain = (
         not (recipe.flip or recipe.color_jitter or recipe.auto_augment or recipe.erase)
         and recipe.crop_scale == 1
@@ -226,7 +227,7 @@ def training_transform(model: Any, recipe: FitRecipe, as_drawn: bool) -> Any:
 
 
 class _Shares(Sampler[list[int]]):
-    """Positions of one process's images, one step at a time: a long run has a thousand million of them."""
+    """Positions of the images of one process, one step at a time, since a long run has 10^9 of them."""
 
     def __init__(self, steps: range, batch_size: int, rank: int, world: int) -> None:
         self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world

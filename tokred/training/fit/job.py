@@ -1,4 +1,4 @@
-"""The run behind `fit`: train a method's reducers, or all of a reduced model, and write an adapter."""
+"""Fitting the reducers of a method, or all weights of a reduced model, and writing an adapter."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Best:
 
 
 class Fit(TrainingRun):
-    """A run that fits a method's reducers. `out` holds the checkpoint, then the adapter and its card.
+    """A run that fits the reducers of a method.
 
     Args:
-        config: What to fit.
-        out: Output folder.
-        loaded: The dense model, if it is not the one that `config` names.
+        config: the configuration.
+        out: folder of the checkpoint, the adapter and its card.
+        loaded: the dense model; by default the one in `config`.
 
     Raises:
-        TokredError: anything is wrong with the configuration. No image has been read then.
+        TokredError: the configuration is invalid. This is known before any image is read.
     """
 
     def __init__(self, config: FitConfig, out: Path, loaded: zoo.Loaded | None = None) -> None:
@@ -101,7 +101,7 @@ class Fit(TrainingRun):
         self.best, self.history = Best(), list[dict[str, float]]()
 
     def _match(self) -> Match:
-        """The plan of the budget, or the one at which a fit for any budget is validated."""
+        """The plan for the budget, or the one at which a fit for any budget is validated."""
         config, costs = self.config, CostTable(self.loaded.model)
         own = {} if self.recipe.full else registry.get(config.method).fit_options
         budgets = VALIDATED_BUDGETS if config.budget is None else (config.budget,)
@@ -121,19 +121,18 @@ class Fit(TrainingRun):
         raise AssertionError
 
     def _check(self) -> None:
-        """Raise where the recipe and the images do not go together."""
+        """Check that the recipe and the images are compatible."""
         if self.images.n is None and self.recipe.images is None:
             raise TokredError(
-                "PhotoDigits' training images are endless, so this recipe needs a number of them: --images."
+                "PhotoDigits' training images are endless, so this recipe needs their number; give --images."
             )
         if not (self.images.labelled or self.recipe.logits_weight or self.recipe.tokens_weight):
             raise TokredError(
-                "Without labels this recipe has nothing to learn from; choose one with logits_weight "
-                "or tokens_weight."
+                "Without labels this recipe has no loss; choose one with logits_weight or tokens_weight."
             )
 
     def describe(self) -> str:
-        """One line: what is fitted on what, and for how long."""
+        """A line about the fit: its parameters, length, images and weights."""
         plan, images = self.student.plan, self.images
         what = "all weights" if self.recipe.full else "the reducers"
         count = sum(parameter.numel() for parameter in self.learner.parameters.values())
@@ -142,7 +141,7 @@ class Fit(TrainingRun):
         method = f"{plan.reducer.name} ({options})" if options else plan.reducer.name
         layers = " ".join(map(str, plan.stages))
         length = f"{self.steps} steps of {self.recipe.batch_size} images from {images.name}"
-        how = "" if images.labelled else " Without labels: accuracy below is agreement with the dense model."
+        how = "" if images.labelled else " Without labels, accuracy means agreement with the dense model."
         return (
             f"Fitting {what} of {method} at layers {layers} for {aim}: {count:,} "
             f"parameters, {length}. "
@@ -161,7 +160,7 @@ class Fit(TrainingRun):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the result."""
+        """Everything that determines the result."""
         config = self.config
         return {
             "method": config.method,
@@ -201,10 +200,11 @@ class Fit(TrainingRun):
             super().save()
 
     def resume(self) -> bool:
-        """Continue from the checkpoint if there is one, else give the parameters their initial values.
+        """Continue from the checkpoint if there is one, else initialise the parameters.
 
         Raises:
-            TokredError: the folder cannot be written or holds another fit, or the checkpoint cannot be read.
+            TokredError: the folder cannot be written or contains another fit, or the checkpoint cannot be
+                read.
         """
         resumed = super().resume()
         if not resumed and self.recipe.calibrate:
@@ -213,7 +213,7 @@ class Fit(TrainingRun):
         return resumed
 
     def _calibrate(self) -> None:
-        """Give the reducers initial values by the first training images, the same in all processes."""
+        """Initialise the reducers by the first training images, which are the same in all processes."""
         count = -(-_CALIBRATION_IMAGES // self.recipe.batch_size)
         batches = training_batches(self._data(), range(count), self.recipe.batch_size, 0, 1, 0)
         self.student.calibrate(
@@ -228,23 +228,23 @@ class Fit(TrainingRun):
 
     @property
     def stopped(self) -> bool:
-        """Whether the last `patience` validations brought no lower loss."""
+        """Whether the loss was not lower in the last `patience` validations."""
         return sum(entry["step"] > self.best.step for entry in self.history) >= self.recipe.patience
 
     @property
     def stop_reason(self) -> str:
-        """A sentence on why the fit ended before its last step; empty if it did not."""
+        """A sentence if the fit ended before its last step; else empty."""
         if not self.stopped or self.step == self.steps:
             return ""
         return (
-            f"Stopped after {self.step} of {self.steps} steps: the last {self.recipe.patience} "
-            "validations brought "
-            f"no lower loss than step {self.best.step}. Give a recipe with more patience to train on."
+            f"Stopped after {self.step} of {self.steps} steps: the loss was not lower than at step "
+            f"{self.best.step} in the last {self.recipe.patience} validations. To continue, use a recipe "
+            "with more patience."
         )
 
     @property
     def _evaluations(self) -> set[int]:
-        """Steps after which the student is validated; the last one is among them."""
+        """Steps after which the student is validated, including the last one."""
         count = min(self.recipe.evaluations, self.steps)
         return {round(self.steps * (i + 1) / count) for i in range(count)}
 
@@ -263,7 +263,7 @@ class Fit(TrainingRun):
         )
 
     def between_steps(self) -> None:
-        """Validate the parameters and their running mean, if validation is due, and remember the best."""
+        """If validation is due, validate the parameters and their running mean, and keep the best."""
         if self.step not in self._evaluations or any(entry["step"] == self.step for entry in self.history):
             return
         entry: dict[str, float] = {"step": self.step}
@@ -280,11 +280,11 @@ class Fit(TrainingRun):
         self.history.append(entry)
 
     def finish(self, command: str) -> Path:
-        """Validate the best parameters as stored, write them with their card, and return the path."""
+        """Validate the best parameters as stored, write the adapter and its card, and return its path."""
         if not self.best.tensors:
             raise TokredError(
-                "No validation of this fit gave a number, so there is nothing to keep; fit again "
-                "with a lower lr."
+                "The validation loss of this fit was never finite, so there is no adapter to write; fit "
+                "again with a lower lr."
             )
         path = self.out / adapters.file_name(self.config.model, self.student.plan)
         with self.student.holding(adapters.unpack(adapters.pack(self.best.tensors))):

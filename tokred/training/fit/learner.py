@@ -1,4 +1,4 @@
-"""One training step of a fit: the student, its optimiser, and their update."""
+"""Training steps of a fit: the student, its optimiser and the update of its parameters."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tokred.utils.distributed import Processes
 
 
 class Learner:
-    """A student, the optimiser of its parameters, and their running mean where the recipe wants one.
+    """A student, the optimiser of its parameters, and their running mean if the recipe has one.
 
     Args:
-        student: The student, on its device.
-        recipe: The recipe of the fit.
-        images: The images to learn from.
-        processes: The processes that share every batch.
-        device: The student's device.
-        dtype: The dtype of matrix products, by autocast unless float32.
-        chunk: Number of images that run together; gradients add up over a batch.
+        student: the student, on its device.
+        recipe: the recipe of the fit.
+        images: the images to learn from.
+        processes: the processes that share every batch.
+        device: the student's device.
+        dtype: dtype of matrix products; autocast is used unless it is float32.
+        chunk: number of images in a forward pass; gradients are summed over a batch.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Learner:
         return torch.optim.AdamW(settings, lr=self.recipe.lr, betas=self.recipe.betas)
 
     def _make_mixup(self) -> Mixup | None:
-        """timm's mixing of images in pairs, if the recipe asks for it; never for PhotoDigits."""
+        """timm's mixing of images in pairs if the recipe has it; never for PhotoDigits."""
         recipe, world = self.recipe, self.processes.world
         if self.images.n is None or not (self.images.labelled and (recipe.mixup or recipe.cutmix)):
             return None
         if recipe.batch_size % (2 * world):
             raise TokredError(
-                f"Images are mixed in pairs, so {world} processes need a batch that {2 * world} divides, "
-                f"not {recipe.batch_size}."
+                f"Images are mixed in pairs, so with {world} processes batch_size must be a multiple of "
+                f"{2 * world}, got {recipe.batch_size}."
             )
         return Mixup(
             recipe.mixup,
@@ -102,9 +102,8 @@ class Learner:
         mean = float(self.processes.sum(total))
         if not np.isfinite(mean):
             raise TokredError(
-                f"The loss is not finite at step {step}; start again with another --out and a recipe "
-                "with a lower "
-                "lr, or --precision fp32."
+                f"The loss is not finite at step {step}; start again with another --out, and a recipe with a "
+                "lower lr or --precision fp32."
             )
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip)

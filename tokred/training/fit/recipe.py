@@ -1,4 +1,4 @@
-"""The recipe of a fit: everything but the data that decides the result."""
+"""The recipe of a fit: its length, optimiser, loss and augmentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokred.errors import TokredError
 
 
 class FitRecipe(BaseModel):
-    """Length, optimiser, loss and images of a fit. Shares are of all steps.
+    """Length, optimiser, loss and augmentation of a fit. Shares are fractions of all steps.
 
     The loss is the sum of cross-entropy with the labels (`label_weight`), KL divergence from the dense model
     (`logits_weight`), squared distance to its final tokens in units of their variance (`tokens_weight`),
@@ -20,9 +20,9 @@ class FitRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    full: bool = False  # all weights, not only the reducers'
-    images: int | None = Field(None, gt=0)  # seen in all; or
-    epochs: float | None = Field(None, gt=0)  # times through the training images
+    full: bool = False  # train all weights, not only the reducers'
+    images: int | None = Field(None, gt=0)  # length in images; either this
+    epochs: float | None = Field(None, gt=0)  # or the length in passes over the training images
     batch_size: int = Field(16, gt=0)
     lr: float = Field(3e-3, gt=0)
     backbone_lr: float = Field(
@@ -52,7 +52,7 @@ class FitRecipe(BaseModel):
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
     evaluations: int = Field(4, gt=0)  # validations in a fit
-    patience: int = Field(2, gt=0)  # validations without a better loss after which it stops
+    patience: int = Field(2, gt=0)  # validations without a lower loss after which the fit stops
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
@@ -84,7 +84,8 @@ def load_recipe(
     """Load a recipe, by default the short one of its kind, with another length or seed if given.
 
     Raises:
-        TokredError: there is no such recipe, a value in it is wrong, or `full` asks for more than it trains.
+        TokredError: there is no such recipe, a value in it is invalid, or `full` is set for a recipe that
+            trains only the reducers.
     """
     chosen = name or ("full" if full else "reducer")
     values = configs.load("fit", chosen)

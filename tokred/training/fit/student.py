@@ -22,10 +22,8 @@ from tokred.core.vit import ReducedViT, num_patches
 from tokred.errors import TokredError
 from tokred.training.fit.recipe import FitRecipe
 
-RATES = (
-    0.4,
-    1.0,
-)  # keep rates drawn when fitting for any budget; methods that count removed tokens draw as many in all
+# The range of keep rates in a fit for any budget; methods whose knob is a number of tokens draw as many.
+RATES = (0.4, 1.0)
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,9 @@ class Lesson:
     """The dense model's outputs on a batch.
 
     Attributes:
-        start: The state from which the student starts.
-        tokens: Normalised final tokens, [B, P + N, C].
-        logits: Logits, [B, classes].
+        start: the state from which the student starts.
+        tokens: normalised final tokens, [B, P + N, C].
+        logits: logits, [B, classes].
     """
 
     start: State
@@ -47,14 +45,14 @@ class Student:
     """A reduced model and the dense model that teaches it.
 
     Args:
-        backbone: The dense model. It is frozen here; a full fit trains a copy of it.
-        plan: The plan that is validated and, unless `any_budget`, trained.
-        recipe: The recipe, which says how the loss is made up and whether all weights are trained.
-        any_budget: Whether to draw token counts at every step, so that the first rows of nested parameters
+        backbone: the dense model. It is frozen; a full fit trains a copy of it.
+        plan: the plan that is validated and, unless `any_budget`, trained.
+        recipe: the recipe, with the weights of the loss and whether all weights are trained.
+        any_budget: whether to draw token counts at every step, so that the first rows of nested parameters
             serve every count.
 
     Raises:
-        TokredError: the method has nothing to train.
+        TokredError: the method has no parameters to train.
     """
 
     def __init__(self, backbone: Any, plan: Plan, recipe: FitRecipe, any_budget: bool) -> None:
@@ -114,9 +112,9 @@ class Student:
         """Parts of the loss, each a mean over images, and their weighted sum as "loss".
 
         Args:
-            images: Images, [B, 3, H, W]; only a full fit uses them.
-            lesson: The dense model's outputs on the same images.
-            targets: Classes, [B], or their probabilities, [B, classes]; None without labels.
+            images: images, [B, 3, H, W]; only a full fit uses them.
+            lesson: the dense model's outputs on the same images.
+            targets: classes, [B], or their probabilities, [B, classes]; None without labels.
         """
         state = self.model.advance(
             self.model.embed(images, lesson.start.images) if self.recipe.full else lesson.start
@@ -148,7 +146,7 @@ class Student:
     def _token_distance(self, state: State, target: Tensor) -> Tensor:
         """Mean squared distance of the final tokens to the teacher's, relative to their variance per image.
 
-        Each patch is compared by the token that it went into; patches that were dropped do not count.
+        For each patch, the token that contains it is compared; dropped patches do not count.
         """
         prefix = self.model.num_prefix
         tokens, target = self.model.backbone.norm(state.x).float(), target.float()
@@ -171,7 +169,7 @@ class Student:
 
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
-        """Let every reducer set its initial parameters by the tokens that it will see."""
+        """Let every reducer initialise its parameters by the tokens at its stage."""
         self.model.eval()
         keys = torch.arange(len(images), device=images.device)
         state = self.model.embed(images, keys)
@@ -182,9 +180,9 @@ class Student:
 
     @torch.no_grad()
     def validate(self, images: Tensor, labels: Tensor | None, logits: Tensor) -> tuple[float, int]:
-        """Sum of losses, weighted as in training, and number of hits on a batch at the plan's counts.
+        """Sum of losses, weighted as in training, and number of right predictions on a batch, by the plan.
 
-        Without labels the loss is the KL divergence alone, and hits are agreements with the teacher.
+        Without labels the loss is the KL divergence alone, and predictions are right if the teacher agrees.
         """
         self.model.eval()
         self.model.retarget(self.plan.tokens)
@@ -199,19 +197,19 @@ class Student:
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Mean over images; probabilities come from mixed images and are smoothed already."""
+    """Mean cross-entropy; targets that are probabilities come from mixed images and are already smoothed."""
     return F.cross_entropy(logits, targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
 
 
 def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """KL divergence from the teacher's distribution, the mean over images."""
+    """Mean KL divergence from the teacher's distribution."""
     return F.kl_div(
         logits.float().log_softmax(1), teacher.float().log_softmax(1), log_target=True, reduction="batchmean"
     )
 
 
 def _capacity(n: int, stages: int) -> tuple[int, ...]:
-    """The most tokens that any plan leaves at each stage: every stage removes one at least."""
+    """The most tokens that any plan keeps at each stage: every stage removes at least one."""
     return tuple(n - 1 - stage for stage in range(stages))
 
 

@@ -18,13 +18,13 @@ class Validator:
     """Loss and accuracy of a student on the validation images; the dense model runs once on each.
 
     Args:
-        images: The images of the fit.
-        student: The student to validate.
-        processes: The processes that share the images.
-        device: The student's device.
-        autocast: Called for the context that models run in.
-        chunk: Number of images that run together.
-        workers: Number of processes that load images.
+        images: the images of the fit.
+        student: the student to validate.
+        processes: the processes that share the images.
+        device: the student's device.
+        autocast: function that makes the context in which models run.
+        chunk: number of images in a forward pass.
+        workers: number of processes that load images.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Validator:
         self._logits: list[Tensor] = []  # those of the dense model
 
     def __call__(self) -> tuple[float, float]:
-        """Loss (cross-entropy and KL divergence) and top-1 in per cent; agreement where there are no labels.
+        """Loss (cross-entropy and KL divergence) and top-1 in per cent; without labels, agreement.
 
         Raises:
             TokredError: an image cannot be read.
