@@ -18,7 +18,7 @@ from tokred.commands.options import (
     PlanOptions,
     PrecisionName,
     grouped,
-    parse_batch_sizes,
+    parse_numbers,
 )
 from tokred.tables.render import check_format
 
@@ -65,7 +65,8 @@ def bench(
         controls=plans.methods is None,
         **plans.fields(),
     )
-    job = speed.Bench(config, parse_batch_sizes(batch_size), rounds, compiled)
+    sizes = parse_numbers(batch_size, "--batch-size", "numbers of images, such as 1,16,128")
+    job = speed.Bench(config, sizes or (), rounds, compiled)
     target = out_file or Path("runs") / job.file_name
     with Progress(rounds * len(job.batch_sizes), "rounds") as advance:
         rows = job.run(target, advance)

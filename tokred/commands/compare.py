@@ -8,76 +8,46 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 from tokred.commands.console import Progress, err, out, say, show, speak, warn
-from tokred.commands.options import (
-    Budget,
-    ConfigName,
-    Format,
-    ImageOptions,
-    Model,
-    PlanOptions,
-    Results,
-    RowOptions,
-    RunOptions,
-    Workers,
-    configuration,
-    configured,
-    grouped,
-)
+from tokred.commands.options import Budget, ComparisonOptions, ConfigName, configured, grouped
 from tokred.tables.render import check_format
 
 if TYPE_CHECKING:
     from tokred.evaluation.comparison import Comparison
     from tokred.evaluation.config import Config
 
-Rounds = Annotated[int, typer.Option(min=0, help="Rounds of timing after the evaluation; 0 for none.")]
-
 
 @grouped
 def compare(
-    *,
-    context: typer.Context,
-    config: ConfigName = None,
-    budget: Budget = 0.3,
-    model: Model = "deit_s",
-    plans: PlanOptions,
-    images: ImageOptions,
-    rows: RowOptions,
-    how: RunOptions,
-    folder: Results = None,
-    workers: Workers = None,
-    bench: Rounds = 0,
-    form: Format = "table",
+    *, context: typer.Context, config: ConfigName = None, budget: Budget = 0.3, options: ComparisonOptions
 ) -> None:
     """Evaluate methods at one FLOP budget and write a leaderboard; repeat to resume."""
-    flags = configuration(model, (budget,), plans, images, rows, how)
-    run_comparison(configured(config, flags, context), folder, workers, bench, form)
+    flags = options.configuration((budget,))
+    run_comparison(configured(config, flags, context), options)
 
 
-def run_comparison(
-    config: Config, folder: Path | None, workers: int | None, bench: int = 0, form: str = "table"
-) -> None:
+def run_comparison(config: Config, options: ComparisonOptions) -> None:
     """Run a comparison and print its table. If the output is for programs, all else goes to stderr."""
     from tokred.evaluation.comparison import Job
     from tokred.evaluation.running import running_scores
     from tokred.report import outputs
 
-    commentary = out if check_format(form) == "table" else err
+    commentary = out if check_format(options.form) == "table" else err
     job = Job(config, command_line(), outputs.files)
     speak(job.processes.rank == 0)
     say(job.describe(), commentary)
-    say(job.open(folder or Path("runs") / job.folder_name), commentary)
+    say(job.open(options.folder or Path("runs") / job.folder_name), commentary)
     measure = "Top-1" if job.source.labelled else "Agreement"
-    with resumable(commentary, form):
+    with resumable(commentary, options.form):
         headers = ("So far", measure, "95 % interval")
         with Progress(len(job.source), "images", 0, lambda: running_scores(job), headers) as advance:
-            comparison = job.run(workers, advance, bench, warn)
-    print_comparison(comparison, form, commentary)
+            comparison = job.run(options.workers, advance, options.bench, warn)
+    print_comparison(comparison, options.form, commentary)
     say(f"Report, leaderboard, tables and per-image predictions: {comparison.out}", commentary)
     for row in comparison.failed:
         say(f"{row.method}: {row.error}", err)

@@ -14,16 +14,10 @@ from tokred.commands.options import (
     Device,
     ImgSize,
     Model,
-    Plugins,
     PrecisionName,
-    ProtocolName,
-    Settings,
-    Stages,
+    ReductionOptions,
     Weights,
     grouped,
-    load,
-    parse_layers,
-    parse_settings,
 )
 from tokred.errors import TokredError
 
@@ -76,31 +70,6 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Reduction:
-    """Options of the method, and the layers at which it reduces."""
-
-    settings: Settings = None
-    plugins: Plugins = None
-    protocol: ProtocolName = "native"
-    stages: Stages = None
-
-    def fields(self, method: str) -> dict[str, Any]:
-        """As fields of `FitConfig`, once the plug-ins' methods are known."""
-        load(self.plugins)
-        options = parse_settings(self.settings)
-        for other in options.keys() - {method}:
-            raise TokredError(
-                f"--set {other}.{next(iter(options[other]))} is an option of another method; this command "
-                f"fits {method}."
-            )
-        return {
-            "options": options.get(method, {}),
-            "protocol": self.protocol,
-            "stages": parse_layers(self.stages),
-        }
-
-
-@dataclass(frozen=True)
 class Setup:
     """Images, weights and hardware; the names are those of `FitConfig`."""
 
@@ -122,19 +91,18 @@ def fit(
     budget: OneBudget = None,
     any_budget: AnyBudget = False,
     training: Training,
-    reduction: Reduction,
+    reduction: ReductionOptions,
     setup: Setup,
     folder: Out = None,
 ) -> None:
     """Fit a method's reducers on the frozen backbone, or all weights; repeat to resume."""
-    places = reduction.fields(method)
     from tokred.training.fit.config import FitConfig
     from tokred.training.fit.job import Fit
 
     if budget is not None and any_budget:
         raise TokredError("Give either --budget or --any-budget, not both.")
-    recipe = training.load()
-    config = FitConfig(method=method, recipe=recipe, model=model, budget=budget, **places, **vars(setup))
+    settings, recipe = _own_options(method, reduction.fields()), training.load()
+    config = FitConfig(method=method, recipe=recipe, model=model, budget=budget, **settings, **vars(setup))
     run = Fit(config, folder or Path("runs") / config.folder)
     speak(run.processes.rank == 0)
     say(run.describe())
@@ -145,3 +113,12 @@ def fit(
     say(run.stop_reason)
     path = run.finish(command_line())
     say(f"{run.status()}. Adapter and card: {path}")
+
+
+def _own_options(method: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `Config` with the options of one method, as `FitConfig` has them."""
+    options = fields["options"]
+    for other in options.keys() - {method}:
+        name = f"{other}.{next(iter(options[other]))}"
+        raise TokredError(f"--set {name} is an option of another method; this command fits {method}.")
+    return {**fields, "options": options.get(method, {})}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -35,45 +34,35 @@ def match(
     check_format(form)
     config = configuration(model, (budget,), plans)
     costs = CostTable(zoo.outline(model, img_size))
-    matches, refused = match_each(
-        costs,
-        config.methods or (),
-        budget,
-        protocol=config.protocol,
-        stages=config.stages,
-        options=config.options,
-    )
-    title = f"{model}: {costs.dense / 1e9:.3f} G, {100 * budget:g} % to save"
+    settings: Any = {name: getattr(config, name) for name in ("protocol", "stages", "options")}
+    matches, refused = match_each(costs, config.methods or (), budget, **settings)
     if matches:
-        records = [_record(name, match) for name, match in matches.items()]
-        show_records(_table(title, matches), records, form)
+        table = Table(
+            title=f"{model}: {costs.dense / 1e9:.3f} G, {100 * budget:g} % to save",
+            headers=HEADERS,
+            rows=[_cells(name, match) for name, match in matches.items()],
+            words=frozenset((0, 1, 2, 3)),
+        )
+        show_records(table, [_record(name, match) for name, match in matches.items()], form)
     for error in refused.values():
         say(str(error), err)
     if refused:
         raise typer.Exit(1 if matches else 2)
 
 
-def _table(title: str, matches: Mapping[str, Match]) -> Table:
+def _cells(name: str, match: Match) -> tuple[str, ...]:
     from tokred.tables.row import TOLERANCE
 
-    def cells(name: str, match: Match) -> tuple[str, ...]:
-        plan = match.plan
-        gap = "" if match.gap <= TOLERANCE else f" ({100 * match.gap:.2f} points more than asked)"
-        return (
-            name,
-            f"{plan.reducer.knob} {match.knob}",
-            spaced(plan.stages),
-            spaced(plan.tokens),
-            f"{match.flops / 1e9:.4f}",
-            f"{match.reducer_flops / 1e9:.4f}",
-            f"{match.reduction:.3%}{gap}",
-        )
-
-    return Table(
-        title=title,
-        headers=HEADERS,
-        rows=[cells(*item) for item in matches.items()],
-        words=frozenset((0, 1, 2, 3)),
+    gap = "" if match.gap <= TOLERANCE else f" ({100 * match.gap:.2f} points more than asked)"
+    record = _record(name, match)
+    return (
+        name,
+        f"{match.plan.reducer.knob} {match.knob}",
+        record["stages"],
+        record["tokens"],
+        f"{record['gflops']:.4f}",
+        f"{record['reducer_gflops']:.4f}",
+        f"{match.reduction:.3%}{gap}",
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +11,9 @@ from tokred.commands.console import Progress, show
 from tokred.commands.options import Format
 from tokred.errors import UnknownName
 from tokred.tables.render import Table, check_format
+
+if TYPE_CHECKING:
+    from tokred.models.catalog import Entry
 
 
 def models(
@@ -30,23 +34,24 @@ def models(
         raise UnknownName(f"No timm model matches {pattern!r}.{hint}")
     with Progress(len(names), "models") as advance:
         entries = catalog.catalog(names, advance)
-    aliases = {name: alias for alias, name in zoo.ALIASES.items()}
-    rows = [
-        [
-            entry.name,
-            aliases.get(entry.name, ""),
-            "" if entry.patches is None else str(entry.patches),
-            "" if entry.gflops is None else f"{entry.gflops:.2f}",
-            entry.reason or "works",
-        ]
-        for entry in entries
-    ]
+    show(_table(entries, {name: alias for alias, name in zoo.ALIASES.items()}).render(form))
+
+
+def _table(entries: Sequence[Entry], aliases: Mapping[str, str]) -> Table:
     working = sum(not entry.reason for entry in entries)
-    table = Table(
+    return Table(
         title=f"{working} of {len(entries)} models work",
         headers=("Model", "Alias", "Patches", "GFLOPs", "Works"),
-        rows=rows,
+        rows=[
+            [
+                entry.name,
+                aliases.get(entry.name, ""),
+                "" if entry.patches is None else str(entry.patches),
+                "" if entry.gflops is None else f"{entry.gflops:.2f}",
+                entry.reason or "works",
+            ]
+            for entry in entries
+        ],
         words=frozenset((0, 1, 4)),
         styles=["dim" if entry.reason else "" for entry in entries],
     )
-    show(table.render(form))

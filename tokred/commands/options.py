@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -102,6 +102,7 @@ Workers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that load images; by default 1 on a CPU, up to 8 beside a GPU."),
 ]
+Rounds = Annotated[int, typer.Option(min=0, help="Rounds of timing after the evaluation; 0 for none.")]
 Adapters = Annotated[
     list[str] | None,
     typer.Option(
@@ -122,24 +123,35 @@ AllowUnfitted = Annotated[
 
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """The methods, and the layers at which they reduce."""
+class ReductionOptions:
+    """Options of methods, and the layers at which they reduce."""
 
-    methods: Methods = None
     protocol: ProtocolName = "native"
     stages: Stages = None
     settings: Settings = None
     plugins: Plugins = None
 
     def fields(self) -> dict[str, Any]:
-        """As fields of `Config`, once the plugins' methods are known."""
+        """As fields of `Config`, once the methods of plugins are registered."""
         load(self.plugins)
         return {
-            "methods": None if self.methods is None else parse_names(self.methods),
             "options": parse_settings(self.settings),
             "protocol": self.protocol,
             "stages": parse_layers(self.stages),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The methods, and how they reduce."""
+
+    methods: Methods = None
+    reduction: ReductionOptions
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of `Config`, once the methods of plugins are registered."""
+        methods = None if self.methods is None else parse_names(self.methods)
+        return {**self.reduction.fields(), "methods": methods}
 
 
 @dataclass(frozen=True)
@@ -198,12 +210,30 @@ class RunOptions:
 
     def fields(self) -> dict[str, Any]:
         """As fields of `Config`."""
-        return {
-            "seed": self.seed,
-            "device": self.device,
-            "precision": self.precision,
-            "batch_size": self.batch_size,
-        }
+        return vars(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions:
+    """The options that `compare` and `sweep` share."""
+
+    model: Model = "deit_s"
+    plans: PlanOptions
+    images: ImageOptions
+    rows: RowOptions
+    how: RunOptions
+    folder: Results = None
+    workers: Workers = None
+    bench: Rounds = 0
+    form: Format = "table"
+
+    def configuration(self, budgets: tuple[float, ...]) -> Config:
+        """The configuration at some budgets.
+
+        Raises:
+            TokredError: it is invalid.
+        """
+        return configuration(self.model, budgets, self.plans, self.images, self.rows, self.how)
 
 
 _FLAGS = {
@@ -273,26 +303,34 @@ def configured(name: str | None, flags: Config, context: typer.Context) -> Confi
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Decorate a command so that Typer sees the fields of its groups of options as parameters."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
 
     @functools.wraps(command)
     def flat(**values: Any) -> None:
-        instances = {
-            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
-            for name, group in groups.items()
-        }
-        command(**values, **instances)
+        command(**_arguments(command, values))
 
-    parameters = []
-    for parameter in inspect.signature(command).parameters.values():
-        group = groups.get(parameter.name)
-        inner = inspect.signature(group).parameters.values() if group else [parameter]
-        types = get_type_hints(group, include_extras=True) if group else hints
-        parameters += [p.replace(kind=p.KEYWORD_ONLY, annotation=types[p.name]) for p in inner]
+    parameters = list(_parameters(command))
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return flat
+
+
+def _parameters(target: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    """The parameters of a command or group, with the fields of its groups instead of these."""
+    hints = get_type_hints(target, include_extras=True)
+    for name, parameter in inspect.signature(target).parameters.items():
+        if is_dataclass(hints[name]):
+            yield from _parameters(hints[name])
+        else:
+            yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+
+
+def _arguments(target: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a command or group, from the values of all parameters."""
+    hints: dict[str, Any] = get_type_hints(target)
+    return {
+        name: hints[name](**_arguments(hints[name], values)) if is_dataclass(hints[name]) else values[name]
+        for name in inspect.signature(target).parameters
+    }
 
 
 def load(plugins: list[str] | None) -> None:
@@ -306,18 +344,21 @@ def parse_names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-def parse_layers(text: str | None, option: str = "--stages") -> tuple[int, ...] | None:
-    """Parse layers such as "4 7 10" or "4,7,10", the value of an option.
+def parse_numbers(text: str | None, option: str, expected: str) -> tuple[int, ...] | None:
+    """Parse whole numbers such as "4 7 10" or "4,7,10", the value of an option; None for None.
 
     Raises:
-        TokredError: they are not whole numbers.
+        TokredError: they are not whole numbers; the message says what was expected.
     """
-    if text is None:
-        return None
     try:
-        return tuple(int(layer) for layer in text.replace(",", " ").split())
+        return None if text is None else tuple(int(number) for number in text.replace(",", " ").split())
     except ValueError:
-        raise TokredError(f'{option} takes layer numbers, such as "4 7 10"; got {text!r}.') from None
+        raise TokredError(f"{option} takes {expected}; got {text!r}.") from None
+
+
+def parse_layers(text: str | None, option: str = "--stages") -> tuple[int, ...] | None:
+    """Parse the layers that an option takes; see `parse_numbers`."""
+    return parse_numbers(text, option, 'layer numbers, such as "4 7 10"')
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, dict[str, Any]]:
@@ -334,15 +375,3 @@ def parse_settings(settings: list[str] | None) -> dict[str, dict[str, Any]]:
             raise TokredError(f"--set takes METHOD.OPTION=VALUE, such as lotm.order=append; got {setting!r}.")
         options.setdefault(method, {})[name] = value
     return options
-
-
-def parse_batch_sizes(text: str | None) -> tuple[int, ...]:
-    """Parse batch sizes such as "1,16,128"; none for None.
-
-    Raises:
-        TokredError: they are not whole numbers.
-    """
-    try:
-        return tuple(int(size) for size in (text or "").replace(",", " ").split())
-    except ValueError:
-        raise TokredError(f"--batch-size takes numbers of images, such as 1,16,128; got {text!r}.") from None

@@ -71,30 +71,16 @@ def reproduce(
 def _run(study: Any, place: Path, workers: int | None, bench: int, form: str) -> None:
     commentary = out if form == "table" else err
     speak(study.first)
-    for job in study.jobs.values():
-        say(job.describe(), commentary)
-    for notice in study.open(place):
-        say(notice, commentary)
+    for sentence in (*study.describe(), *study.open(place)):
+        say(sentence, commentary)
     if bench:
-        models = sum(len(job.models) + 1 for job in study.jobs.values())
-        rounds = f"{bench} round{'' if bench == 1 else 's'}"
-        say(
-            f"After the evaluation {models} models are timed alone, in {rounds}; --bench 0 skips this.",
-            commentary,
-        )
-    with (
-        resumable(commentary),
-        Progress(study.images, "images") if study.jobs else nullcontext(lambda images: None) as advance,
-    ):
+        models, rounds = sum(len(job.models) + 1 for job in study.jobs.values()), f"{bench} x"
+        say(f"Afterwards {models} models are timed alone, {rounds}; --bench 0 skips this.", commentary)
+    bar = Progress(study.images, "images") if study.jobs else nullcontext(lambda images: None)
+    with resumable(commentary), bar as advance:
         rows = study.run(workers, advance, bench)
     study.write(place, rows)
-    if study.table is None:
-        from tokred.tables import results_table
-
-        show(results_table.formatted(next(iter(rows.values())), study.title, form, swept=True))
-        say(f"Figures and run: {place}", commentary)
-    else:
-        show(study.as_table(rows).render(form))
-        say(f"Tables{' and a run for each model' if study.jobs else ''}: {place}", commentary)
+    show(study.rendered(rows, form))
+    say(f"{study.contents}: {place}", commentary)
     if study.notes:
         raise typer.Exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,12 +17,8 @@ from tokred.commands.options import (
     RunOptions,
     configuration,
     grouped,
+    parse_numbers,
 )
-from tokred.errors import TokredError
-from tokred.utils.text import plain_name
-
-if TYPE_CHECKING:
-    from tokred.visualize.show import Showing
 
 Files = Annotated[
     list[Path] | None, typer.Argument(help="Image files; by default images of the data set.", metavar="IMAGE")
@@ -86,16 +82,14 @@ def show(
     from tokred.visualize.show import Showing
 
     config = configuration(model, budget_range(budget), plans, images, fitted, how)
-    layers: Any = (
-        show_stages
-        if show_stages in ("last", "all")
-        else _numbers(show_stages, "--show-stages", "last, all, or layers")
-    )
-    index = None if images.index is None else _numbers(images.index, "--index", "numbers of images")
+    layers: Any = show_stages
+    if show_stages not in ("last", "all"):
+        layers = parse_numbers(show_stages, "--show-stages", 'last, all, or layers, such as "4 7 10"')
+    index = parse_numbers(images.index, "--index", "indices of images, such as 3,17,40")
     if target is not None:
         check_suffix(target)
     showing = Showing(config, files or (), index, images.disagree, layers, size)
-    path = target or Path("runs") / f"{_name(showing)}.png"
+    path = target or Path("runs") / showing.file_name
     check_writable(path.parent)
     with err.status("Following the images through the models"):
         gallery = showing.run()
@@ -115,26 +109,3 @@ def _print(gallery: Any) -> None:
     coloured = out.is_terminal and out.color_system in ("truecolor", "256")
     for part in terminal.pictures(gallery, out.width) if coloured else [terminal.table(gallery).render()]:
         out.print(part)
-
-
-def _numbers(text: str, option: str, what: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(number) for number in text.replace(",", " ").split())
-    except ValueError:
-        raise TokredError(f"{option} takes {what}, such as 3,7,10; got {text!r}.") from None
-
-
-def _name(showing: Showing) -> str:
-    """Of the file, where none is given."""
-    from tokred.data import user_images
-
-    config = showing.config
-    chosen = f"{showing.disagree}-disputed" if showing.disagree else "-".join(map(str, showing.index[:6]))
-    what = (
-        Path(user_images.names(showing.images)[0]).stem
-        if showing.images
-        else f"{showing.source.name}-{chosen}"
-    )
-    return "-".join(
-        ["show", plain_name(config.model), plain_name(what), *(f"{budget:g}" for budget in config.budgets)]
-    )

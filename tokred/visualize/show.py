@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from tokred.core.costs import CostTable
@@ -18,7 +19,7 @@ from tokred.evaluation.inputs import load_weights, open_images, prepare
 from tokred.models import zoo
 from tokred.utils.devices import resolve_precision
 from tokred.utils.distributed import Processes
-from tokred.utils.text import spaced, visible
+from tokred.utils.text import plain_name, spaced, visible
 from tokred.visualize import trace
 from tokred.visualize.gallery import Gallery
 from tokred.visualize.sheet import check_extent
@@ -95,6 +96,17 @@ class Showing:
         self.device = Processes.device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
         self._plan()
+
+    @property
+    def file_name(self) -> str:
+        """The default name of the picture."""
+        if self.images:
+            what = Path(user_images.names(self.images)[0]).stem
+        else:
+            chosen = f"{self.disagree}-disputed" if self.disagree else "-".join(map(str, self.index[:6]))
+            what = f"{self.source.name}-{chosen}"
+        budgets = [f"{budget:g}" for budget in self.config.budgets]
+        return "-".join(["show", plain_name(self.config.model), plain_name(what), *budgets]) + ".png"
 
     def _load(self, data: Source | None) -> zoo.Loaded:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokred import plots
 from tokred.core.costs import CostTable
@@ -20,9 +21,13 @@ from tokred.report import outputs
 from tokred.studies.lotm_paper import printed
 from tokred.studies.lotm_paper.join import Line, csv_text, join, table
 from tokred.tables.render import Table
+from tokred.tables.results_table import formatted
 from tokred.tables.row import BASELINE, Row
 from tokred.utils.atomic import check_writable, write_all
 from tokred.utils.text import spaced
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Rows = Mapping[str, Sequence[Row]]
 """Rows by model."""
@@ -105,6 +110,17 @@ class Study:
         """Images to evaluate, over all models."""
         return sum(len(job.source) for job in self.jobs.values())
 
+    @property
+    def contents(self) -> str:
+        """The contents of the output folder, in words."""
+        if self.table is None:
+            return "Figures and run"
+        return "Tables and a run for each model" if self.jobs else "Tables"
+
+    def describe(self) -> list[str]:
+        """A line about the data, weights and precision of each comparison."""
+        return [job.describe() for job in self.jobs.values()]
+
     def open(self, out: Path) -> list[str]:
         """Open the folders of the results, and return sentences about earlier runs in them.
 
@@ -147,6 +163,12 @@ class Study:
         """The table of printed and measured values, with notes on misprints."""
         notes = [*self.notes, *printed.NOTES[self.target]]
         return table(self.lines(rows), self.title, notes, bool(self.jobs), self.comparable)
+
+    def rendered(self, rows: Rows, form: str) -> str | RenderableType:
+        """The table in one of `render.FORMATS`; for a figure, accuracy by method and budget."""
+        if self.table is None:
+            return formatted(next(iter(rows.values())), self.title, form, swept=True)
+        return self.as_table(rows).render(form)
 
     def write(self, out: Path, rows: Rows) -> None:
         """Write the table as CSV, Markdown and LaTeX, or the figures, in the first process.
