@@ -86,7 +86,7 @@ def test_another_preparation_is_noted_and_not_checked(setting):
     preparation = Preparation(None, *setting)
     assert published_accuracy.published(loaded(), source(), preparation) is None
     text = published_accuracy.note(loaded(), source(), preparation)
-    assert "79.856 %, is of 224 pixels, crop 0.9, bicubic; at " in text
+    assert "79.856 %, was measured at 224 pixels, crop 0.9, bicubic; " in text
     assert f"does not apply to {setting[0]} pixels, crop {setting[1]:g}, {setting[2]}." in text
 
 
