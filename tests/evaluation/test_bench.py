@@ -17,7 +17,7 @@ from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError
 from tokred.evaluation import timing
-from tokred.evaluation.bench import Bench, BenchRow, table, to_csv
+from tokred.evaluation.bench import Bench, record, table, to_csv
 from tokred.evaluation.config import Config
 from tokred.evaluation.speed import measure
 from tokred.testing import tiny_plan, tiny_vit
@@ -170,7 +170,7 @@ def test_learned_methods_without_an_adapter_are_marked(tmp_path):
     rows = Bench(
         Config("deit_t", (0.3,), ("sit", "topk"), stages=(3, 6), controls=False), (1,), rounds=1
     ).run()
-    assert {row.method: row.unfitted for row in rows} == {"baseline": False, "sit": True, "topk": False}
+    assert {row["method"]: row["unfitted"] for row in rows} == {"baseline": False, "sit": True, "topk": False}
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_an_unreachable_method_has_a_row_with_the_reason(tmp_path):
 
 
 def test_the_table_shows_failures():
-    rows = [BenchRow("topk", "deit_t", 1, error="out of [memory]")]
+    rows = [record("topk", "deit_t", 1, error="out of [memory]")]
     assert table(rows, "title").row_notes == {0: ["out of [memory]"]}
     assert "out of [memory]" in to_csv(rows)
 

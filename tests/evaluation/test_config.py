@@ -32,7 +32,7 @@ def test_a_configuration_comes_back_from_yaml():
         ({"budget": 0.3}, "Unknown setting 'budget'. Did you mean: budgets"),
         ({"budgets": ["much"]}, r"budgets.0: should be a valid number, .* got 'much'"),
         ({"budgets": [0.3, 1.0]}, "budgets is the fraction of FLOPs to save"),
-        ({"budgets": []}, "budgets names no budget"),
+        ({"budgets": []}, "budgets is empty"),
         ({"budgets": [i / 1000 for i in range(1, 500)]}, "budgets takes at most 100 budgets, got 499"),
         ({"methods": "lotm"}, "methods: should be a valid list, got 'lotm'"),
         ({"methods": []}, "methods is empty"),

@@ -276,7 +276,7 @@ def test_without_memory_batches_are_halved_and_the_rows_say_so(checked, tmp_path
     assert [row.top1 for row in rows] == [row.top1 for row in twos.rows]
     np.testing.assert_array_equal(small.evaluation.dense.kl, 0)
     monkeypatch.setattr(engine.ReducedViT, "embed", out_of_memory(0))
-    with pytest.raises(TokredError, match="no memory even for one image"):
+    with pytest.raises(TokredError, match="too little memory for even one image"):
         fresh(job).run(workers=0)
 
 

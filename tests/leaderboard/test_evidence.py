@@ -56,7 +56,7 @@ def test_evidence_is_kept_whole_and_small(tmp_path):
     assert back.digest == kept.digest
     assert back.places.tolist() == list(range(n))
     for damaged in (b"", data[:-100], b"PK" + data):
-        with pytest.raises(ValueError, match="no outcomes"):
+        with pytest.raises(ValueError, match="not the evidence of a row"):
             Evidence.unpack(damaged)
 
 

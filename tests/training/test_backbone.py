@@ -55,7 +55,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path):
     finished(tmp_path, stop=1)
-    with pytest.raises(TokredError, match="another lr; give another --out"):
+    with pytest.raises(TokredError, match="differs in lr; choose another folder"):
         Trainer(RECIPE.model_copy(update={"lr": 1.0}), tmp_path).resume()
     (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
     with pytest.raises(TokredError, match="delete it to start over"):

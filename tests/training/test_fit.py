@@ -178,7 +178,7 @@ def test_a_finished_fit_trains_no_further(tmp_path, pictures):
 
 def test_a_folder_of_another_fit_is_refused(tmp_path, pictures):
     finished(tmp_path, pictures, stop=1)
-    with pytest.raises(TokredError, match="another method, options, tokens; give another --out"):
+    with pytest.raises(TokredError, match="differs in method, options, tokens; choose another folder"):
         fit(tmp_path, pictures, "sinkhorn", options={"epsilon": 0.1}).resume()
     (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
     with pytest.raises(TokredError, match="delete it to start over"):

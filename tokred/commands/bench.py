@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +69,7 @@ def bench(
     target = out_file or Path("runs") / job.file_name
     with Progress(rounds * len(job.batch_sizes), "rounds") as advance:
         rows = job.run(target, advance)
-    show_records(speed.table(rows, job.title), [asdict(row) for row in rows], form)
+    show_records(speed.table(rows, job.title), rows, form)
     say(f"All columns: {target}", commentary)
-    if any(row.error for row in rows):
+    if any(row["error"] for row in rows):
         raise typer.Exit(1)

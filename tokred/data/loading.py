@@ -62,9 +62,9 @@ def batches(
     source: Source,
     preparation: Preparation,
     batches: Sequence[Sequence[int]],
-    workers: int,
+    workers: int | None = None,
     on_error: OnError = "fail",
-    pin: bool = False,
+    on_gpu: bool = False,
 ) -> Iterator[Batch]:
     """Load images of a source, in the given batches.
 
@@ -72,15 +72,18 @@ def batches(
         source: images to load.
         preparation: transform of each image.
         batches: indices of the images of each batch.
-        workers: number of processes that load images; 0 loads them in this one.
+        workers: number of processes that load images, 0 for this one; by default 1 on a CPU and 8 on a GPU,
+            or one for each core if there are fewer.
         on_error: "fail" raises at an image that cannot be read; else it is black and named in its batch.
-        pin: whether to use page-locked memory, from which a GPU copies faster.
+        on_gpu: whether a GPU uses the batches, for which they are in page-locked memory.
 
     Raises:
         TokredError: an image cannot be read.
     """
     black = None if on_error == "fail" else preparation.transform(Image.new("RGB", (256, 256)))
-    return stream(Indexed(source.images, preparation.transform), _Listed(batches), workers, black, pin)
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1) if on_gpu else 1
+    return stream(Indexed(source.images, preparation.transform), _Listed(batches), workers, black, on_gpu)
 
 
 def stream(
@@ -114,11 +117,6 @@ def stream(
         if isinstance(batch, LoadError):
             raise batch.error
         yield batch
-
-
-def default_workers(on_gpu: bool) -> int:
-    """Number of processes that load images: one beside a CPU, beside a GPU one for each core, up to eight."""
-    return min(8, os.cpu_count() or 1) if on_gpu else 1
 
 
 def ranges(n: int, batch_size: int) -> list[range]:

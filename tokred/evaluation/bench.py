@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,43 +24,16 @@ from tokred.utils.devices import resolve_device, resolve_precision
 from tokred.utils.provenance import versions
 from tokred.utils.text import plain_name
 
+Record = dict[str, Any]
+"""One row of a benchmark, one method at one batch size, by `COLUMNS`; `Row` and `Speed` explain these."""
 
-@dataclass(frozen=True)
-class BenchRow:
-    """One row of a benchmark: one method at one batch size. The columns are those of `Row` and `Speed`."""
-
-    method: str
-    model: str
-    batch_size: int
-    budget: float | None = None
-    reduction: float | None = None
-    gflops: float | None = None
-    options: str = ""
-    stages: str = ""
-    tokens: str = ""
-    images_per_s: float | None = None
-    latency_ms: float | None = None
-    latency_q1_ms: float | None = None
-    latency_q3_ms: float | None = None
-    speedup: float | None = None
-    speedup_lo: float | None = None
-    speedup_hi: float | None = None
-    promise: float | None = None
-    promise_share: float | None = None
-    peak_mem_mb: float | None = None
-    unfitted: bool = False
-    compiled: bool = False
-    precision: str = ""
-    device: str = ""
-    threads: int | None = None
-    rounds: int | None = None
-    error: str = ""
-    tokred: str = ""
-    torch: str = ""
-    timm: str = ""
-    fvcore: str = ""
-    commit: str = ""
-    date: str = ""
+_TEXTS = ("options", "stages", "tokens", "precision", "device", "error")
+_VERSIONS = ("tokred", "torch", "timm", "fvcore", "commit", "date")
+COLUMNS = (
+    *("method", "model", "batch_size", "budget", "reduction", "gflops", "options", "stages", "tokens"),
+    *(field.name for field in fields(Speed)),
+    *("unfitted", "compiled", "precision", "device", "threads", "rounds", "error", *_VERSIONS),
+)
 
 
 class Bench:
@@ -121,14 +95,14 @@ class Bench:
 
     def run(
         self, out: Path | None = None, progress: Callable[[int], None] = lambda rounds: None
-    ) -> list[BenchRow]:
+    ) -> list[Record]:
         """Time all models at every batch size.
 
         Args:
             out: CSV file, rewritten after each batch size; None for no file.
             progress: function called with 1 after every round.
         """
-        rows: list[BenchRow] = []
+        rows: list[Record] = []
         for size in self.batch_sizes:
             failed = {
                 name: str(candidate.refused)
@@ -150,18 +124,18 @@ class Bench:
                 progress=progress,
             )
             rows += [self._row(name, size, speed) for name, speed in speeds.items()]
-            rows += [BenchRow(name, self.config.model, size, error=error) for name, error in failed.items()]
+            rows += [record(name, self.config.model, size, error=error) for name, error in failed.items()]
             if out is not None:
                 replace_file(out, to_csv(rows).encode(), "choose another file with --out")
         return rows
 
-    def _row(self, name: str, batch_size: int, speed: Speed) -> BenchRow:
+    def _row(self, name: str, batch_size: int, speed: Speed) -> Record:
         candidate = self.candidates.get(name)
         row = candidate.row(self.costs) if candidate else candidates.baseline_row(self.costs)
-        return BenchRow(
-            method=name,
-            model=self.config.model,
-            batch_size=batch_size,
+        return record(
+            name,
+            self.config.model,
+            batch_size,
             budget=row.budget,
             reduction=row.reduction if candidate else None,
             gflops=row.gflops,
@@ -177,6 +151,13 @@ class Bench:
             **asdict(speed),
             **versions(),
         )
+
+
+def record(method: str, model: str, batch_size: int, **values: Any) -> Record:
+    """A row with empty cells for columns without a value."""
+    empty = dict.fromkeys(COLUMNS) | dict.fromkeys((*_TEXTS, *_VERSIONS), "")
+    key = {"method": method, "model": model, "batch_size": batch_size}
+    return {**empty, "unfitted": False, "compiled": False, **key, **values}
 
 
 def _options(candidate: Candidate | None) -> str:
@@ -201,16 +182,15 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def to_csv(rows: Sequence[BenchRow]) -> str:
+def to_csv(rows: Sequence[Record]) -> str:
     """The rows as CSV, with an empty cell for what was not measured."""
     import pandas as pd
 
-    columns = [field.name for field in fields(BenchRow)]
-    frame = pd.DataFrame(list(map(vars, rows)), columns=columns, dtype=object)
+    frame = pd.DataFrame(list(rows), columns=list(COLUMNS), dtype=object)
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
-def table(rows: Sequence[BenchRow], title: str) -> Table:
+def table(rows: Sequence[Record], title: str) -> Table:
     """The rows as a table: times with their quartiles, speed-up and efficiency."""
     return Table(
         title=title,
@@ -218,30 +198,26 @@ def table(rows: Sequence[BenchRow], title: str) -> Table:
             *("Batch", "Method", "Images/s", "Latency (ms)", "Quartiles", "Speed-up", "95 % interval"),
             *("Efficiency", "Peak (MB)"),
         ),
-        rows=[[str(row.batch_size), row.method, *_figures(row)] for row in rows],
+        rows=[[str(row["batch_size"]), row["method"], *_figures(row)] for row in rows],
         words=frozenset((1,)),
         row_notes={place: [note] for place, row in enumerate(rows) if (note := _note(row))},
-        styles=["red" if row.error else "" for row in rows],
+        styles=["red" if row["error"] else "" for row in rows],
     )
 
 
-def _note(row: BenchRow) -> str:
-    return row.error or ("Unfitted parameters; the speed does not depend on them." if row.unfitted else "")
+def _note(row: Record) -> str:
+    unfitted = "Unfitted parameters; the speed does not depend on them." if row["unfitted"] else ""
+    return row["error"] or unfitted
 
 
-def _figures(row: BenchRow) -> list[str]:
+def _figures(row: Record) -> list[str]:
     """The cells of measured values; the dense model has no speed-up."""
-    if row.speedup is None or row.promise_share is None:
+    if row["speedup"] is None:
         return [""] * 7
-    ratio = [
-        f"{row.speedup:.3f}",
-        f"{row.speedup_lo:.3f} to {row.speedup_hi:.3f}",
-        f"{row.promise_share:.1%}",
-    ]
-    return [
-        f"{row.images_per_s:.1f}",
-        f"{row.latency_ms:.1f}",
-        f"{row.latency_q1_ms:.1f} to {row.latency_q3_ms:.1f}",
-        *([""] * 3 if row.method == DENSE else ratio),
-        "" if row.peak_mem_mb is None else f"{row.peak_mem_mb:.1f}",
-    ]
+    ratio = ("{speedup:.3f}", "{speedup_lo:.3f} to {speedup_hi:.3f}", "{promise_share:.1%}")
+    patterns = (
+        *("{images_per_s:.1f}", "{latency_ms:.1f}", "{latency_q1_ms:.1f} to {latency_q3_ms:.1f}"),
+        *(("", "", "") if row["method"] == DENSE else ratio),
+        "" if row["peak_mem_mb"] is None else "{peak_mem_mb:.1f}",
+    )
+    return [pattern.format(**row) for pattern in patterns]

@@ -250,7 +250,7 @@ class Job(Setup):
 
             try:
                 if mine:
-                    run.run(self._batches(mine, workers), finished)
+                    run.run(self.batches(mine, workers), finished)
                 interrupts.check()
             except KeyboardInterrupt:
                 record.flush_all()
@@ -303,13 +303,6 @@ class Job(Setup):
             return
         files = self.outputs(self, comparison) if self.outputs else {}
         self.folder.finish(self.about(comparison), files)
-
-    def _batches(self, chosen: Sequence[range], workers: int | None) -> Any:
-        on_gpu = self.device.type == "cuda"
-        workers = loading.default_workers(on_gpu) if workers is None else workers
-        return loading.batches(
-            self.source, self.preparation, chosen, workers, self.config.on_error, pin=on_gpu
-        )
 
     def _gather(self, mine: Sequence[range]) -> None:
         """Collect the predictions of all processes in the first one."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tokred.core.costs import CostTable
+from tokred.data import loading
+from tokred.data.loading import Batch
 from tokred.evaluation import candidates, published_accuracy
 from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.inputs import open_inputs
@@ -95,6 +97,13 @@ class Setup:
         budgets = dict.fromkeys((*self.config.budgets[:1], *self.config.budgets[-1:]))
         saved = "-".join(f"{budget:g}" for budget in budgets)
         return f"{plain_name(self.config.model)}-{plain_name(self.source.name)}-{saved}-{self.key}"
+
+    def batches(self, chosen: Sequence[range], workers: int | None = None) -> Iterator[Batch]:
+        """Load some batches of the images; see `loading.batches`."""
+        on_gpu = self.device.type == "cuda"
+        return loading.batches(
+            self.source, self.preparation, chosen, workers, self.config.on_error, on_gpu=on_gpu
+        )
 
     def resolved_config(self) -> Config:
         """The configuration with the device, precision and batch size of this run instead of "auto"."""

@@ -19,6 +19,7 @@ from helpers.similarity import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokred.data import loading
 from tokred.errors import TokredError
 from tokred.studies.similarity import premise
 from tokred.studies.similarity.accumulator import BINS, EDGES, Accumulator, cosine
@@ -206,7 +207,7 @@ def test_unreadable_images_are_left_out(tmp_path):
         torch.arange(4),
         {2: "cut off"},
     )
-    with mock.patch.object(Study, "_batches", return_value=iter([batch])):
+    with mock.patch.object(loading, "batches", return_value=iter([batch])):
         measurement = with_hole.run(0)
     assert (measurement.images, measurement.about["unreadable"]) == (3, {2: "cut off"})
     assert measurement.title == "tiny on made test (4 images, 1 unreadable)"
@@ -215,8 +216,8 @@ def test_unreadable_images_are_left_out(tmp_path):
     assert differences[0] == pytest.approx(differences[1], abs=1e-5)
     nothing = batch._replace(unreadable=dict.fromkeys(range(4), "cut off"))
     with (
-        mock.patch.object(Study, "_batches", return_value=iter([nothing])),
-        pytest.raises(TokredError, match="None of the 4 images can be read"),
+        mock.patch.object(loading, "batches", return_value=iter([nothing])),
+        pytest.raises(TokredError, match="None of the 4 images could be read"),
     ):
         study(tiny_vit(), images, on_error="skip").run(0)
 

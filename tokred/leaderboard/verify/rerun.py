@@ -208,8 +208,6 @@ def run(
     models = {name: model for name, model in job.models.items() if name in predictions}
     methods = {name: predictions[name] for name in models}
     evaluation = Evaluation(np.full(n, UNLABELLED), np.zeros(n, dtype=bool), predictions[BASELINE], methods)
-    workers = loading.default_workers(job.device.type == "cuda")
-    images = loading.batches(job.source, job.preparation, chosen, workers, job.config.on_error)
     dense = dense_model(job.loaded.model, job.models.values())
     sampled = Pass(dense, models, evaluation, device=job.device, dtype=job.dtype)
-    return sampled.run(images, lambda rows: progress(len(rows)))
+    return sampled.run(job.batches(chosen), lambda rows: progress(len(rows)))

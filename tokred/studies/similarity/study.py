@@ -161,8 +161,12 @@ class Study:
         start, images, unreadable = time.monotonic(), len(self.source), dict[int, str]()
         sums = {sense: Accumulator(self.pairs, len(self.layers), images, self.device) for sense in SENSES}
         self.dense.to(self.device).eval()
+        ranges, on_gpu = loading.ranges(images, self.batch_size), self.device.type == "cuda"
+        batches = loading.batches(
+            self.source, self.preparation, ranges, workers, self.config.on_error, on_gpu=on_gpu
+        )
         with Interrupts() as interrupts:
-            for batch in self._batches(workers):
+            for batch in batches:
                 unreadable |= batch.unreadable
                 self._add(_readable(batch), sums)
                 interrupts.check()
@@ -187,14 +191,6 @@ class Study:
                 "seconds": seconds,
                 "unreadable": unreadable,
             },
-        )
-
-    def _batches(self, workers: int | None) -> Iterator[Batch]:
-        on_gpu = self.device.type == "cuda"
-        workers = loading.default_workers(on_gpu) if workers is None else workers
-        ranges = loading.ranges(len(self.source), self.batch_size)
-        return loading.batches(
-            self.source, self.preparation, ranges, workers, self.config.on_error, pin=on_gpu
         )
 
     @torch.inference_mode()
