@@ -24,7 +24,7 @@ from tokred.errors import TokredError
 from tokred.studies.similarity import premise
 from tokred.studies.similarity.accumulator import BINS, EDGES, Accumulator, cosine
 from tokred.studies.similarity.pairs import Pairs
-from tokred.studies.similarity.study import SENSES, Study, permute_patches, shuffle
+from tokred.studies.similarity.study import SENSES, permute_patches, shuffle
 from tokred.testing import tiny_vit
 
 MODELS = {
