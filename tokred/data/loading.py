@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tokred.data.preprocessing import Preparation
 from tokred.data.source import Source
@@ -83,12 +83,12 @@ def batches(
     black = None if on_error == "fail" else preparation.transform(Image.new("RGB", (256, 256)))
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if on_gpu else 1
-    return stream(Indexed(source.images, preparation.transform), _Listed(batches), workers, black, on_gpu)
+    return stream(Indexed(source.images, preparation.transform), map(list, batches), workers, black, on_gpu)
 
 
 def stream(
     data: Dataset[Any],
-    batches: Sampler[list[int]],
+    batches: Iterable[list[int]],
     workers: int,
     black: Tensor | None = None,
     pin: bool = False,
@@ -97,7 +97,7 @@ def stream(
 
     Args:
         data: data set.
-        batches: indices of the elements of each batch.
+        batches: indices of the elements of each batch; read one batch at a time, since there may be many.
         workers: number of processes that load images.
         black: image [3, H, W] that takes the place of an unreadable one; None raises instead.
         pin: whether to use page-locked memory.
@@ -127,19 +127,6 @@ def ranges(n: int, batch_size: int) -> list[range]:
 def _silence(worker: int) -> None:
     """Print no tracebacks in a worker: image errors come back as values, the rest is noise after Ctrl-C."""
     sys.excepthook = lambda kind, error, trace: None
-
-
-class _Listed(Sampler[list[int]]):
-    """Indices of each batch, listed one batch at a time, since a large data set has many."""
-
-    def __init__(self, batches: Sequence[Iterable[int]]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return map(list, self.batches)
 
 
 class Indexed(Dataset[Any]):

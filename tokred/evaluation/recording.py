@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from tokred.errors import TokredError
 from tokred.evaluation.predictions import Evaluation
 from tokred.evaluation.run_folder import FILES, OPTIONAL, read_about
-from tokred.utils.atomic import check_writable, replace_file, sweep
+from tokred.utils.atomic import check_writable, replace_file, sweep, writing
 
 _PARTS, _PREVIOUS, _LOCK = "outcomes", "previous", ".lock"
 _INTERVAL = 10.0  # seconds of work that a kill can lose
@@ -187,7 +187,7 @@ class Folder:
 
     def _move(self, source: Path, target: Path, names: Sequence[str]) -> Path:
         """Move a run. To survive a kill, run.json is moved aside last, and moved back first."""
-        try:
+        with writing(target, "choose another folder with --out"):
             target.mkdir(parents=True, exist_ok=True)
             for name in (names[0], _PARTS, *names[1:]):
                 if (source / name).exists():
@@ -196,10 +196,6 @@ class Folder:
                     os.replace(source / name, target / name)
             if source != self.path:
                 shutil.rmtree(source, ignore_errors=True)
-        except OSError as error:
-            raise TokredError(
-                f"The run in {source} cannot be moved to {target} ({error.strerror}); choose another --out."
-            ) from error
         return target
 
     @property

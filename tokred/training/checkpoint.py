@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tokred.errors import TokredError
-from tokred.utils.atomic import check_writable
+from tokred.utils.atomic import check_writable, writing
 
 
 def save(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -20,13 +20,12 @@ def save(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> N
         TokredError: it cannot be written.
     """
     temporary = path.with_suffix(".tmp")
-    try:
-        torch.save({"identity": dict(identity), **state}, temporary)
+    with writing(path):
+        try:
+            torch.save({"identity": dict(identity), **state}, temporary)
+        except RuntimeError as error:  # how torch reports a full disk
+            raise OSError(str(error)) from error
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch
-        raise TokredError(
-            f"Cannot write the checkpoint {path} ({error}); the one before is unchanged."
-        ) from error
 
 
 def load(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from tokred.data import folders, imagenet, loading, photodigits, preflight, preprocessing, sources
 from tokred.data.source import Source
@@ -60,40 +60,39 @@ def open_images(data: str | None, seed: int, classes: int, labels: bool = True) 
         TokredError: there are no such images, or their labels are not classes of the model.
     """
     if data is None or sources.is_photodigits(data):
-        endless = photodigits.PhotoDigits("train", length=_ENDLESS, seed=seed)
-        digest = photodigits.PhotoDigits("train", length=photodigits.PROBE_IMAGES, seed=seed).pixel_hash()
-        validation = _spread(sources.open_source(None, "validation"))
+        train = photodigits.PhotoDigits("train", length=_ENDLESS, seed=seed)
+        probe = photodigits.PhotoDigits("train", length=photodigits.PROBE_IMAGES, seed=seed)
         return FitImages(
-            endless,
-            None,
-            validation,
-            sources.PHOTODIGITS,
-            digest,
-            _usable(photodigits.NUM_CLASSES, classes, labels),
+            train=train,
+            n=None,
+            validation=_spread(sources.open_source(None, "validation")),
+            name=sources.PHOTODIGITS,
+            hash=probe.pixel_hash(),
+            labelled=labels and _same_classes(photodigits.NUM_CLASSES, classes),
         )
-    train, validation, note = _splits(data)
-    labels = (
-        labels and train.labelled and validation.labelled and train.classes != 1
-    )  # a single class folder does not label images
-    if labels and train.classes != classes and not _are_imagenets(train):
-        _usable(train.classes, classes, labels)
+    source, validation, note = _splits(data)
+    # A single class folder does not label images.
+    labels = labels and source.labelled and validation.labelled and source.classes != 1
     if labels:
-        train, validation = (preflight.align(source, classes) for source in (train, validation))
-        note = f"{note} {train.note}".strip()
+        wnids = source.class_names or ()
+        if not (wnids and all(map(imagenet.is_wnid, wnids))):  # these may be a part of ImageNet's classes
+            _same_classes(source.classes, classes)
+        source, validation = preflight.align(source, classes), preflight.align(validation, classes)
+        note = f"{note} {source.note}".strip()
     return FitImages(
-        train.images, len(train), _spread(validation), train.name, train.images_hash, labels, note
+        train=source.images,
+        n=len(source),
+        validation=_spread(validation),
+        name=source.name,
+        hash=source.images_hash,
+        labelled=labels,
+        note=note,
     )
 
 
-def _are_imagenets(source: Source) -> bool:
-    return bool(source.class_names) and all(map(imagenet.is_wnid, source.class_names or ()))
-
-
-def _usable(in_data: int | None, classes: int, labels: bool) -> bool:
-    """Whether to use the labels; raises if the number of classes in the data, unless None, does not fit."""
-    if not labels:
-        return False
-    if in_data is not None and in_data != classes:
+def _same_classes(in_data: int | None, classes: int) -> bool:
+    """True; raises if the number of classes in the data, unless None, is not that of the model."""
+    if in_data not in (None, classes):
         raise TokredError(
             f"The data has {in_data} classes, but the model has {classes}; fit without labels: --no-labels."
         )
@@ -137,17 +136,13 @@ def _splits(data: str) -> tuple[Source, Source, str]:
     note = (
         "There is no validation split, so every tenth image is used for validation; compare on other images."
     )
-    return _part(whole, np.flatnonzero(~held)), _part(whole, np.flatnonzero(held)), note
-
-
-def _part(source: Source, indices: np.ndarray) -> Source:
-    return source.take(indices)
+    return whole.take(np.flatnonzero(~held)), whole.take(np.flatnonzero(held)), note
 
 
 def _spread(source: Source) -> Source:
     """At most `VALIDATION` images, evenly spaced, because files are sorted by class."""
     count = min(len(source), VALIDATION)
-    return _part(source, np.linspace(0, len(source) - 1, count).round().astype(int))
+    return source.take(np.linspace(0, len(source) - 1, count).round().astype(int))
 
 
 class Shuffled(Dataset[Any]):
@@ -189,9 +184,8 @@ def drawn_from(*key: int) -> Iterator[None]:
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
-    on_gpu = (
-        torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    )  # a process that loads images has none
+    # A process that loads images has no GPU.
+    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     if on_gpu is not None:
         torch.cuda.manual_seed(seed)
     try:
@@ -226,20 +220,6 @@ def training_transform(model: Any, recipe: FitRecipe, as_drawn: bool) -> Any:
     )
 
 
-class _Shares(Sampler[list[int]]):
-    """Positions of the images of one process, one step at a time, since a long run has 10^9 of them."""
-
-    def __init__(self, steps: range, batch_size: int, rank: int, world: int) -> None:
-        self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps:
-            yield list(range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world))
-
-
 def training_batches(
     data: Shuffled, steps: range, batch_size: int, rank: int, world: int, workers: int
 ) -> Iterator[loading.Batch]:
@@ -248,5 +228,6 @@ def training_batches(
     Raises:
         TokredError: an image cannot be read.
     """
-    shares = _Shares(steps, batch_size, rank, world)
+    starts = (step * batch_size for step in steps)
+    shares = (list(range(start + rank, start + batch_size, world)) for start in starts)
     return loading.stream(data, shares, workers)
