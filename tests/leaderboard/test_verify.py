@@ -264,7 +264,7 @@ def test_what_is_gone_or_changed_is_one_sentence(one):
         ({}, Places(data="/nowhere"), "The run cannot be repeated: No data at '/nowhere'"),
         ({"weights_hash": "abc"}, Places(), "The weights differ from those of the run .*--weights"),
         ({"data_hash": "abc"}, Places(), "The images differ from those of the run .*--data"),
-        ({"adapters": {"sit": "abc"}}, Places(), "The adapter of sit is not that of the run .*--adapters"),
+        ({"adapters": {"sit": "abc"}}, Places(), "The parameters of sit differ from .*--adapters"),
         ({"methods": ["lotm", "foreign"]}, Places(), "foreign.*--plugin"),
         ({"precision": "torch.int3"}, Places(), "does not contain a valid configuration"),
     ]:
@@ -276,7 +276,7 @@ def test_what_is_gone_or_changed_is_one_sentence(one):
 
 def test_the_gap_is_that_of_the_class_of_before():
     logits = torch.tensor([[0.0, 2.0, 1.5], [5.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    outcomes = Again.of(np.array([1, 2, 7, -1]))
+    outcomes = Again(np.array([1, 2, 7, -1]))
     outcomes.put(np.array([1, 0, 2]), logits, torch.tensor([1, 0, 1]), logits)
     expected = [
         5.0,

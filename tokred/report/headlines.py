@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tokred.evaluation.significance import competes
@@ -12,15 +11,6 @@ from tokred.report.run_data import RunData, setting
 from tokred.tables.row import BASELINE, Row
 
 _NO_RESULT = {"failed": "failed", "unfitted": "not fitted yet", "unreachable": "cannot meet the budget"}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A key figure: its label, its value, and a note with its unit and method."""
-
-    label: str
-    value: str
-    note: str
 
 
 def measured(data: RunData) -> list[Row]:
@@ -92,20 +82,20 @@ def _loss(rows: Sequence[Row]) -> str:
     return f"a drop of {signed(row.drop)} points{interval}"
 
 
-def figures(data: RunData) -> list[Figure]:
-    """Three or four key figures."""
+def figures(data: RunData) -> list[tuple[str, str, str]]:
+    """Three or four key figures: a label, its value, and a note with its unit and method."""
     rows, base, shown = measured(data), data.baseline, []
     if base and base.top1 is not None:
-        shown.append(Figure("Dense model", f"{base.top1:.2f} %", f"top-1 at {base.gflops or 0:.3f} GFLOPs"))
+        shown.append(("Dense model", f"{base.top1:.2f} %", f"top-1 at {base.gflops or 0:.3f} GFLOPs"))
     elif base and base.gflops is not None:
-        shown.append(Figure("Dense model", f"{base.gflops:.3f}", "GFLOPs; these images have no labels"))
+        shown.append(("Dense model", f"{base.gflops:.3f}", "GFLOPs; these images have no labels"))
     if (least := _most(rows, lambda row: None if row.drop is None else -row.drop)) is not None:
-        shown.append(Figure("Smallest drop", signed(least.drop), f"points, {_called(data, least)}"))
+        shown.append(("Smallest drop", signed(least.drop), f"points, {_called(data, least)}"))
     if (alike := _most(rows, lambda row: row.agreement)) is not None:
         note = f"of predictions agree, {_called(data, alike)}"
-        shown.append(Figure("Closest to the dense model", _share(alike), note))
+        shown.append(("Closest to the dense model", _share(alike), note))
     if (fast := _most(rows, lambda row: row.speedup)) is not None:
-        shown.append(Figure("Fastest", f"{fast.speedup:.2f} ×", f"measured, {_called(data, fast)}"))
+        shown.append(("Fastest", f"{fast.speedup:.2f} ×", f"measured, {_called(data, fast)}"))
     return shown
 
 

@@ -40,6 +40,13 @@ def spaced(numbers: Iterable[int]) -> str:
     return " ".join(map(str, numbers))
 
 
+def layer_range(layers: str) -> str:
+    """Layers as a row has them, "4 7 10"; more than three consecutive ones as "1 to 12"."""
+    numbers = [int(layer) for layer in layers.split()]
+    consecutive = len(numbers) > 3 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]} to {numbers[-1]}" if consecutive else layers
+
+
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first of some names, and how many more there are: "a, b and 3 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokred.tables.row import Row
-from tokred.utils.text import visible
+from tokred.utils.text import layer_range, visible
 from tokred.visualize.trace import Map, Traced
 
 _ARROW = " → "
@@ -138,7 +138,7 @@ class Panels:
             drawing = "tokens are mixtures; a patch is drawn with the token that has its largest share."
             notes.append(f"Soft ({', '.join(soft)}): {drawing}")
         for row in (self.rows[name] for name in self.traced.maps):
-            layers = f" at layers {_layers(row.stages)}" if row.stages else ""
+            layers = f" at layers {layer_range(row.stages)}" if row.stages else ""
             about[row.method] = f"{row.method}{layers}" + (f", {row.options}" if row.options else "")
         refused = (f"Not shown: {name}: {why}" for name, why in self.refused.items())
         return [visible(note) for note in (*notes, *about.values(), *refused)]
@@ -162,10 +162,3 @@ def per_cent(share: float) -> str:
 def short(name: str) -> str:
     """The first of several names of a class, as ImageNet's classes have."""
     return name.partition(", ")[0]
-
-
-def _layers(stages: str) -> str:
-    """Layers as text; more than three consecutive ones as "1 to 12"."""
-    layers = [int(layer) for layer in stages.split()]
-    consecutive = layers == list(range(layers[0], layers[-1] + 1))
-    return f"{layers[0]} to {layers[-1]}" if len(layers) > 3 and consecutive else stages

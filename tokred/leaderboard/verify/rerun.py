@@ -40,24 +40,20 @@ class Places:
     device: str = "auto"
 
 
-@dataclass
 class Again(Predictions):
-    """Predictions with the distance of the stored class from winning.
+    """New predictions beside the stored ones, with the distance of the stored class from winning.
+
+    Args:
+        before: [n] int64, the stored predictions; -1 if missing.
 
     Attributes:
-        before: [n] int64, the stored predictions; -1 if missing.
         gap: [n] float32, difference in nats of the log-probabilities of the class predicted now and of the
             stored one; infinite if the stored one is not a class of the model.
     """
 
-    before: np.ndarray
-    gap: np.ndarray
-
-    @classmethod
-    def of(cls, before: np.ndarray) -> Again:
-        """Only the stored predictions, without new ones."""
-        gap = np.full(len(before), np.inf, dtype=np.float32)
-        return cls(**vars(Predictions.empty(len(before))), before=before, gap=gap)
+    def __init__(self, before: np.ndarray) -> None:
+        super().__init__(**vars(Predictions.empty(len(before))))
+        self.before, self.gap = before, np.full(len(before), np.inf, dtype=np.float32)
 
     def put(self, images: np.ndarray, logits: Tensor, labels: Tensor, dense_logits: Tensor) -> None:
         """Enter a batch; see `Predictions.put`."""
@@ -85,16 +81,17 @@ def job_of(about: Mapping[str, Any], places: Places) -> Job:
         advice = "give the present places of its files with --data, --weights or --adapters"
         raise TokredError(f"The run cannot be repeated: {sentence}; {advice}.") from error
     before, now = about["configuration"], job.configuration
-    for what, column, option in (("images", "data_hash", "data"), ("weights", "weights_hash", "weights")):
-        if now[column] != before[column]:
-            hashes = f"hash {now[column][:8]}, not {str(before[column])[:8]}"
-            advice = f"give those of the run with --{option}"
-            raise TokredError(f"The {what} differ from those of the run ({hashes}); {advice}.")
+    hashes = {
+        "images": ("data", before["data_hash"], now["data_hash"]),
+        "weights": ("weights", before["weights_hash"], now["weights_hash"]),
+    }
     for name, digest in before.get("adapters", {}).items():
-        if now["adapters"].get(name) != digest:
-            advice = "give that of the run with --adapters"
+        hashes[f"parameters of {name}"] = ("adapters", digest, now["adapters"].get(name, "none"))
+    for what, (option, stored, actual) in hashes.items():
+        if stored != actual:
             raise TokredError(
-                f"The adapter of {name} differs from that of the run (hash {str(digest)[:8]}); {advice}."
+                f"The {what} differ from those of the run (hash {actual[:8]}, not {str(stored)[:8]}); give "
+                f"those of the run with --{option}."
             )
     return job
 
@@ -204,7 +201,7 @@ def run(
             raise TokredError(f"{counts}; give the data of the run with --data.")
         before = np.full(n, -1)
         before[one.places] = one.prediction
-        predictions[one.name] = Again.of(before)
+        predictions[one.name] = Again(before)
     models = {name: model for name, model in job.models.items() if name in predictions}
     methods = {name: predictions[name] for name in models}
     evaluation = Evaluation(np.full(n, UNLABELLED), np.zeros(n, dtype=bool), predictions[BASELINE], methods)

@@ -11,6 +11,7 @@ from tokred.studies.lotm_paper import printed
 from tokred.studies.lotm_paper.printed import Printed
 from tokred.tables.render import Table
 from tokred.tables.row import BASELINE, Row, csv_cell
+from tokred.utils.text import layer_range
 
 Line = dict[str, Any]
 """Printed and measured values of one method, by the columns of the CSV. Accuracies, drops and their
@@ -137,17 +138,10 @@ def table(lines: Sequence[Line], title: str, notes: Sequence[str], measured: boo
 def _cell(pattern: str, line: Line) -> str:
     texts = {
         "method": f"{line['method']}, control" if line["control"] else line["method"],
-        "layers": _range(line["layers"]),
+        "layers": layer_range(line["layers"]),
         "within_text": {True: "yes", False: "no", None: ""}[line["within"]],
     }
     try:
         return pattern.format(**{**line, **texts})
     except TypeError:  # the value is None
         return ""
-
-
-def _range(layers: str) -> str:
-    """Layers as text; more than three consecutive ones as "1 to 12"."""
-    numbers = [int(layer) for layer in layers.split()]
-    in_a_row = len(numbers) > 3 and numbers == list(range(numbers[0], numbers[-1] + 1))
-    return f"{numbers[0]} to {numbers[-1]}" if in_a_row else layers

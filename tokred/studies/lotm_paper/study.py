@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from tokred import plots
 from tokred.core.costs import CostTable
-from tokred.core.match import Match, at_knob, match_each
+from tokred.core.match import at_knob, match_each
 from tokred.errors import TokredError
 from tokred.evaluation import published_accuracy
+from tokred.evaluation.candidates import Candidate
 from tokred.evaluation.comparison import Job
 from tokred.evaluation.config import Config
 from tokred.evaluation.config_file import read_config
@@ -24,7 +25,6 @@ from tokred.tables.render import Table
 from tokred.tables.results_table import formatted
 from tokred.tables.row import BASELINE, Row
 from tokred.utils.atomic import check_writable, write_all
-from tokred.utils.text import spaced
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -204,26 +204,17 @@ class Study:
 
 def planned(config: Config, costs: CostTable) -> list[Row]:
     """The rows of the plans of a configuration, with FLOPs alone."""
-    rows = [Row(BASELINE, gflops=costs.dense / 1e9)]
+    candidates = []
     for fixed in config.fixed:
-        rows.append(_row(None, at_knob(costs, fixed.method, fixed.knob, stages=fixed.stages)))
+        match = at_knob(costs, fixed.method, fixed.knob, stages=fixed.stages)
+        candidates.append(Candidate(method=fixed.method, budget=None, name=fixed.name, match=match))
     for budget in config.budgets:
         matches, refused = match_each(costs, config.methods or (), budget)
-        rows += [_row(budget, match) for match in matches.values()]
-        rows += [Row(method, budget=budget, error=str(error)) for method, error in refused.items()]
-    return rows
-
-
-def _row(budget: float | None, match: Match) -> Row:
-    plan = match.plan
-    return Row(
-        plan.reducer.name,
-        budget=budget,
-        stages=spaced(plan.stages),
-        tokens=spaced(plan.tokens),
-        knob=match.knob,
-        gflops=match.flops / 1e9,
-    )
+        for name in config.methods or ():
+            match, error = matches.get(name), refused.get(name)
+            candidates.append(Candidate(method=name, budget=budget, name=name, match=match, refused=error))
+    rows = (replace(candidate.row(costs), training="") for candidate in candidates)
+    return [Row(BASELINE, gflops=costs.dense / 1e9), *rows]
 
 
 def weights_of(model: str, weights: str | None, models: int = 1) -> str | None:
