@@ -20,7 +20,7 @@ from tokred.models import zoo
 from tokred.models.tensor_files import hash_weights
 from tokred.tables.render import Table
 from tokred.utils.atomic import replace_file
-from tokred.utils.devices import resolve_device, resolve_precision
+from tokred.utils.devices import default_batch_size, resolve_device, resolve_precision
 from tokred.utils.provenance import versions
 from tokred.utils.text import plain_name
 
@@ -65,7 +65,7 @@ class Bench:
         self.config, self.rounds, self.compiled = config, rounds, compiled
         self.device = resolve_device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
-        self.batch_sizes = tuple(dict.fromkeys(batch_sizes)) or (16 if self.device.type == "cpu" else 256,)
+        self.batch_sizes = tuple(dict.fromkeys(batch_sizes)) or (default_batch_size(self.device),)
         loaded = _loaded(config.model, config.img_size)
         self.dense, self.costs = loaded.model, CostTable(loaded.model)
         config = replace(config, allow_unfitted=True)  # time does not depend on the parameters

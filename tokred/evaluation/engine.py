@@ -24,6 +24,7 @@ from tokred.data.loading import Batch
 from tokred.errors import TokredError
 from tokred.evaluation.lanes import Lanes, Portions, is_out_of_memory
 from tokred.evaluation.predictions import Evaluation, Failure, finite
+from tokred.utils.devices import autocast
 
 _START: Point = (1, "pre")
 
@@ -90,7 +91,7 @@ class Pass:
         tensors = (batch.images, batch.labels, batch.indices)
         images, labels, index = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
         logits: dict[str, Tensor | None] = {}
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.device, self.dtype):
             state = dense.embed(images, index)
             for point, names in _branches(dense, methods).items():
                 state = dense.advance(state, stop=point)

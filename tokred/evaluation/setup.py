@@ -15,7 +15,7 @@ from tokred.evaluation import candidates, published_accuracy
 from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.inputs import open_inputs
 from tokred.tables.row import BASELINE, Row
-from tokred.utils.devices import precision_name, resolve_precision
+from tokred.utils.devices import default_batch_size, precision_name, resolve_precision
 from tokred.utils.distributed import Processes
 from tokred.utils.text import plain_name
 
@@ -44,7 +44,7 @@ class Setup:
         self.config = config
         self.device = Processes.device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
-        self.batch_size = config.batch_size or (16 if self.device.type == "cpu" else 256)
+        self.batch_size = config.batch_size or default_batch_size(self.device)
         self.source, self.loaded, self.preparation = open_inputs(config)
         self.costs = CostTable(self.loaded.model)
         self.candidates = candidates.build(config, self.loaded, self.costs)

@@ -28,6 +28,7 @@ from tokred.evaluation.timing import (
     weight_bytes,
 )
 from tokred.tables.row import BASELINE
+from tokred.utils.devices import autocast
 
 DENSE = BASELINE
 
@@ -102,7 +103,7 @@ def measure(
     runs, peaks = {}, {}
     with (
         torch._dynamo.config.patch(recompile_limit=2 * len(everything) + 8),
-        torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+        autocast(device, dtype),
     ):  # all reduced models share one `forward`, and so its count of compilations
         for name, model in everything.items():
             try:

@@ -51,3 +51,13 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     )
     return torch.bfloat16 if native else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The context in which models run: matrix products have the dtype, by autocast unless it is float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def default_batch_size(device: torch.device) -> int:
+    """16 on a CPU, whose caches hold that much, and 256 elsewhere."""
+    return 16 if device.type == "cpu" else 256

@@ -25,6 +25,7 @@ from tokred.data.preprocessing import Preparation
 from tokred.data.source import Source
 from tokred.errors import TokredError
 from tokred.evaluation.predictions import Evaluation, finite
+from tokred.utils.devices import autocast
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def trace(
     failed, seen = dict[str, str](), list[Batch]()
     for batch in batches:
         images, index = batch.images.to(device), batch.indices.to(device)
-        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with torch.inference_mode(), autocast(device, dtype):
             for name in [name for name in everything if name not in failed]:
                 try:
                     parts[name].append(_follow(everything[name], images, index))

@@ -24,7 +24,7 @@ from tokred.evaluation.inputs import open_inputs
 from tokred.evaluation.predictions import finite
 from tokred.studies.similarity.accumulator import Accumulator
 from tokred.studies.similarity.pairs import Pairs
-from tokred.utils.devices import resolve_device, resolve_precision
+from tokred.utils.devices import autocast, default_batch_size, resolve_device, resolve_precision
 from tokred.utils.interrupts import Interrupts
 
 Features = Literal["residual", "attention"]
@@ -100,7 +100,7 @@ class Study:
         self.config, self.features = config, features
         self.device = resolve_device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
-        self.batch_size = config.batch_size or (16 if self.device.type == "cpu" else 256)
+        self.batch_size = config.batch_size or default_batch_size(self.device)
         self.source, self.loaded, self.preparation = open_inputs(config)
         self.dense = ReducedViT(self.loaded.model)
         self.layers = _check_layers(layers, self.dense.depth, config.model)
@@ -216,7 +216,7 @@ class Study:
 
     def _tokens(self, images: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield the place of each chosen layer in `layers`, and its patch tokens, [B, N, C] float32."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.device, self.dtype):
             before = self.dense.embed(images)
             for part, state in self.dense.walk(before):
                 if state.site == "mid" and state.layer in self.layers:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,42 +24,24 @@ class TrainingImages(Dataset[tuple[Tensor, int, Tensor, Tensor]]):
         self.recipe, self.patch, self.grid = recipe, patch, photodigits.SIZE // patch
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor, Tensor]:
-        step = index // self.recipe.batch_size
-        image, mask, label, _ = photodigits.render(
-            "train", self.recipe.seed, index, ease=self.recipe.ease(step)
-        )
-        targets = photodigits.token_targets(mask, label, self.grid)
-        side = self.grid if self.recipe.whole(step) else min(WINDOW, self.grid)
-        row, column = _window_origin(
-            mask, self.patch, self.grid, side, np.random.RandomState([self.recipe.seed, index])
-        )
-        tokens = (np.arange(row, row + side)[:, None] * self.grid + np.arange(column, column + side)).reshape(
-            -1
-        )
-        p = self.patch
-        pixels = np.asarray(image)[row * p : (row + side) * p, column * p : (column + side) * p].transpose(
-            2, 0, 1
-        )
-        return (
-            torch.from_numpy(pixels.copy()),
-            label,
-            torch.from_numpy(targets[tokens]),
-            torch.from_numpy(tokens),
-        )
+        recipe, p, step = self.recipe, self.patch, index // self.recipe.batch_size
+        image, mask, label, _ = photodigits.render("train", recipe.seed, index, ease=recipe.ease(step))
+        side = self.grid if recipe.whole(step) else min(WINDOW, self.grid)
+        rng = np.random.RandomState([recipe.seed, index])
+        left, top, right, bottom = mask.getbbox() or (0, 0, 1, 1)
+        row = _window_start(top // p, -(-bottom // p), self.grid, side, rng)
+        column = _window_start(left // p, -(-right // p), self.grid, side, rng)
+        rows, columns = np.arange(row, row + side), np.arange(column, column + side)
+        tokens = (rows[:, None] * self.grid + columns).reshape(-1)
+        window = np.asarray(image)[row * p : (row + side) * p, column * p : (column + side) * p]
+        targets = photodigits.token_targets(mask, label, self.grid)[tokens]
+        pixels = torch.from_numpy(window.transpose(2, 0, 1).copy())
+        return pixels, label, torch.from_numpy(targets), torch.from_numpy(tokens)
 
 
-def _window_origin(
-    mask: Any, patch: int, grid: int, side: int, rng: np.random.RandomState
-) -> tuple[int, int]:
-    """Row and column of the first token of a random window that contains as much of the digit as possible."""
-    left, top, right, bottom = mask.getbbox() or (0, 0, 1, 1)
-    origin = []
-    for low, high in ((top, bottom), (left, right)):
-        first, last = low // patch, -(-high // patch)
-        least, most = max(0, last - side), min(grid - side, first)
-        origin.append(
-            rng.randint(least, most + 1)
-            if least <= most
-            else max(0, min(grid - side, (first + last - side) // 2))
-        )
-    return origin[0], origin[1]
+def _window_start(first: int, last: int, grid: int, side: int, rng: np.random.RandomState) -> int:
+    """First token, along an axis, of a random window with as many of the tokens from `first` to `last` as fit."""
+    least, most = max(0, last - side), min(grid - side, first)
+    if least <= most:
+        return rng.randint(least, most + 1)
+    return max(0, min(grid - side, (first + last - side) // 2))

@@ -23,6 +23,7 @@ from tokred.training.backbone.init import initialize
 from tokred.training.backbone.net2net import widen
 from tokred.training.backbone.recipe import Recipe
 from tokred.training.loop import TrainingRun
+from tokred.utils.devices import autocast
 from tokred.utils.provenance import versions
 
 
@@ -114,7 +115,7 @@ class Trainer(TrainingRun):
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * self.recipe.lr_scale(self.step)
-        with torch.autocast("cpu", dtype=self.precision, enabled=self.precision != torch.float32):
+        with autocast(self.device, self.precision):
             feats = features(self.model, self.normalize(images), tokens)
             logits, token_logits = self.model.forward_head(feats), self.token_head(feats[:, 1:])
         loss = F.cross_entropy(logits.float(), labels)

@@ -25,7 +25,7 @@ from tokred.training.fit.learner import Learner
 from tokred.training.fit.student import Student
 from tokred.training.fit.validation import Validator
 from tokred.training.loop import TrainingRun
-from tokred.utils.devices import resolve_precision
+from tokred.utils.devices import default_batch_size, resolve_precision
 from tokred.utils.distributed import Processes
 from tokred.utils.provenance import versions
 
@@ -70,7 +70,7 @@ class Fit(TrainingRun):
         self.images = open_images(config.data, self.recipe.seed, self.loaded.model.num_classes, config.labels)
         self._check()
         self.steps = self.recipe.steps(self.images.n)
-        chunk = config.chunk or (16 if self.device.type == "cpu" else 256)
+        chunk = config.chunk or default_batch_size(self.device)
         self.student.model.to(self.device)
         self.student.teacher.to(self.device)
         self.processes = Processes(self.device)
@@ -93,7 +93,7 @@ class Fit(TrainingRun):
             student=self.student,
             processes=self.processes,
             device=self.device,
-            autocast=self.learner.autocast,
+            dtype=self.dtype,
             chunk=chunk,
             workers=config.workers,
         )

@@ -14,6 +14,7 @@ from tokred.errors import TokredError
 from tokred.training.fit.data import FitImages, check_labels, drawn_from
 from tokred.training.fit.recipe import FitRecipe
 from tokred.training.fit.student import Student
+from tokred.utils.devices import autocast
 from tokred.utils.distributed import Processes
 
 
@@ -76,10 +77,6 @@ class Learner:
             num_classes=self.student.teacher.backbone.num_classes,
         )
 
-    def autocast(self) -> torch.autocast:
-        """The context that models run in."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
-
     def learn(self, batch: Batch, step: int, steps: int) -> float:
         """Train one step on this process's share of a batch, and return the loss of the whole batch.
 
@@ -93,7 +90,7 @@ class Learner:
         total = torch.zeros((), device=self.device)
         with drawn_from(self.recipe.seed, step, self.processes.rank):  # dropped paths and mixed images
             for images, targets, keys in self._chunks(batch):
-                with self.autocast():
+                with autocast(self.device, self.dtype):
                     loss = self.student.loss(images, self.student.teach(images, keys), targets)["loss"]
                 loss = loss * (len(images) / self.recipe.batch_size)
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from tokred.data import loading, preprocessing
 from tokred.training.fit.data import FitImages, check_labels
 from tokred.training.fit.student import Student
+from tokred.utils.devices import autocast
 from tokred.utils.distributed import Processes
 
 
@@ -22,7 +22,7 @@ class Validator:
         student: the student to validate.
         processes: the processes that share the images.
         device: the student's device.
-        autocast: function that makes the context in which models run.
+        dtype: dtype of matrix products; autocast is used unless it is float32.
         chunk: number of images in a forward pass.
         workers: number of processes that load images.
     """
@@ -33,11 +33,11 @@ class Validator:
         student: Student,
         processes: Processes,
         device: torch.device,
-        autocast: Callable[[], Any],
+        dtype: torch.dtype,
         chunk: int,
         workers: int,
     ) -> None:
-        self.student, self.processes, self.device, self.autocast = student, processes, device, autocast
+        self.student, self.processes, self.device, self.dtype = student, processes, device, dtype
         self.labelled, source = images.labelled, images.validation
         self._source, self._workers = source, workers
         self._preparation = preprocessing.prepare(student.teacher.backbone, source.crop_pct)
@@ -52,7 +52,7 @@ class Validator:
         """
         total = torch.zeros(3, dtype=torch.float64)
         for images, labels, logits in self._batches():
-            with self.autocast():
+            with autocast(self.device, self.dtype):
                 loss, hits = self.student.validate(images, labels if self.labelled else None, logits)
             total += torch.tensor([loss, hits, len(images)], dtype=torch.float64)
         loss, hits, count = self.processes.sum(total.to(self.device)).tolist()
@@ -66,6 +66,6 @@ class Validator:
                 check_labels(batch.labels, self.student.teacher.backbone.num_classes)
             images, labels = batch.images.to(self.device), batch.labels.to(self.device)
             if index == len(self._logits):
-                with self.autocast():
+                with autocast(self.device, self.dtype):
                     self._logits.append(self.student.teacher(images).float())
             yield images, labels, self._logits[index]
