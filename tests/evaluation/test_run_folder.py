@@ -188,7 +188,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         opened(tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "table.md").write_text("mine")
-    with pytest.raises(TokredError, match=r"holds table.md but no run"):
+    with pytest.raises(TokredError, match=r"contains table.md but no run"):
         opened(tmp_path / "b")
     assert (tmp_path / "b" / "table.md").read_text() == "mine"
     (tmp_path / "file").write_text("")

@@ -40,7 +40,7 @@ class TrainingImages(Dataset[tuple[Tensor, int, Tensor, Tensor]]):
 
 
 def _window_start(first: int, last: int, grid: int, side: int, rng: np.random.RandomState) -> int:
-    """First token, along an axis, of a random window with as many of the tokens from `first` to `last` as fit."""
+    """The start, along one axis, of a random window with as many of the tokens `first` to `last` as fit."""
     least, most = max(0, last - side), min(grid - side, first)
     if least <= most:
         return rng.randint(least, most + 1)

@@ -33,9 +33,7 @@ class Recipe(BaseModel):
     whole_last: float = Field(0.04, ge=0, le=1)  # and so have all batches in this last share of each cycle
     token_weight: float = Field(1.0, ge=0)  # weight of the per-token target
     clip: float = Field(1.0, gt=0)  # gradient norm
-    grow_from: str | None = (
-        None  # a narrower model with shipped weights, or a weight file, to widen and start from
-    )
+    grow_from: str | None = None  # a narrower model with shipped weights, or a weight file, to start from
     residual_scale: float = Field(0.125, gt=0)  # factor on the residual stream of the written weights
     seed: int = Field(0, ge=0, lt=2**32)
 

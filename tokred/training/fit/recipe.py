@@ -25,24 +25,18 @@ class FitRecipe(BaseModel):
     epochs: float | None = Field(None, gt=0)  # or the length in passes over the training images
     batch_size: int = Field(16, gt=0)
     lr: float = Field(3e-3, gt=0)
-    backbone_lr: float = Field(
-        1.0, gt=0
-    )  # share of the learning rate that a full fit gives to all but the reducers
+    backbone_lr: float = Field(1.0, gt=0)  # learning rate of the backbone in a full fit, as a share of lr
     min_lr: float = Field(0.0, ge=0)
     warmup: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float | None = Field(1.0, gt=0)  # gradient norm
-    ema: float | None = Field(
-        None, gt=0, lt=1
-    )  # decay of a running mean of the weights, validated beside them
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of a running mean of the weights, also validated
     label_weight: float = Field(1.0, ge=0)
     logits_weight: float = Field(1.0, ge=0)
     tokens_weight: float = Field(1.0, ge=0)
     smoothing: float = Field(0.0, ge=0, lt=1)
-    calibrate: bool = (
-        True  # start from parameters on the scale of the model's tokens, where the method knows how
-    )
+    calibrate: bool = True  # initialise the reducers by the model's tokens, if the method supports it
     drop_path: float = Field(0.0, ge=0, lt=1)
     flip: float = Field(0.0, ge=0, le=1)  # probability; this and the next four never apply to PhotoDigits
     crop_scale: float = Field(1.0, gt=0, le=1)  # least area of a random crop
