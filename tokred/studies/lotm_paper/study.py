@@ -210,9 +210,10 @@ def planned(config: Config, costs: CostTable) -> list[Row]:
         candidates.append(Candidate(method=fixed.method, budget=None, name=fixed.name, match=match))
     for budget in config.budgets:
         matches, refused = match_each(costs, config.methods or (), budget)
-        for name in config.methods or ():
-            match, error = matches.get(name), refused.get(name)
-            candidates.append(Candidate(method=name, budget=budget, name=name, match=match, refused=error))
+        candidates += [
+            Candidate(name, budget, name, match=matches.get(name), refused=refused.get(name))
+            for name in config.methods or ()
+        ]
     rows = (replace(candidate.row(costs), training="") for candidate in candidates)
     return [Row(BASELINE, gflops=costs.dense / 1e9), *rows]
 
