@@ -10,15 +10,8 @@ import typer
 
 from tokred.commands.compare import command_line
 from tokred.commands.console import Progress, say, speak
-from tokred.commands.options import (
-    Device,
-    ImgSize,
-    Model,
-    PrecisionName,
-    ReductionOptions,
-    Weights,
-    grouped,
-)
+from tokred.commands.options import Device, ImgSize, Model, PrecisionName, ReductionOptions, Weights
+from tokred.commands.parsing import grouped
 from tokred.errors import TokredError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tokred.commands.console import Progress, err, say, show
-from tokred.commands.options import Adapters, Data, Device, Plugins, Weights, load, parse_names
+from tokred.commands.options import Adapters, Data, Device, Plugins, Weights, load
+from tokred.commands.parsing import parse_names
 
 if TYPE_CHECKING:
     from tokred.leaderboard import Change

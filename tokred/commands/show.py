@@ -16,9 +16,8 @@ from tokred.commands.options import (
     PlanOptions,
     RunOptions,
     configuration,
-    grouped,
-    parse_numbers,
 )
+from tokred.commands.parsing import grouped, parse_numbers
 
 Files = Annotated[
     list[Path] | None, typer.Argument(help="Image files; by default images of the data set.", metavar="IMAGE")

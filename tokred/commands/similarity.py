@@ -8,15 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from tokred.commands.console import Progress, err, say, show
-from tokred.commands.options import (
-    ImageOptions,
-    Model,
-    Results,
-    RunOptions,
-    Workers,
-    grouped,
-    parse_layers,
-)
+from tokred.commands.options import ImageOptions, Model, Results, RunOptions, Workers
+from tokred.commands.parsing import grouped, parse_layers
 from tokred.utils.text import plain_name
 
 Layers = Annotated[
