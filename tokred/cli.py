@@ -27,7 +27,9 @@ from tokred.commands import (
     train,
 )
 from tokred.commands.console import err, say
-from tokred.commands.options import flag
+from tokred.commands.groups import (
+    flag,
+)
 from tokred.errors import InvalidSetting, TokredError
 
 app = typer.Typer(

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from tokred.commands.console import Progress, err, out, say, show_records
-from tokred.commands.options import Budget, Device, Format, ImgSize, Model, PlanOptions, PrecisionName
+from tokred.commands.groups import PlanOptions
+from tokred.commands.options import Budget, Device, Format, ImgSize, Model, PrecisionName
 from tokred.commands.parsing import grouped, parse_numbers
 from tokred.tables.render import check_format
 

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from tokred.commands.console import err, say
-from tokred.commands.options import Plugins, load
+from tokred.commands.groups import load
+from tokred.commands.options import Plugins
 from tokred.core import registry
 from tokred.errors import TokredError
 
 
 def check(
-    method: Annotated[str, typer.Argument(help="Name of a method, or module:Class.")],
-    plugins: Plugins = None,
+    method: Annotated[str, typer.Argument(help="Name of a method, or module:Class.")], plugins: Plugins = None
 ) -> None:
     """Run the tests that every method must pass."""
     load(plugins)

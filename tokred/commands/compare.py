@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 
 from tokred.commands.console import Progress, err, out, say, show, speak, warn
-from tokred.commands.options import Budget, ComparisonOptions, ConfigName, configured
+from tokred.commands.groups import ComparisonOptions, configured
+from tokred.commands.options import Budget, ConfigName
 from tokred.commands.parsing import grouped
 from tokred.tables.render import check_format
 

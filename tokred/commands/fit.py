@@ -10,7 +10,8 @@ import typer
 
 from tokred.commands.compare import command_line
 from tokred.commands.console import Progress, say, speak
-from tokred.commands.options import Device, ImgSize, Model, PrecisionName, ReductionOptions, Weights
+from tokred.commands.groups import ReductionOptions
+from tokred.commands.options import Device, ImgSize, Model, PrecisionName, Weights
 from tokred.commands.parsing import grouped
 from tokred.errors import TokredError
 
@@ -40,8 +41,7 @@ Out = Annotated[
     ),
 ]
 Chunk = Annotated[
-    int | None,
-    typer.Option(min=1, help="Images that run together; by default 16 on a CPU, 256 elsewhere."),
+    int | None, typer.Option(min=1, help="Images that run together; by default 16 on a CPU, 256 elsewhere.")
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tokred.commands.console import Progress, err, say, show
-from tokred.commands.options import Adapters, Data, Device, Plugins, Weights, load
+from tokred.commands.groups import load
+from tokred.commands.options import Adapters, Data, Device, Plugins, Weights
 from tokred.commands.parsing import parse_names
 
 if TYPE_CHECKING:
@@ -35,10 +36,7 @@ def leaderboard_add(runs: Runs, board: Board = Path("leaderboard.csv")) -> None:
 
 @app.command("build")
 def leaderboard_build(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs to add first."),
-    ] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs to add first.")] = None,
     board: Board = Path("leaderboard.csv"),
     page: Annotated[
         Path | None, typer.Option(help="HTML file to write; by default next to the board.")

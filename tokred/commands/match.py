@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tokred.commands.console import err, say, show_records
-from tokred.commands.options import Budget, Format, ImgSize, Model, PlanOptions, configuration
+from tokred.commands.groups import PlanOptions, configuration
+from tokred.commands.options import Budget, Format, ImgSize, Model
 from tokred.commands.parsing import grouped
 from tokred.tables.render import Table, check_format
 from tokred.utils.text import spaced

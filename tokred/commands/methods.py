@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tokred.commands.console import show_records
-from tokred.commands.options import Format, Plugins, load
+from tokred.commands.groups import load
+from tokred.commands.options import Format, Plugins
 from tokred.core import registry
 from tokred.tables.render import Table, check_format
 from tokred.utils.text import spaced

@@ -11,7 +11,8 @@ import typer
 
 from tokred.commands.compare import resumable
 from tokred.commands.console import Progress, err, out, say, show, speak
-from tokred.commands.options import Format, ImageOptions, Results, RowOptions, RunOptions, Workers
+from tokred.commands.groups import ImageOptions, RowOptions, RunOptions
+from tokred.commands.options import Format, Results, Workers
 from tokred.commands.parsing import grouped, parse_names
 from tokred.commands.similarity import run_similarity
 from tokred.errors import TokredError, UnknownName, did_you_mean

@@ -9,14 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from tokred.commands.console import err, out, say
-from tokred.commands.options import (
-    FittedOptions,
-    ImageOptions,
-    Model,
-    PlanOptions,
-    RunOptions,
-    configuration,
-)
+from tokred.commands.groups import FittedOptions, ImageOptions, PlanOptions, RunOptions, configuration
+from tokred.commands.options import Model
 from tokred.commands.parsing import grouped, parse_numbers
 
 Files = Annotated[

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from tokred.commands.console import Progress, err, say, show
-from tokred.commands.options import ImageOptions, Model, Results, RunOptions, Workers
+from tokred.commands.groups import ImageOptions, RunOptions
+from tokred.commands.options import Model, Results, Workers
 from tokred.commands.parsing import grouped, parse_layers
 from tokred.utils.text import plain_name
 
@@ -16,8 +17,7 @@ Layers = Annotated[
     str | None, typer.Option(help='Layers to compare, one-based, such as "1 4 7 10"; by default all.')
 ]
 FeaturesName = Annotated[
-    str,
-    typer.Option(help="residual: tokens after attention, as LoTM compares; attention: its output alone."),
+    str, typer.Option(help="residual: tokens after attention, as LoTM compares; attention: its output alone.")
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tokred.commands.compare import run_comparison
-from tokred.commands.options import ComparisonOptions
+from tokred.commands.groups import ComparisonOptions
 from tokred.commands.parsing import grouped
 
 Budgets = Annotated[str, typer.Option(help="FIRST:LAST:STEP, or comma-separated budgets.")]

@@ -1,0 +1,232 @@
+"""Options in groups, and the configuration of a comparison from them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tokred.commands.options import (
+    Adapters,
+    AllowUnfitted,
+    BatchSize,
+    ClassMap,
+    CropPct,
+    Data,
+    DataDir,
+    Device,
+    Devkit,
+    Format,
+    ImgSize,
+    InterpolationName,
+    Labels,
+    Limit,
+    Methods,
+    Model,
+    NoControls,
+    OnErrorName,
+    Plugins,
+    PrecisionName,
+    ProtocolName,
+    Results,
+    Rounds,
+    Seed,
+    Settings,
+    Split,
+    Stages,
+    Weights,
+    Workers,
+)
+from tokred.commands.parsing import parse_layers, parse_names, parse_settings
+from tokred.core import registry
+
+if TYPE_CHECKING:
+    from tokred.evaluation.config import Config
+
+
+@dataclass(frozen=True)
+class ReductionOptions:
+    """Options of methods, and the layers at which they reduce."""
+
+    protocol: ProtocolName = "native"
+    stages: Stages = None
+    settings: Settings = None
+    plugins: Plugins = None
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of `Config`, once the methods of plugins are registered."""
+        load(self.plugins)
+        return {
+            "options": parse_settings(self.settings),
+            "protocol": self.protocol,
+            "stages": parse_layers(self.stages),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The methods, and how they reduce."""
+
+    methods: Methods = None
+    reduction: ReductionOptions
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of `Config`, once the methods of plugins are registered."""
+        methods = None if self.methods is None else parse_names(self.methods)
+        return {**self.reduction.fields(), "methods": methods}
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """The images and the weights."""
+
+    data: Data = None
+    split: Split = None
+    labels: Labels = True
+    class_map: ClassMap = None
+    devkit: Devkit = None
+    data_dir: DataDir = None
+    img_size: ImgSize = None
+    crop_pct: CropPct = None
+    interpolation: InterpolationName = None
+    weights: Weights = None
+    limit: Limit = None
+    on_error: OnErrorName = "fail"
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of `Config`."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class FittedOptions:
+    """The parameters of learned methods."""
+
+    adapters: Adapters = None
+    allow_unfitted: AllowUnfitted = False
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of `Config`."""
+        return {"adapters": tuple(self.adapters or ()), "allow_unfitted": self.allow_unfitted}
+
+
+@dataclass(frozen=True)
+class RowOptions(FittedOptions):
+    """The controls, and the parameters of learned methods."""
+
+    no_controls: NoControls = False
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of `Config`."""
+        return {**super().fields(), "controls": not self.no_controls}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Seed and hardware."""
+
+    seed: Seed = 0
+    device: Device = "auto"
+    precision: PrecisionName = "auto"
+    batch_size: BatchSize = None
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of `Config`."""
+        return vars(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions:
+    """The options that `compare` and `sweep` share."""
+
+    model: Model = "deit_s"
+    plans: PlanOptions
+    images: ImageOptions
+    rows: RowOptions
+    how: RunOptions
+    folder: Results = None
+    workers: Workers = None
+    bench: Rounds = 0
+    form: Format = "table"
+
+    def configuration(self, budgets: tuple[float, ...]) -> Config:
+        """The configuration at some budgets.
+
+        Raises:
+            TokredError: it is invalid.
+        """
+        return configuration(self.model, budgets, self.plans, self.images, self.rows, self.how)
+
+
+_FLAGS = {
+    "budgets": "--budget",
+    "options": "--set",
+    "labels": "--no-labels",
+    "controls": "--no-controls",
+    "fixed": "fixed",
+}
+
+
+def flag(setting: str) -> str:
+    """The flag of a setting of `Config`; a setting without one keeps its name."""
+    return _FLAGS.get(setting, f"--{setting.replace('_', '-')}")
+
+
+def configuration(model: str, budgets: tuple[float, ...], *groups: Any) -> Config:
+    """The configuration from groups of options.
+
+    Raises:
+        TokredError: it is invalid.
+    """
+    from tokred.evaluation.config import Config
+
+    return Config(
+        model=model,
+        budgets=budgets,
+        **functools.reduce(lambda all, group: all | group.fields(), groups, dict[str, Any]()),
+    )
+
+
+_FIELDS = {"budget": "budgets", "settings": "options", "no_controls": "controls"}
+
+
+def configured(name: str | None, flags: Config, context: typer.Context) -> Config:
+    """The configuration named by `--config`, with the settings that were given as flags replaced.
+
+    Args:
+        name: name or YAML file of a configuration; None for the flags alone.
+        flags: the configuration made from the flags, including defaults.
+        context: the context of the command, which knows the flags that were given.
+
+    Raises:
+        TokredError: there is no such configuration, or it is invalid.
+    """
+    if name is None:
+        return flags
+    from tokred.evaluation.config_file import read_config
+
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    on_command_line = {
+        _FIELDS.get(parameter, parameter)
+        for parameter, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    }
+    config = read_config(name)
+    changes = {
+        field.name: getattr(flags, field.name) for field in fields(config) if field.name in on_command_line
+    }
+    if "options" in changes:
+        methods = {**config.options, **changes["options"]}
+        changes["options"] = {
+            method: {**config.options.get(method, {}), **flags.options.get(method, {})} for method in methods
+        }
+    return replace(config, **changes)
+
+
+def load(plugins: list[str] | None) -> None:
+    """Register the methods of `--plugin`; call it before names of methods are checked."""
+    for target in plugins or []:
+        registry.load_plugin(target)
