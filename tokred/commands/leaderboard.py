@@ -92,18 +92,18 @@ def leaderboard_verify(
 
     load(plugins)
     places = Places(data, None if weights is None else str(weights), tuple(adapters or ()), device)
-    found = verify.verify(
+    verification = verify.verify(
         target, parse_names(method), sample, seed, places, lambda total: Progress(total, "images")
     )
-    for line in found.remarks:
+    for line in verification.remarks:
         say(line)
-    show(verify.table(found).render())
-    if not found.confirmed:
+    show(verify.table(verification).render())
+    if not verification.confirmed:
         raise typer.Exit(1)
 
 
 def _say_change(board: Path, change: Change) -> None:
-    kept = f", {change.kept} skipped in favour of better or newer rows" if change.kept else ""
-    say(f"{board}: {change.added} added, {change.replaced} replaced{kept}; {change.total} rows.")
+    skipped = f", {change.kept} skipped in favour of better or newer rows" if change.kept else ""
+    say(f"{board}: {change.added} added, {change.replaced} replaced{skipped}; {change.total} rows.")
     for remark in change.remarks:
         say(remark, err)

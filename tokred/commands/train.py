@@ -41,11 +41,11 @@ def train(
 
     values = configs.load("train", recipe) if recipe else configs.find("train", model) or {}
     values |= {key: value for key, value in {"images": images, "seed": seed}.items() if value is not None}
-    chosen = configs.parse(Recipe, {**values, "model": model}, recipe or model)
+    settings = configs.parse(Recipe, {**values, "model": model}, recipe or model)
     target = folder or Path("runs") / f"train-{model}"
-    trainer = Trainer(chosen, target, devices.resolve_precision(precision, torch.device("cpu")), workers)
+    trainer = Trainer(settings, target, devices.resolve_precision(precision, torch.device("cpu")), workers)
     if trainer.resume():
-        say(f"Resuming at image {trainer.step * chosen.batch_size} of {chosen.images}.")
-    with Progress(chosen.steps, "steps", trainer.step) as advance:
+        say(f"Resuming at image {trainer.step * settings.batch_size} of {settings.images}.")
+    with Progress(settings.steps, "steps", trainer.step) as advance:
         trainer.run(lambda run: advance(1, f"accuracy {run.accuracy:.1%}"))
     say(f"Weights and card: {trainer.finish(command_line())}")

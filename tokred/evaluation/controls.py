@@ -97,8 +97,8 @@ def smaller(loaded: Loaded, img_size: int | None = None) -> Control | None:
 def _grids(costs: CostTable) -> list[tuple[int, int]]:
     """Grids smaller than the model's, of the same shape to within one row or column."""
     rows, columns = costs.backbone.patch_embed.grid_size
-    every = ((height, width) for height in range(1, rows + 1) for width in range(1, columns + 1))
-    near = ((h, w) for h, w in every if abs(w * rows - h * columns) <= max(rows, columns))
+    grids = ((height, width) for height in range(1, rows + 1) for width in range(1, columns + 1))
+    near = ((h, w) for h, w in grids if abs(w * rows - h * columns) <= max(rows, columns))
     return [grid for grid in near if grid != (rows, columns)]
 
 

@@ -84,11 +84,11 @@ def plan_of(
             f"{checkpoint.path} was trained at layers {spaced(own)}, not at {spaced(stages)}; leave "
             "out --stages."
         )
-    chosen = {**card["options"], **options}
+    complete = {**card["options"], **options}
     if not checkpoint.fixed:
-        return match(costs, card["method"], budget, stages=own, options=chosen)
+        return match(costs, card["method"], budget, stages=own, options=complete)
     rates = card["rates"]
-    plan = Plan(card["method"], own, tuple(card["tokens"]), chosen, rates[0] if len(rates) == 1 else None)
+    plan = Plan(card["method"], own, tuple(card["tokens"]), complete, rates[0] if len(rates) == 1 else None)
     return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, budget, costs.n)
 
 

@@ -61,20 +61,20 @@ def interleave(
     calls = {
         name: max(1, round(least / _seconds(run, 1, device))) if least else 1 for name, run in runs.items()
     }
-    taken = {name: np.empty(rounds) for name in runs}
+    seconds = {name: np.empty(rounds) for name in runs}
     rng = np.random.default_rng(seed)
     names = list(runs)
     for index in range(rounds):
         for name in rng.permutation(names):
             try:
-                taken[name][index] = _seconds(runs[name], calls[name], device)
+                seconds[name][index] = _seconds(runs[name], calls[name], device)
             except (Exception, SystemExit) as error:  # a failed run must not stop the others
                 if failed is None:
                     raise
                 failed[name] = sentence(error)
                 names.remove(name)
         progress(1)
-    return {name: taken[name] for name in names}
+    return {name: seconds[name] for name in names}
 
 
 def sentence(error: BaseException) -> str:

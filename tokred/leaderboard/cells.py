@@ -144,8 +144,10 @@ def counted(settings: Sequence[Setting]) -> str:
     """A sentence about the size of a board."""
     groups = [group for setting in settings for group in setting.groups]
     ranked = [sum(one.rank is not None for one in group.ranked) for group in groups]
-    apart = sum(len(setting.apart) for setting in settings) + sum(len(group.apart) for group in groups)
-    excluded = f"; {_plural(apart, 'row')} excluded" if apart else ""
+    excluded_rows = sum(len(setting.apart) for setting in settings) + sum(
+        len(group.apart) for group in groups
+    )
+    excluded = f"; {_plural(excluded_rows, 'row')} excluded" if excluded_rows else ""
     count = sum(map(bool, ranked))
     return f"{_plural(sum(ranked), 'ranked row')} in {_plural(count, 'group')}{excluded}."
 

@@ -193,8 +193,8 @@ def differences(row: Row, values: Mapping[str, Any], strict: bool = False) -> li
         if floats and math.isclose(stated, value, rel_tol=digits, abs_tol=digits):
             continue
         if csv_cell(stated) != csv_cell(value):
-            shown = f"{value:.6g}" if isinstance(value, float) else csv_cell(value)
-            wrong.append(f"{name} {csv_cell(stated) or 'none'} instead of {shown or 'none'}")
+            expected = f"{value:.6g}" if isinstance(value, float) else csv_cell(value)
+            wrong.append(f"{name} {csv_cell(stated) or 'none'} instead of {expected or 'none'}")
     return wrong
 
 

@@ -96,8 +96,8 @@ def _sort_keys(ranked: RankedRow) -> dict[str, float]:
 
 def _strip(setting: Setting, rows: Sequence[RankedRow]) -> _Strip | None:
     """A function from values to positions in per cent on the strip of intervals; None without percentages."""
-    measured = [one for one in (*setting.baselines, *rows) if one.row.top1 is not None]
-    ends = [end for one in measured for end in (*one.interval, one.top1)]
+    with_top1 = [one for one in (*setting.baselines, *rows) if one.row.top1 is not None]
+    ends = [end for one in with_top1 for end in (*one.interval, one.top1)]
     if not ends or min(ends) < 0 or max(ends) > 100 or min(ends) == max(ends):
         return None
     margin = 0.03 * (max(ends) - min(ends))

@@ -58,9 +58,9 @@ def drops(data: RunData) -> Drops | None:
     """The drops of all methods that were measured; None without labels or predictions."""
     methods = [row for row in data.ordered if row.status == "ok" and row.method != BASELINE]
     every = {data.called(row): data.predicted(data.name(row)) for row in methods}
-    measured = {name: predicted for name, predicted in every.items() if predicted is not None}
+    predictions = {name: predicted for name, predicted in every.items() if predicted is not None}
     dense = data.predicted(BASELINE)
-    if data.predictions is None or dense is None or not measured:
+    if data.predictions is None or dense is None or not predictions:
         return None
     chosen = data.predictions.labels >= 0
     if data.run["configuration"].get("on_error") == "skip":
@@ -70,10 +70,10 @@ def drops(data: RunData) -> Drops | None:
     labels, groups = data.predictions.labels[chosen], data.predictions.groups[chosen]
     right = dense[chosen] == labels
     classes, column, images = np.unique(labels, return_inverse=True, return_counts=True)
-    lost = [right.astype(np.int64) - (predicted[chosen] == labels) for predicted in measured.values()]
+    lost = [right.astype(np.int64) - (predicted[chosen] == labels) for predicted in predictions.values()]
     drop = np.stack([100 * np.bincount(column, weights=one) / images for one in lost])
     table = Drops(
-        methods=list(measured),
+        methods=list(predictions),
         names=[data.class_name(c) for c in classes.tolist()],
         images=images,
         dense=100 * np.bincount(column, weights=right) / images,

@@ -173,7 +173,7 @@ def _percent(value: float | None) -> str:
 def provenance(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
     """Facts about the run: headings with pairs of name and value; unknown values are left out."""
     run, row = data.run, data.baseline or (data.rows[0] if data.rows else Row(""))
-    chosen, software, card = run["configuration"], run.get("software", {}), run.get("card") or {}
+    configuration, software, card = run["configuration"], run.get("software", {}), run.get("card") or {}
     images = card.get("images_seen")
     prepared = f"{row.img_size} px, crop {_text(row.crop_pct)}, {row.interpolation}"
     groups = {
@@ -201,7 +201,7 @@ def provenance(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
             ("Precision", row.precision),
             ("Images in a batch", _text(row.batch_size)),
             ("Seed", _text(row.seed)),
-            ("Layers", _text(chosen.get("stages") or chosen.get("protocol"))),
+            ("Layers", _text(configuration.get("stages") or configuration.get("protocol"))),
         ],
         "Software": [
             *((name, str(getattr(row, name))) for name in ("tokred", "commit", "torch", "timm", "fvcore")),

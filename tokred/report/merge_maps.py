@@ -82,12 +82,12 @@ def _subject(
     for place, name in [(-1, ""), *order]:
         if name == BASELINE:
             continue
-        drawn = cell(image, None if place < 0 else maps["labels"][i, place].astype(np.int64), grid, scale)
+        drawing = cell(image, None if place < 0 else maps["labels"][i, place].astype(np.int64), grid, scale)
         after = _predicted(data, name or BASELINE, index)
         picture = Picture(
             name=name,
-            uri=_encoded(drawn),
-            size=drawn.size,
+            uri=_encoded(drawing),
+            size=drawing.size,
             prediction=data.class_name(after),
             right=None if label < 0 or after < 0 else after == label,
             changed=bool(name) and min(after, before) >= 0 and after != before,

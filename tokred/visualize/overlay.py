@@ -39,12 +39,12 @@ def cell(
         return resized
     label = labels[_patch_of(height, width, grid)]  # [height, width]
     dropped = label < 0
-    drawn = group_colours(image, labels, grid)[label]
-    drawn[dropped] = dimmed(np.asarray(resized), hatch=lines)[dropped]
+    picture = group_colours(image, labels, grid)[label]
+    picture[dropped] = dimmed(np.asarray(resized), hatch=lines)[dropped]
     if lines:
         edges = borders(label)
-        drawn[edges] = _line(drawn[edges])
-    return Image.fromarray(np.rint(drawn).astype(np.uint8))
+        picture[edges] = _line(picture[edges])
+    return Image.fromarray(np.rint(picture).astype(np.uint8))
 
 
 def group_colours(image: np.ndarray, labels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -245,15 +245,15 @@ class _Sheet:
         from matplotlib.patches import Rectangle
 
         width, height = self.side
-        shown = [(column, content) for column, content in enumerate(cells) if content is not None]
-        for column, content in shown:
+        contents = [(column, content) for column, content in enumerate(cells) if content is not None]
+        for column, content in contents:
             self.picture(self.left(column), content.picture)
             self.lines(column, content.lines, self.y + height + 7)
             if content.alert:
                 corner = (self.left(column) - 2.5, self.y - 2.5)
                 look: dict[str, Any] = {"fill": False, "ec": _ALERT, "lw": 3 * 72 / _DPI, "zorder": 3}
                 self.axes.add_patch(Rectangle(corner, width + 5, height + 5, **look))
-        self.y += height + 15 + max(len(content.lines) for _, content in shown) * _step(self.size)
+        self.y += height + 15 + max(len(content.lines) for _, content in contents) * _step(self.size)
 
     def lines(self, column: int, lines: Iterable[Line], y: int, larger: bool = False) -> None:
         """Draw lines of text in a column."""

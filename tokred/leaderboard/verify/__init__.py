@@ -83,11 +83,11 @@ def verify(
     for about, members in runs.items():
         try:
             job = rerun.job_of(json.loads(about), places or rerun.Places())
-            beside = [one.evidence for one in ranked if one.evidence and _run(one) == about]
-            rows, unknown = rerun.rebuild(job, beside, run)
-            chosen = rerun.batches(len(job.source), job.batch_size, sample, seed)
-            with bar(sum(map(len, chosen))) as advance:
-                evaluation = rerun.run(job, [check.evidence for check in members], chosen, advance)
+            evidence = [one.evidence for one in ranked if one.evidence and _run(one) == about]
+            rows, unknown = rerun.rebuild(job, evidence, run)
+            batches = rerun.batches(len(job.source), job.batch_size, sample, seed)
+            with bar(sum(map(len, batches))) as advance:
+                evaluation = rerun.run(job, [check.evidence for check in members], batches, advance)
             for check in members:
                 check.compare_sample(evaluation, run, str(job.dtype).removeprefix("torch."))
                 check.compare_row(rows.get(check.evidence.name), unknown)
@@ -143,9 +143,9 @@ def table(result: Verification) -> Table:
     rows = []
     for check in result.checks:
         row, counts = check.row.row, (check.images, check.agreeing, check.ties)
-        shown = [str(count) if check.images else "" for count in counts]
+        numbers = [str(count) if check.images else "" for count in counts]
         top1 = [f"{value:.2f}" for value in check.top1] if check.top1 else ["", ""]
         budget = "" if row.budget is None else f"{row.budget:g}"
-        rows.append((row.method, budget, *shown, *top1, check.verdict))
+        rows.append((row.method, budget, *numbers, *top1, check.verdict))
     styles = ["red" if check.objections else "" for check in result.checks]
     return Table(title="Verified rows", headers=_HEADERS, rows=rows, words=frozenset((0, 7)), styles=styles)

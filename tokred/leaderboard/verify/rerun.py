@@ -176,10 +176,10 @@ def _merged(job: Job, evidence: Sequence[Evidence]) -> RunPredictions:
 
 def batches(n: int, size: int, sample: int, seed: int) -> list[range]:
     """A random choice of whole batches of the run with at least `sample` images, or all of them."""
-    every = loading.ranges(n, size)
-    drawn = [every[place] for place in np.random.default_rng(seed).permutation(len(every))]
-    sizes = np.cumsum([len(batch) for batch in drawn])  # the last batch of the run may be shorter
-    return sorted(drawn[: int(np.searchsorted(sizes, sample)) + 1], key=lambda batch: batch.start)
+    ranges = loading.ranges(n, size)
+    order = [ranges[place] for place in np.random.default_rng(seed).permutation(len(ranges))]
+    sizes = np.cumsum([len(batch) for batch in order])  # the last batch of the run may be shorter
+    return sorted(order[: int(np.searchsorted(sizes, sample)) + 1], key=lambda batch: batch.start)
 
 
 def run(

@@ -36,9 +36,9 @@ def join(table: int, model: str, rows: Sequence[Row], comparable: bool) -> list[
     pairs.sort(
         key=lambda pair: (pair[0], pair[1].budget is not None, "" if pair[1].control else pair[1].stages)
     )
-    every = [*lines, None]
+    printed_lines = [*lines, None]
     return [
-        {"table": table, "model": model, **_line(row, every[place], lines[0], comparable)}
+        {"table": table, "model": model, **_line(row, printed_lines[place], lines[0], comparable)}
         for place, row in pairs
     ]
 

@@ -132,11 +132,13 @@ def _splits(data: str) -> tuple[Source, Source, str]:
             f"{data} contains {len(whole)} image; a fit needs at least one for training and one for "
             "validation."
         )
-    held = np.arange(len(whole)) % 10 == 9 if len(whole) >= 10 else np.arange(len(whole)) == len(whole) - 1
+    is_validation = (
+        np.arange(len(whole)) % 10 == 9 if len(whole) >= 10 else np.arange(len(whole)) == len(whole) - 1
+    )
     note = (
         "There is no validation split, so every tenth image is used for validation; compare on other images."
     )
-    return whole.take(np.flatnonzero(~held)), whole.take(np.flatnonzero(held)), note
+    return whole.take(np.flatnonzero(~is_validation)), whole.take(np.flatnonzero(is_validation)), note
 
 
 def _spread(source: Source) -> Source:

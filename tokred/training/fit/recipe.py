@@ -81,15 +81,15 @@ def load_recipe(
         TokredError: there is no such recipe, a value in it is invalid, or `full` is set for a recipe that
             trains only the reducers.
     """
-    chosen = name or ("full" if full else "reducer")
-    values = configs.load("fit", chosen)
+    recipe_name = name or ("full" if full else "reducer")
+    values = configs.load("fit", recipe_name)
     if full and not values.get("full"):
         raise TokredError(
-            f"The recipe {chosen} trains only the reducers; leave out --full, or give a recipe that has "
+            f"The recipe {recipe_name} trains only the reducers; leave out --full, or give a recipe that has "
             "full: true."
         )
     if images is not None:
         values = {**{key: value for key, value in values.items() if key != "epochs"}, "images": images}
     if seed is not None:
         values["seed"] = seed
-    return configs.parse(FitRecipe, values, chosen)
+    return configs.parse(FitRecipe, values, recipe_name)

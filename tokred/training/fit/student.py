@@ -186,14 +186,14 @@ class Student:
         """
         self.model.eval()
         self.model.retarget(self.plan.tokens)
-        own = self.model(images).float()
-        loss = _divergence(own, logits) * len(own)
+        student_logits = self.model(images).float()
+        loss = _divergence(student_logits, logits) * len(student_logits)
         if labels is not None:
             loss = self.recipe.logits_weight * loss + self.recipe.label_weight * F.cross_entropy(
-                own, labels, reduction="sum"
+                student_logits, labels, reduction="sum"
             )
         aim = logits.argmax(1) if labels is None else labels
-        return float(loss), int((own.argmax(1) == aim).sum())
+        return float(loss), int((student_logits.argmax(1) == aim).sum())
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -214,13 +214,13 @@ def _capacity(n: int, stages: int) -> tuple[int, ...]:
 
 
 def _trainable_copy(backbone: Any, drop_path: float) -> Any:
-    own = copy.deepcopy(backbone)
-    own.requires_grad_(True)
-    last = max(1, len(own.blocks) - 1)
-    for index, block in enumerate(own.blocks):
+    model = copy.deepcopy(backbone)
+    model.requires_grad_(True)
+    last = max(1, len(model.blocks) - 1)
+    for index, block in enumerate(model.blocks):
         if drop_path:
             block.drop_path1, block.drop_path2 = (
                 DropPath(drop_path * index / last),
                 DropPath(drop_path * index / last),
             )
-    return own
+    return model
