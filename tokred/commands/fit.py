@@ -28,12 +28,12 @@ Full = Annotated[bool, typer.Option("--full", help="Train all weights, not only 
 Recipe = Annotated[
     str | None, typer.Option(help="Name or YAML file of a recipe; by default reducer, or full with --full.")
 ]
-Images = Annotated[int | None, typer.Option(help="Number of training images, in place of the recipe's.")]
+Images = Annotated[int | None, typer.Option(help="Number of training images, instead of the recipe's.")]
 Data = Annotated[
     str | None, typer.Option(help="Folder or timm data set, as in compare; by default PhotoDigits.")
 ]
 Labels = Annotated[bool, typer.Option(help="Learn from the labels as well as from the dense model.")]
-Seed = Annotated[int | None, typer.Option(help="Random seed, in place of the recipe's.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed, instead of the recipe's.")]
 Out = Annotated[
     Path | None,
     typer.Option(

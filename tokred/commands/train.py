@@ -19,9 +19,9 @@ def train(
         typer.Option(help="Name or YAML file of a recipe; by default the model's, if there is one."),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="Number of training images, in place of the recipe's.")
+        int | None, typer.Option(help="Number of training images, instead of the recipe's.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed, in place of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed, instead of the recipe's.")] = None,
     folder: Annotated[
         Path | None,
         typer.Option(

@@ -61,7 +61,7 @@ class Config:
             by default those of the group "core".
         options: options of methods, such as {"lotm": {"order": "append"}}; text is converted to values.
         protocol: "native" or "common" stages.
-        stages: layers for all methods, in place of the protocol's.
+        stages: layers for all methods, instead of the protocol's.
         data: folder or timm data set; None for PhotoDigits.
         split: split of the data.
         labels: whether to use the labels of the data; without them methods are compared with the dense model.

@@ -23,7 +23,7 @@ class FitConfig:
         budget: fraction of FLOPs to save; None fits for any budget.
         options: options of the method.
         protocol: "native" or "common" stages.
-        stages: layers, in place of the protocol's.
+        stages: layers, instead of the protocol's.
         data: images, as for `compare`; None for PhotoDigits.
         weights: a file or "hf-hub:owner/name"; by default as for `compare`.
         labels: whether to use the labels of the data.
