@@ -58,6 +58,8 @@ class Reducer(nn.Module):
     """A control shows what a method must beat; tables mark it."""
     threshold: float = 0.5
     """The knob "threshold" as calibration has set it; more of it may keep more or remove more."""
+    host: ClassVar[bool] = False
+    """Decides on the host, so that a GPU waits for it."""
     nested: ClassVar[tuple[str, ...]] = ()
     """Parameters with a row per token out; `forward` uses the first `keep`: one fit serves all budgets."""
     fit_options: ClassVar[Mapping[str, Any]] = {}
