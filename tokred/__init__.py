@@ -23,6 +23,7 @@ _PUBLIC = {
     "Keep": "tokred.core.reduction",
     "Merge": "tokred.core.reduction",
     "Mix": "tokred.core.reduction",
+    "unmerge": "tokred.core.reduction",
     "ReducedViT": "tokred.core.vit",
     "Plan": "tokred.core.plan",
     "TokredError": "tokred.errors",

@@ -425,7 +425,7 @@ def check_gradients(cls: type[Reducer]) -> None:
     model = reduced(cls, tiny_vit())
     model.stages.train()
     state = model.run(torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1)))
-    model.head(state).square().sum().backward()
+    model.logits(state).square().sum().backward()
     without = [
         name
         for name, parameter in model.stages.named_parameters()
@@ -516,7 +516,7 @@ def check_models(cls: type[Reducer]) -> None:
             state.x.shape[1] == model.num_prefix_tokens + tokens,
             f"{options} ends with {state.x.shape[1]} tokens.",
         )
-        expect(wrapped.head(state).isfinite().all(), f"{options} gives logits that are no numbers.")
+        expect(wrapped.logits(state).isfinite().all(), f"{options} gives logits that are no numbers.")
         source = compose(state.reductions)
         agree = state.size is not None and torch.allclose(source.sum(2), state.size, atol=1e-3)
         softened = any(map(_softened, state.reductions))

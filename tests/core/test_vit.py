@@ -64,7 +64,7 @@ def test_the_backbone_is_not_changed(images):
     reduced(images)
     assert list(model.state_dict()) == keys
     assert [type(m) for m in model.modules()] == modules
-    assert list(reduced.state_dict()) == [f"backbone.{key}" for key in keys]
+    assert list(reduced.state_dict()) == keys
     assert next(reduced.parameters()) is next(model.parameters())
 
 
@@ -78,8 +78,8 @@ def test_a_plan_continues_from_the_dense_state_bit_for_bit(method, site, images)
     assert reduced.first_point == (3, site)
     with torch.no_grad():
         state = dense.advance(dense.embed(images), stop=(3, site))
-        assert torch.equal(reduced.head(reduced.advance(state)), reduced(images))
-        assert torch.equal(dense.head(dense.advance(state)), model(images))
+        assert torch.equal(reduced.logits(reduced.advance(state)), reduced(images))
+        assert torch.equal(dense.logits(dense.advance(state)), model(images))
 
 
 def test_recorded_attention_is_what_entered_the_scores(images):
@@ -114,7 +114,7 @@ def test_average_pooling_weighs_by_size():
     reduced = ReducedViT(model)
     x = torch.randn(1, 3, 48, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        got = reduced.head(State(x, history=History(Merge(torch.tensor([[0, 1, 1, 1]]), 2))))
+        got = reduced.logits(State(x, history=History(Merge(torch.tensor([[0, 1, 1, 1]]), 2))))
         want = model.forward_head(model.norm(x[:, [0, 1, 2, 2, 2]]))
     assert torch.allclose(got, want, atol=1e-6)
 

@@ -83,7 +83,7 @@ def test_a_model_with_a_backbone_of_its_own_starts_from_the_images():
 
 
 def _logits(model, images, index):
-    return model.head(model.advance(model.embed(images, index)))
+    return model.logits(model.advance(model.embed(images, index)))
 
 
 def test_shared_states_give_the_very_logits_of_a_lone_model():
@@ -92,7 +92,7 @@ def test_shared_states_give_the_very_logits_of_a_lone_model():
         images, _, index = batches()[0][:3]
         with torch.inference_mode():
             shared = dense.advance(dense.embed(images, index), stop=model.first_point)
-            assert torch.equal(model.head(model.advance(shared)), _logits(model, images, index)), name
+            assert torch.equal(model.logits(model.advance(shared)), _logits(model, images, index)), name
 
 
 def test_another_batch_size_agrees():

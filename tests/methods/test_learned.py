@@ -298,7 +298,7 @@ def test_a_masked_network_is_the_shortened_one_to_cls():
     model, images = tiny_vit(), torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(4))
     reduced = ReducedViT(model, Plan("dynamicvit", (2, 3), (24, 15)))
     state = reduced.run(images)
-    gathered = reduced.head(state)
+    gathered = reduced.logits(state)
     first = state.reductions[0].labels() >= 0
     final = torch.zeros(2, 36).scatter(
         1, state.reductions[0].index, (state.reductions[1].labels() >= 0).float()
@@ -308,7 +308,7 @@ def test_a_masked_network_is_the_shortened_one_to_cls():
         stage.reducer.forward = lambda view, alive=alive: Mask(alive)
     masked_state = reduced.run(images)
     assert masked_state.x.shape[1] == 37
-    assert torch.allclose(reduced.head(masked_state), gathered, atol=1e-4)
+    assert torch.allclose(reduced.logits(masked_state), gathered, atol=1e-4)
 
 
 def test_dpcknn_learned_weights_are_exponentials_of_a_linear_score():
@@ -358,5 +358,5 @@ def test_unfitted_parameters_are_a_function_of_the_seed_and_leave_global_random_
     assert all(torch.equal(first[key], second[key]) for key in first)
     other = ReducedViT(model, Plan("sit", (2, 3), (24, 15)), seed=2).state_dict()
     assert not torch.equal(
-        first["stages.pre2.reducer.score.weight"], other["stages.pre2.reducer.score.weight"]
+        first["reducers.pre2.reducer.score.weight"], other["reducers.pre2.reducer.score.weight"]
     )

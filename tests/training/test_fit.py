@@ -316,7 +316,7 @@ def test_token_distance_is_its_formula():
         lesson = student.teach(images, torch.arange(3))
         state = student.model.run(images)
         parts = student.loss(images, lesson, torch.tensor([1, 2, 3]))
-        tokens, logits = model.norm(state.x), student.model.head(state)
+        tokens, logits = model.norm(state.x), student.model.logits(state)
     (merge,) = state.reductions
     assert isinstance(merge, Merge)
     expected = []

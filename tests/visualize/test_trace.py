@@ -117,7 +117,7 @@ def test_tokens_labels_and_predictions_are_those_of_the_model_run_alone(kind):
     for name, model in models.items():
         with torch.inference_mode():
             state = model.advance(model.embed(data.images, data.indices))
-            expected = model.head(state).softmax(1) if backbone.num_classes else torch.zeros(3, 0)
+            expected = model.logits(state).softmax(1) if backbone.num_classes else torch.zeros(3, 0)
         found = traced.maps[name]
         np.testing.assert_allclose(found.probabilities, expected.numpy(), atol=1e-6)
         assert found.layers == model.plan.stages

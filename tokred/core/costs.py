@@ -166,7 +166,7 @@ class CostTable:
         module, run = {
             "attend": (block, lambda x: self.model.attend(State(x, layer)).x),
             "mlp": (block, lambda x: self.model.mlp(State(x, layer)).x),
-            "head": (self.model, lambda x: self.model.head(State(x))),
+            "head": (self.model, lambda x: self.model.logits(State(x))),
         }[part]
         shapes = [(1, self.model.num_prefix + n, self.backbone.embed_dim) for n in (1, 2, 3)]
         column = [_count(module, run, self._like(*shape)) for shape in shapes]

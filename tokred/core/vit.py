@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from timm.layers import Attention as TimmAttention
@@ -25,13 +25,16 @@ from tokred.core.plan import Plan
 from tokred.core.reducer import Site
 from tokred.core.rng import seeded
 from tokred.core.stage import Stage, State
+from tokred.core.timm_model import TimmModel
 from tokred.errors import TokredError, UnsupportedModel
 
 Point = tuple[int, Site]
 
 
-class ReducedViT(nn.Module):
+class ReducedViT(TimmModel):
     """A timm `VisionTransformer` that runs a plan; the empty plan gives the backbone's logits exactly.
+
+    It has the interface of the backbone, its settings and the names of its parameters; see `TimmModel`.
 
     Args:
         backbone: built from timm's standard `Block`, with token or average pooling. It is shared, not copied:
@@ -86,20 +89,6 @@ class ReducedViT(nn.Module):
         return layers - {0}
 
     @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """The backbone's configuration, which `timm.data.resolve_model_data_config` reads."""
-        return self.backbone.pretrained_cfg
-
-    @property
-    def default_cfg(self) -> dict[str, Any]:
-        """`pretrained_cfg` under its older name."""
-        return self.backbone.pretrained_cfg
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute layers again in the backward pass, which saves memory; a setting of the shared backbone."""
-        self.backbone.set_grad_checkpointing(enable)
-
-    @property
     def learned(self) -> bool:
         """Whether a reducer owns parameters, so that the model means nothing before they are fitted."""
         return any(stage.reducer.learned for stage in self.stage_list())
@@ -138,7 +127,7 @@ class ReducedViT(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Logits, [B, classes], of images [B, channels, H, W]."""
-        return self.head(self.run(x, attn_mask))
+        return self.logits(self.run(x, attn_mask))
 
     def run(self, x: Tensor, attn_mask: Tensor | None = None) -> State:
         """The state after the last layer: final tokens, their sizes and the reductions on the way."""
@@ -184,16 +173,9 @@ class ReducedViT(nn.Module):
             return checkpoint(part, state, use_reentrant=False)
         return part(state)
 
-    def head(self, state: State) -> Tensor:
+    def logits(self, state: State) -> Tensor:
         """Logits of a state after the last layer."""
-        x = self.backbone.norm(state.x)
-        if self.backbone.global_pool == "avg" and state.size is not None:
-            # The head averages patch tokens; one token that is their mean by size gives it what it would have
-            # averaged.
-            size = state.size.to(x.dtype).unsqueeze(-1)
-            mean = (x[:, self.num_prefix :] * size).sum(1, keepdim=True) / size.sum(1, keepdim=True)
-            x = torch.cat([x[:, : self.num_prefix], mean], dim=1)
-        return self.backbone.forward_head(x)
+        return self._classify(self.backbone.norm(state.x), state.size if self._averages else None)
 
     def attend(self, state: State) -> State:
         """The state after the attention of its layer, with what entered the scores where that is recorded."""

@@ -98,7 +98,7 @@ class Pass:
                 for name in names:
                     shared = state if methods[name].backbone is dense.backbone else None
                     logits[name] = self._branch(name, methods[name], shared, images, index)
-            dense_logits = dense.head(dense.advance(state))
+            dense_logits = dense.logits(dense.advance(state))
             if not finite(dense_logits):
                 place = _first_not_finite(dense, images, index)
                 raise TokredError(
@@ -125,7 +125,7 @@ class Pass:
         try:
             # A copy, since a reducer may change its inputs in place.
             start = model.embed(images, index) if shared is None else shared.copy()
-            logits = model.head(model.advance(start))
+            logits = model.logits(model.advance(start))
             if finite(logits):
                 return logits
             place = _first_not_finite(model, images, index)

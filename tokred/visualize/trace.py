@@ -201,7 +201,7 @@ def stage_labels(reductions: Sequence[Reduction], batch: int, n: int) -> Tensor:
 def _follow(model: ReducedViT, images: Tensor, index: Tensor) -> Map:
     state: State = model.advance(model.embed(images, index))
     count, stages = num_patches(model.backbone), model.stage_list()
-    logits = model.head(state) if model.backbone.num_classes else images.new_zeros(len(images), 0)
+    logits = model.logits(state) if model.backbone.num_classes else images.new_zeros(len(images), 0)
     if not (finite(logits) and finite(state.x)):
         raise TokredError("its output is not finite")
     return Map(

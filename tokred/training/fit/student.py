@@ -74,8 +74,12 @@ class Student:
 
     def parameters(self) -> dict[str, Tensor]:
         """The trained parameters, by their names in adapters."""
+        parts = {"backbone": self.model.backbone, "stages": self.model.stages}
         return {
-            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
+            f"{part}.{name}": parameter
+            for part, module in parts.items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -106,7 +110,7 @@ class Student:
         state = self.teacher.embed(images, keys)
         start = state if self.recipe.full else self.teacher.advance(state, stop=self.model.first_point)
         end = self.teacher.advance(start)
-        return Lesson(start, self.teacher.backbone.norm(end.x), self.teacher.head(end))
+        return Lesson(start, self.teacher.backbone.norm(end.x), self.teacher.logits(end))
 
     def loss(self, images: Tensor, lesson: Lesson, targets: Tensor | None) -> dict[str, Tensor]:
         """Parts of the loss, each a mean over images, and their weighted sum as "loss".
@@ -119,7 +123,7 @@ class Student:
         state = self.model.advance(
             self.model.embed(images, lesson.start.images) if self.recipe.full else lesson.start
         )
-        logits = self.model.head(state).float()
+        logits = self.model.logits(state).float()
         zero, recipe = logits.new_zeros(()), self.recipe
         parts = {
             "label": zero if targets is None else _cross_entropy(logits, targets, recipe.smoothing),
