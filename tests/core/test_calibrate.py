@@ -35,7 +35,7 @@ def test_methods_whose_counts_depend_on_the_image_pass_the_battery(cls):
 def test_an_image_alone_has_its_own_tokens_and_the_result_that_it_has_in_a_batch(cls, options):
     reduced = model(cls, **options)
     together = reduced.run(images(6))
-    logits = reduced.head(together)
+    logits = reduced.logits(together)
     counts = together.counts
     assert len(set(counts[:, -1].tolist())) > 1
     assert together.x.shape[1] == reduced.num_prefix + counts[:, -1].max()
@@ -44,7 +44,7 @@ def test_an_image_alone_has_its_own_tokens_and_the_result_that_it_has_in_a_batch
         own = alone.counts[0]
         assert own.tolist() == counts[i].tolist()
         assert alone.x.shape[1] == reduced.num_prefix + own[-1]
-        torch.testing.assert_close(reduced.head(alone), logits[i : i + 1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(reduced.logits(alone), logits[i : i + 1], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(alone.size[0], together.size[i, : own[-1]])
         assert (together.size[i, own[-1] :] == 0).all()
         assert (alone.size > 0).all()
