@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from helpers.adaptive import Runs, Standouts
 
-from tests.helpers.adaptive import Runs, Standouts
 from tokred.core.calibrate import calibrate, image_flops, reducer_flops
 from tokred.core.costs import CostTable
 from tokred.core.flops import analyse

@@ -64,7 +64,7 @@ ROWS = [
 def test_columns_are_fixed():
     appended = ["adapter", "unfitted", "fitted_here", "schema", "on_error", "smallest_batch"]
     appended += ["published_top1", "baseline_off", "unbeaten", "best", "agreement_lo", "agreement_hi"]
-    appended += ["nll", "nll_rise", "nll_rise_lo", "nll_rise_hi"]
+    appended += ["nll", "nll_rise", "nll_rise_lo", "nll_rise_hi", "gflops_lo", "gflops_hi", "gflops_sd"]
     assert list(COLUMNS) == DESIGN_COLUMNS + appended  # only ever appended
 
 

@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from helpers.adaptive import Standouts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,6 +97,18 @@ def a_model(kind):
             num_classes=10,
         ).eval()
     return tiny_vit(**options)
+
+
+def test_counts_of_a_method_whose_counts_depend_on_the_image_are_means():
+    backbone = tiny_vit()
+    model = ReducedViT(backbone, Plan(Standouts, (2, 3), (36, 36), knob=0.5))
+    data = batch(backbone)
+    traced = trace.trace(backbone, {"standouts": model}, [data])
+    with torch.inference_mode():
+        counts = np.concatenate([model.run(image[None]).counts.numpy() for image in data.images])
+    assert not traced.failed
+    assert traced.maps["standouts"].tokens == (36, *counts.mean(0).round().astype(int))
+    assert (traced.maps["standouts"].labels.max(2) + 1).tolist() == counts.tolist()
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -13,6 +13,7 @@ from tokred.commands.options import (
     Adapters,
     AllowUnfitted,
     BatchSize,
+    Calibration,
     ClassMap,
     CropPct,
     Data,
@@ -103,14 +104,19 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class FittedOptions:
-    """The parameters of learned methods."""
+    """The parameters of learned methods, and the images on which thresholds are set."""
 
     adapters: Adapters = None
     allow_unfitted: AllowUnfitted = False
+    calibration: Calibration = None
 
     def fields(self) -> dict[str, Any]:
         """As fields of `Config`."""
-        return {"adapters": tuple(self.adapters or ()), "allow_unfitted": self.allow_unfitted}
+        return {
+            "adapters": tuple(self.adapters or ()),
+            "allow_unfitted": self.allow_unfitted,
+            "calibration": None if self.calibration is None else str(self.calibration),
+        }
 
 
 @dataclass(frozen=True)

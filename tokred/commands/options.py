@@ -99,6 +99,12 @@ Adapters = Annotated[
         help="Adapter, published checkpoint, or a folder of them; preferred to shipped ones. Repeatable."
     ),
 ]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        help="Training or unlabelled images that set thresholds of methods with image-dependent counts."
+    ),
+]
 NoControls = Annotated[
     bool, typer.Option("--no-controls", help="Leave out the controls: random, lowres, smaller.")
 ]

@@ -15,6 +15,7 @@ from tokred.core.plan import Plan
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unfitted, Unreachable
 from tokred.evaluation import foreign_plans
+from tokred.evaluation.calibration import Calibration
 from tokred.evaluation.config import RANDOM, Config, Fixed
 from tokred.evaluation.controls import LOWRES, SMALLER, Control, lowres, smaller
 from tokred.models import adapters, foreign
@@ -121,8 +122,12 @@ def baseline_row(costs: CostTable) -> Row:
     return Row(BASELINE, reduction=0.0, gflops=costs.dense / 1e9, reducer_gflops=0.0, training="none")
 
 
-def build(config: Config, loaded: Loaded, costs: CostTable) -> list[Candidate]:
+def build(
+    config: Config, loaded: Loaded, costs: CostTable, calibration: Calibration | None = None
+) -> list[Candidate]:
     """All candidates of a comparison: methods at the budgets, then methods at a knob, then controls.
+
+    `calibration` sets thresholds; by default on a CPU, in float32.
 
     Raises:
         TokredError: a name or option is unknown, an adapter is for a method that is not compared, or no
@@ -132,7 +137,10 @@ def build(config: Config, loaded: Loaded, costs: CostTable) -> list[Candidate]:
     add_random = config.controls and RANDOM not in names and config.budgets
     methods = [*names, RANDOM] if add_random else names
     files = _find_adapters(config, names)
-    at_budgets = [_at_budget(config, loaded, costs, methods, files, budget) for budget in config.budgets]
+    calibration = calibration or Calibration(config, loaded)
+    at_budgets = [
+        _at_budget(config, loaded, costs, methods, files, budget, calibration) for budget in config.budgets
+    ]
     candidates = [by_method[method] for method in methods for by_method in at_budgets]
     candidates += [_at_knob(config, loaded, costs, files, fixed) for fixed in config.fixed]
     counts = Counter(candidate.name for candidate in candidates)
@@ -166,10 +174,15 @@ def _at_budget(
     methods: Sequence[str],
     files: list[Adapter],
     budget: float,
+    calibration: Calibration,
 ) -> dict[str, Candidate]:
     """The candidates of one budget, by method."""
     near = foreign_plans.nearest(files, costs, budget, config.options, config.stages)
-    others = [name for name in methods if name not in near.matches and name not in near.refused]
+    others = [
+        name
+        for name in methods
+        if not (name in near.matches or name in near.refused or registry.get(name).adaptive())
+    ]
     options = {name: _options(name, config, loaded, near.adapters) for name in methods}
     matches, refused = match_each(
         costs, others, budget, protocol=config.protocol, stages=config.stages, options=options
@@ -186,8 +199,39 @@ def _at_budget(
             match=matches.get(method),
             refused=refused.get(method),
         )
-        candidates[method] = _with_model(candidate, config, loaded, near.adapters)
+        if registry.get(method).adaptive():
+            candidates[method] = _calibrated(candidate, config, loaded, costs, near.adapters, calibration)
+        else:
+            candidates[method] = _with_model(candidate, config, loaded, near.adapters)
     return candidates
+
+
+def _calibrated(
+    candidate: Candidate,
+    config: Config,
+    loaded: Loaded,
+    costs: CostTable,
+    files: list[Adapter],
+    calibration: Calibration,
+) -> Candidate:
+    """The candidate at the threshold that saves its budget on the images of the calibration."""
+    method, budget = candidate.method, candidate.budget
+    assert budget is not None
+    try:
+        start = at_knob(
+            costs,
+            method,
+            registry.get(method).threshold,
+            protocol=config.protocol,
+            stages=config.stages,
+            options=config.options.get(method, {}),
+        )
+        candidate = _with_model(replace(candidate, match=start), config, loaded, files)
+        if candidate.model is None:
+            return replace(candidate, match=None)
+        return replace(candidate, match=calibration.match(candidate.model, costs, budget))
+    except TokredError as error:
+        return replace(candidate, match=None, model=None, refused=error)
 
 
 def _at_knob(

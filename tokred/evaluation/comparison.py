@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tokred.core.vit import num_patches
 from tokred.data import loading, preflight
 from tokred.errors import TokredError
 from tokred.evaluation import published_accuracy
+from tokred.evaluation.calibration import measured_columns
 from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.config_file import NAME, config_text
 from tokred.evaluation.engine import Pass, dense_model
@@ -117,18 +118,31 @@ class Job(Setup):
         limited = self.source.limited or not self.evaluation.done.all()
         return {**self.shared_columns(), "limited": limited, "versions": at_start}
 
+    def measured_rows(self, predictions: RunPredictions) -> dict[str, Row]:
+        """As `candidate_rows`, with the means over these images where token counts depend on the image."""
+        rows = self.candidate_rows()
+        for name, model in self.models.items():
+            tokens = predictions.models[name].tokens if name in predictions.models else None
+            if tokens is not None and tokens.any():
+                places = np.flatnonzero(tokens.any(1))  # of images that could be read
+                groups = predictions.groups[places]
+                columns = measured_columns(self.costs, model.plan, tokens[places], groups, self.config.seed)
+                rows[name] = replace(rows[name], **columns)
+        return rows
+
     def predictions(self) -> RunPredictions:
         """The predictions for all images evaluated so far."""
         images = np.flatnonzero(self.evaluation.done)
         return self.evaluation.take(images, self.source.groups, self.evaluation.seconds)
 
     def _rows(self) -> list[Row]:
-        return build_rows(self.run_facts(), self.candidate_rows(), self.predictions(), self.speeds)
+        predictions = self.predictions()
+        return build_rows(self.run_facts(), self.measured_rows(predictions), predictions, self.speeds)
 
     def about(self, comparison: Comparison) -> dict[str, Any]:
         """The contents of run.json except for the configuration."""
         evaluation, kinds = self.evaluation, list(self.evaluation.kinds.values())
-        rows = self.candidate_rows()
+        rows = self.measured_rows(self.predictions())
         errors = {name: row.error for name, row in rows.items() if row.error}
         errors |= {name: failure.reason for name, failure in sorted(evaluation.failed.items())}
         return {

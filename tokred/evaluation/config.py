@@ -18,7 +18,7 @@ from tokred.utils.text import spaced
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
-PLACES = ("data", "weights", "class_map", "devkit", "data_dir")
+PLACES = ("data", "weights", "class_map", "devkit", "data_dir", "calibration")
 """Settings that are paths. The contents determine the results, wherever they are stored."""
 
 RANDOM = "random"
@@ -86,6 +86,8 @@ class Config:
         controls: whether to add the controls: random, and dense models of lower resolution and of smaller
             size.
         fixed: methods at a knob, in addition to those at the budgets.
+        calibration: folder or timm data set of training or unlabelled images, on which thresholds are set of
+            methods whose counts depend on the image; by default PhotoDigits' training images for PhotoDigits.
 
     Raises:
         TokredError: a value is invalid, or a method or option is unknown.
@@ -117,6 +119,7 @@ class Config:
     on_error: OnError = "fail"
     controls: bool = True
     fixed: tuple[Fixed, ...] = ()
+    calibration: str | None = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Config:

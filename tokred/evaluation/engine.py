@@ -59,6 +59,11 @@ class Pass:
         self._checked = set[str]()  # methods whose reductions were checked, or that failed
         for model in (dense, *methods.values()):
             model.to(self.device).eval()
+        for name, model in methods.items():
+            if model.adaptive:  # before threads enter counts
+                evaluation.methods[name].count(
+                    np.empty(0, dtype=np.int64), np.empty((0, len(model.stages)), dtype=np.int32)
+                )
 
     def run(
         self, batches: Iterable[Batch], finished: Callable[[np.ndarray], None] = lambda indices: None
@@ -125,8 +130,11 @@ class Pass:
         try:
             # A copy, since a reducer may change its inputs in place.
             start = model.embed(images, index) if shared is None else shared.copy()
-            logits = model.logits(model.advance(start))
+            state = model.advance(start)
+            logits = model.logits(state)
             if finite(logits):
+                if model.adaptive:
+                    self.evaluation.methods[name].count(index.cpu().numpy(), state.counts.cpu().numpy())
                 return logits
             place = _first_not_finite(model, images, index)
             reason = f"The output of {name} is not finite, first in {place}, {_span(index)}."

@@ -35,12 +35,14 @@ class Predictions:
             there is none.
         nll: float32, negative log-likelihood in nats of the label; NaN where there is no label or no
             prediction.
+        tokens: int32 [n, S], tokens after each stage, where they depend on the image; None elsewhere.
     """
 
     prediction: np.ndarray
     top5: np.ndarray
     kl: np.ndarray
     nll: np.ndarray
+    tokens: np.ndarray | None = field(default=None, kw_only=True)
 
     @classmethod
     def empty(cls, n: int) -> Predictions:
@@ -64,10 +66,26 @@ class Predictions:
         """Mark images as not predicted; they count as wrong."""
         self.prediction[images], self.top5[images] = -1, False
         self.kl[images] = self.nll[images] = np.nan
+        if self.tokens is not None:
+            self.tokens[images] = 0
 
     def take(self, images: np.ndarray) -> Predictions:
         """The predictions of some images alone."""
-        return Predictions(*(getattr(self, part.name)[images] for part in fields(Predictions)))
+        return Predictions(**{name: array[images] for name, array in self.arrays().items()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that are there, by name."""
+        arrays = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def count(self, images: np.ndarray, tokens: np.ndarray) -> None:
+        """Enter the tokens of some images after each stage, [b, S]."""
+        if self.tokens is None:
+            self.tokens = np.zeros((len(self.prediction), tokens.shape[1]), dtype=np.int32)
+        self.tokens[images] = tokens
+
+
+_ARRAYS = tuple(part.name for part in fields(Predictions) if part.name != "tokens")
 
 
 @dataclass(frozen=True)
@@ -115,7 +133,7 @@ class RunPredictions:
         arrays = {"rows": self.images, "labels": self.labels, "about": np.array(json.dumps(self.about))}
         arrays["groups"] = self.groups
         for name, predictions in self.models.items():
-            arrays |= {f"{name}/{part.name}": getattr(predictions, part.name) for part in fields(Predictions)}
+            arrays |= {f"{name}/{part}": array for part, array in predictions.arrays().items()}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
@@ -135,7 +153,8 @@ class RunPredictions:
                 arrays.setdefault(f"{name}/nll", np.full(len(arrays["rows"]), np.nan, dtype=np.float32))
             models = {
                 name: Predictions(
-                    **{part.name: arrays[f"{name}/{part.name}"] for part in fields(Predictions)}
+                    **{part: arrays[f"{name}/{part}"] for part in _ARRAYS},
+                    tokens=arrays.get(f"{name}/tokens"),
                 )
                 for name in names
             }
@@ -148,7 +167,7 @@ class RunPredictions:
                 models=models,
                 about=dict(json.loads(str(arrays["about"]))),
             )
-            parts = [getattr(model, part.name) for model in models.values() for part in fields(Predictions)]
+            parts = [array for model in models.values() for array in model.arrays().values()]
             lengths = {len(array) for array in (run.labels, run.groups, *parts)}
             if BASELINE not in models or lengths != {len(run.images)}:
                 raise ValueError("arrays of different lengths, or none of the dense model")
@@ -278,8 +297,11 @@ class Evaluation:
             if about["key"] != self.key or missing:
                 raise ValueError("predictions of another run")
             for name in self.models.keys() & run.models.keys():
-                for part in fields(Predictions):
-                    getattr(self.models[name], part.name)[images] = getattr(run.models[name], part.name)
+                theirs = run.models[name].arrays()
+                for part in _ARRAYS:
+                    getattr(self.models[name], part)[images] = theirs[part]
+                if "tokens" in theirs:
+                    self.models[name].count(images, theirs["tokens"])
             self.labels[images] = run.labels
             for name, (image, reason) in about["failed"].items():
                 self.fail(name, Failure(image, reason))

@@ -12,6 +12,7 @@ from tokred.core.costs import CostTable
 from tokred.data import loading
 from tokred.data.loading import Batch
 from tokred.evaluation import candidates, published_accuracy
+from tokred.evaluation.calibration import Calibration
 from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.inputs import open_inputs
 from tokred.tables.row import BASELINE, Row
@@ -47,7 +48,8 @@ class Setup:
         self.batch_size = config.batch_size or default_batch_size(self.device)
         self.source, self.loaded, self.preparation = open_inputs(config)
         self.costs = CostTable(self.loaded.model)
-        self.candidates = candidates.build(config, self.loaded, self.costs)
+        calibration = Calibration(config, self.loaded, self.source.images_hash, self.device, self.dtype)
+        self.candidates = candidates.build(config, self.loaded, self.costs, calibration)
         self.models = {
             candidate.name: candidate.model for candidate in self.candidates if candidate.model is not None
         }
@@ -68,6 +70,9 @@ class Setup:
                 if candidate.control
             },
         }
+        thresholds = {name: model.plan.knob for name, model in self.models.items() if model.adaptive}
+        if thresholds:
+            self.configuration["thresholds"] = thresholds
         self.processes = Processes(self.device)
 
     def _options(self) -> dict[str, Mapping[str, Any]]:

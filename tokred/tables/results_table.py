@@ -123,6 +123,8 @@ def row_notes(row: Row, rows: Sequence[Row] = (), defaults: Mapping[str, str] | 
         notes.append(f"saves {100 * abs(row.gap):.2f} points {'more' if row.gap > 0 else 'less'} than asked")
     elif row.control and row.budget is None and row.reduction is not None:
         notes.append(f"saves {100 * row.reduction:.2f} %")
+    if row.gflops_sd and row.gflops:
+        notes.append(f"FLOPs of images vary by {100 * row.gflops_sd / row.gflops:.1f} %")
     return notes
 
 

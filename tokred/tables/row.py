@@ -19,7 +19,7 @@ PUBLISHED = (
     "published"  # training of rows whose weights come from elsewhere, trained with the reduction in place
 )
 TOLERANCE = 0.001  # of the dense model's FLOPs, by which a budget may be missed: 0.1 percentage points
-SCHEMA = 3  # one more whenever a column is appended or comes to mean something else
+SCHEMA = 4  # one more whenever a column is appended or comes to mean something else
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,9 @@ class Row:
         nll: mean negative log-likelihood of the labels, in nats; None without labels.
         nll_rise: this nll minus the baseline's.
         nll_rise_lo, nll_rise_hi: limits of nll_rise, paired by image.
+        gflops_lo, gflops_hi: limits of gflops where images have different counts; then this, `reduction` and
+            `tokens` are means.
+        gflops_sd: standard deviation of gflops over images.
     """
 
     method: str
@@ -162,6 +165,9 @@ class Row:
     nll_rise: float | None = None
     nll_rise_lo: float | None = None
     nll_rise_hi: float | None = None
+    gflops_lo: float | None = None
+    gflops_hi: float | None = None
+    gflops_sd: float | None = None
 
     @property
     def gap(self) -> float:

@@ -34,7 +34,8 @@ class Map:
 
     Attributes:
         layers: layers of its stages, one-based; empty for a dense model.
-        tokens: numbers of patch tokens before the first stage and after each stage.
+        tokens: numbers of patch tokens before the first stage and after each stage; means if they depend on
+            the image.
         labels: [m, stages, N0] int64, the token that contains each patch after each stage; -1 if it was
             dropped.
         probabilities: [m, classes] float32; [m, 0] if the model has no classifier.
@@ -130,7 +131,11 @@ def trace(
         seen.append(batch)
     if not seen:
         raise TokredError("There is no image to show.")
-    maps = {name: _joined(several) for name, several in parts.items() if name not in failed}
+    maps = {
+        name: _joined(several, everything[name].adaptive)
+        for name, several in parts.items()
+        if name not in failed
+    }
     return Traced(
         index=np.concatenate([batch.indices.numpy() for batch in seen]),
         images=np.concatenate([pixels(batch.images, backbone) for batch in seen]),
@@ -213,10 +218,12 @@ def _follow(model: ReducedViT, images: Tensor, index: Tensor) -> Map:
     )
 
 
-def _joined(parts: Sequence[Map]) -> Map:
-    """The maps of several batches as one."""
+def _joined(parts: Sequence[Map], adaptive: bool) -> Map:
+    """The maps of several batches as one; with `adaptive` the counts depend on the image."""
     labels, probabilities = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "probabilities")
     )
-    soft = any(part.soft for part in parts)
-    return replace(parts[0], labels=labels, probabilities=probabilities, soft=soft)
+    soft, tokens = any(part.soft for part in parts), parts[0].tokens
+    if adaptive:
+        tokens = (tokens[0], *(labels.max(2) + 1).mean(0).round().astype(int).tolist())
+    return replace(parts[0], labels=labels, probabilities=probabilities, soft=soft, tokens=tokens)

@@ -40,6 +40,9 @@ class Places:
     device: str = "auto"
 
 
+_MEASURED = {"tokens", "gflops", "gflops_lo", "gflops_hi", "gflops_sd", "reducer_gflops", "reduction"}
+
+
 class Again(Predictions):
     """New predictions beside the stored ones, with the distance of the stored class from winning.
 
@@ -141,7 +144,9 @@ def rebuild(job: Job, evidence: Sequence[Evidence], run: Run | None) -> tuple[di
         "versions": before.get("versions", {}),
     }
     known = {
-        name: row for name, row in job.candidate_rows().items() if name in stored.models or row.status != "ok"
+        name: row
+        for name, row in job.measured_rows(stored).items()
+        if name in stored.models or row.status != "ok"
     }
     rows = build_rows(facts, known, stored, about.get("speeds") or {})
     unknown = set[str]()
@@ -149,6 +154,7 @@ def rebuild(job: Job, evidence: Sequence[Evidence], run: Run | None) -> tuple[di
         unknown |= {"top5", "kl", "smallest_batch"}
         unknown |= {"unbeaten", "best"} if set(job.models) - names else set()
         unknown |= set() if BASELINE in names else _AGAINST_DENSE
+        unknown |= _MEASURED if any(job.models[name].adaptive for name in names & set(job.models)) else set()
     pairs = ((outcome_name(stored.models, row), row) for row in rows)
     return {name: row for name, row in pairs if name is not None}, unknown
 
