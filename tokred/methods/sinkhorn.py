@@ -14,6 +14,8 @@ from tokred.core.reduction import Mix
 from tokred.core.registry import register
 from tokred.errors import TokredError
 
+_KMEANS = 8  # iterations of k-means before a fit
+
 
 @register("sinkhorn", paper="Haurum et al., ICCVW 2023, arXiv:2308.04657")
 class Sinkhorn(Reducer):
@@ -45,7 +47,7 @@ class Sinkhorn(Reducer):
     groups = ("core", "merging", "learned")
     site = "pre"
     nested = ("centers",)
-    fit_options: ClassVar = {"epsilon": 0.005, "output": "mean"}
+    fit_options: ClassVar = {"epsilon": 0.02, "output": "mean"}
 
     def __init__(
         self,
@@ -77,13 +79,15 @@ class Sinkhorn(Reducer):
         return Mix(plan / plan.sum(-1, keepdim=True))
 
     def calibrate(self, view: View) -> None:
-        """Centres at tokens drawn from the images."""
-        tokens = view.x.flatten(0, 1)
-        self.centers.copy_(
-            F.normalize(
-                tokens[torch.randperm(len(tokens))[: len(self.centers)].to(tokens.device)].float(), dim=-1
-            )
-        )
+        """Centres by spherical k-means, in random order, since larger budgets use only the first ones."""
+        tokens = F.normalize(view.x.flatten(0, 1).float(), dim=-1)
+        count = len(self.centers)
+        centers = tokens[torch.randperm(len(tokens))[:count].to(tokens.device)]
+        for _ in range(_KMEANS):
+            member = F.one_hot(torch.matmul(tokens, centers.mT).argmax(1), count).float()
+            sums = torch.matmul(member.mT, tokens)
+            centers = torch.where(member.any(0)[:, None], F.normalize(sums, dim=-1), centers)
+        self.centers.copy_(centers)
 
 
 def transport(affinity: Tensor, iterations: int) -> Tensor:
