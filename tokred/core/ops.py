@@ -89,7 +89,7 @@ def join(source: Tensor, destination: Tensor, n: int) -> Tensor:
 
     No destination may be a source.
     """
-    stays = torch.ones(len(source), n, dtype=torch.long, device=source.device).scatter(1, source, 0)
+    stays = torch.ones(source.shape[0], n, dtype=torch.long, device=source.device).scatter(1, source, 0)
     slot = stays.cumsum(1) - 1
     return slot.scatter(1, source, slot.gather(1, destination))
 

@@ -56,7 +56,7 @@ class DCT(Reducer):
         weight = low_pass(self.keep, self.n, view.x.device)
         if self.scale == "published":
             weight = weight * math.sqrt(self.n / self.keep)
-        return _Signed(weight.float().expand(len(view.x), -1, -1))
+        return _Signed(weight.float().expand(view.x.shape[0], -1, -1))
 
 
 class _Signed(Mix):

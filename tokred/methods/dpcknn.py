@@ -22,6 +22,7 @@ class DPCKNN(Reducer):
     squared distance to the nearest tokens, itself included), a token's score is its density times its
     distance to the nearest denser token, and the tokens with the highest scores are the centres. Clusters are
     averaged.
+    Cost: N² C.
 
     Args:
         neighbors: nearest tokens that make up the density.
@@ -30,8 +31,8 @@ class DPCKNN(Reducer):
             root mean square over the image.
         ties: between equal densities the lower "index" is denser, or "noise" below 1e-6 decides, as in the
             published code.
-        weights: token weights in the cluster's mean: "equal", or "learned", exp(u·x + c) with fitted u and
-            c, as published methods train it. At the start of a fit they are nearly equal.
+        weights: token weights in the cluster's mean: "equal", or "learned", exp(u·x + c) with fitted u and c,
+            as published methods train it. At the start of a fit they are nearly equal.
     """
 
     groups = ("core", "merging", "training-free")

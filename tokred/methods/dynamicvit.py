@@ -25,6 +25,7 @@ class DynamicViT(Reducer):
     A fit for any budget draws the keep rate, which the predictor does not know. So in its samples log-odds
     are shifted until the expected share is that rate: only the order is learned, and only it is used. Without
     the shift the predictor soon keeps all tokens with probability 1 and has no gradient any more.
+    Cost: 13/8 N C², the network.
 
     Args:
         mean: where the published code adds 1e-6 to the mean of the remaining tokens: to the "quotient", as it

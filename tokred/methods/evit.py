@@ -16,6 +16,7 @@ class EViT(Reducer):
     Section 3.2. The fused token is the sum of the others weighted by their CLS attention, not divided by the
     weights' sum: so do the official code and the TokenReduction benchmark. It comes last and competes like
     any other token at the next stage. A keep rate leaves int(n0 * rate^s) + 1 tokens, as in the benchmark.
+    Cost: N C, one row of attention, and as much for the fused token.
 
     Args:
         normalize: divide the fused token by the sum of its weights, which makes it an average.

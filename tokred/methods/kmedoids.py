@@ -21,6 +21,7 @@ class KMedoids(Reducer):
     Centres start at the tokens with the largest weight, w; three rounds of assignment to the nearest centre
     (Euclidean) and update follow. As in the TokenReduction benchmark the output is the medoids themselves, so
     this selects tokens.
+    Cost: H N² d for the attention received, N² C for the distances and N² in every iteration.
 
     Args:
         update: "textbook" moves a centre to the member with the least weighted distance to its cluster.

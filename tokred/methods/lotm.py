@@ -21,6 +21,7 @@ class LoTM(Reducer):
     paper's section 4 leaves some points open. Here the prefix tokens take no part in the pairing, similarity
     is the cosine of the tokens after the attention residual, and a merged token takes the place of its left
     half, so that every token stays a contiguous run of patches.
+    Cost: 3/2 N C.
 
     Args:
         order: "inplace", or "append" for the literal reading of equation 16, which moves merged tokens to the

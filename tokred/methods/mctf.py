@@ -83,7 +83,7 @@ class MCTF(Reducer):
         place = torch.zeros_like(order).scatter(1, order, place)
         joined = slot_of_a.gather(1, partner_of_b)
         slot_of_b = torch.where(place < back, joined, place + left.shape[1] - forth - back)
-        label = order.new_empty(len(order), self.n)
+        label = order.new_empty(order.shape[0], self.n)
         label[:, a] = torch.where(left > 0, slot_of_a, slot_of_b.gather(1, partner_of_a))
         label[:, b] = slot_of_b
         return Merge(label, self.keep, weight=attention * view.size)

@@ -18,6 +18,7 @@ class PatchMerger(Reducer):
 
     Weights are softmax(queries · LayerNorm(x)ᵀ) over the tokens, and the outputs mixtures of the normalised
     tokens, as in the TokenReduction benchmark. Output order is that of the queries.
+    Cost: 2 M N C.
 
     Args:
         scale: factor on the inner products: "none" (published), where queries drawn from N(0, 1) select

@@ -31,6 +31,7 @@ class Sinkhorn(Reducer):
     The published form needs a backbone that is trained with it. On a frozen one every output would be nearly
     the mean token, whatever the centres, so `fit_options` has another form: at a small `epsilon` centres
     differ in what they receive, and outputs are means of tokens.
+    Cost: 2 M N C.
 
     Args:
         epsilon: entropic regularisation. Similarities lie in [-1, 1], so at 1 (published) every output is

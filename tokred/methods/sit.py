@@ -17,6 +17,7 @@ class SiT(Reducer):
     Scores are Linear(GELU(Linear(LayerNorm(x)))), C to C/2 to keep, softmax over the tokens after a learned
     temperature; the outputs are convex combinations of the tokens. As in the TokenReduction benchmark there
     is no reverse module. At the start all scores are near zero and every output is nearly the mean token.
+    Cost: N C (C + M) / 2 for the network and M N C for the mixture.
     """
 
     groups = ("core", "merging", "learned")

@@ -70,7 +70,7 @@ class ToMe(Reducer):
 
         stays = torch.ones_like(partner).scatter(1, source, 0)
         unmerged = partner.shape[1] - removed
-        label = partner.new_empty(len(partner), self.n)
+        label = partner.new_empty(partner.shape[0], self.n)
         label[:, a] = torch.where(stays > 0, stays.cumsum(1) - 1, unmerged + partner)
         label[:, b] = torch.arange(unmerged, self.keep, device=label.device)
         return Merge(label, self.keep, weight=self._weight(view))
