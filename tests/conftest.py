@@ -50,3 +50,41 @@ def _own_cache(tmp_path_factory):
 def images():
     """Three random images for `tokred.testing.tiny_vit`."""
     return torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="session")
+def _counts():
+    """What the cost tables of `shared_costs` have counted, by the shape of their model."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def shared_costs(_counts):
+    """Cost tables of models of one shape share their counts: to count takes longer than a small run.
+
+    Not for tests of costs themselves, nor of methods whose code changes from test to test.
+    """
+    from tokred.core.costs import CostTable  # here, because it imports timm, which not all tests need
+    from tokred.core.vit import blank_image, num_heads
+
+    start = CostTable.__init__
+
+    def shared(self, backbone):
+        start(self, backbone)
+        shape = (blank_image(backbone).shape, num_heads(backbone), backbone.num_prefix_tokens)
+        known = _counts.setdefault((repr(backbone), backbone.global_pool, *shape), self)
+        vars(self).update({name: vars(known)[name] for name in ("_differences", "_stages", "_quadratics")})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CostTable, "__init__", shared)
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain_outputs():
+    """Runs of a module leave a line in place of the page and the figures, which take seconds to draw."""
+    from helpers import outputs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokred.report.outputs.files", outputs.plain)
+        yield

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.processes import Command
+from helpers.command import run
 
 import tokred as package_of_tokred
 from tokred import cli
@@ -34,14 +34,19 @@ class Centre(Reducer):
 '''
 
 
+def install(folder, text=METHOD, name="centre"):
+    """Put a distribution with one method and an entry point into a folder."""
+    (folder / f"{name}method.py").write_text(text)
+    info = folder / f"{name}method-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}method\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[tokred.methods]\n{name} = {name}method:Centre\n")
+
+
 @pytest.fixture
 def package(tmp_path):
-    """An installed distribution with one method and an entry point."""
-    (tmp_path / "centremethod.py").write_text(METHOD)
-    info = tmp_path / "centremethod-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: centremethod\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[tokred.methods]\ncentre = centremethod:Centre\n")
+    """A folder with an installed distribution of one method."""
+    install(tmp_path)
     return tmp_path
 
 
@@ -57,28 +62,16 @@ def tokred(*arguments, path):
     )
 
 
-def forked(*arguments, path):
-    """A command in a process of its own, with a folder to import from."""
-    return Command(path / "printed", *arguments, path=path).wait()
-
-
-@pytest.mark.slow
-def test_a_method_is_one_file_in_a_package(package):
+def test_a_method_in_a_package_is_listed(package):
     listed = tokred("methods", path=package)
     assert "centre" in listed.stdout
     assert "largest norm" in listed.stdout
     assert "nobody, never" in listed.stdout
-    matched = tokred("match", "--model", "deit_t", "--methods", "centre,lotm", path=package)
-    assert matched.returncode == 0, matched.stderr
-    assert "3 6" in matched.stdout
-    checked = forked("check", "centre", path=package)
-    assert checked.returncode == 0, checked.stderr
-    assert "checks passed" in checked.stdout
 
 
-@pytest.mark.parametrize(
-    "stages",
-    [
+FORMS = {
+    form: "from typing import ClassVar\n\nLAYERS = (3, 6)\n" + METHOD.replace("stages = (3, 6)", form)
+    for form in (
         "stages: ClassVar = (3, 6)",
         "stages: ClassVar[tuple[int, ...]] = (3, 6)",
         "layers = stages = (3, 6)",
@@ -86,26 +79,15 @@ def test_a_method_is_one_file_in_a_package(package):
         "stages = tuple(range(3, 7, 3))",
         "_, stages = None, (3, 6)",
         "if True:\n        stages = (3, 6)",
-    ],
-)
-def test_the_layers_that_a_class_states_are_listed(package, stages):
-    text = "from typing import ClassVar\n\nLAYERS = (3, 6)\n" + METHOD.replace("stages = (3, 6)", stages)
-    (package / "centremethod.py").write_text(text)
-    assert listed(package) == ["nobody, never", "(3, 6)"]
-
-
-def test_layers_of_a_base_class_and_a_name_that_is_no_literal_are_listed(package):
-    text = (
-        METHOD.replace("(Reducer):", "(Base):", 1)
-        .replace(
-            '@register("centre", paper="nobody, never")',
-            "class Base(Reducer):\n    stages = (3, 6)\n\n"
-            '@register("cen" + "tre", paper="nobody, " + "never")',
-        )
-        .replace("    stages = (3, 6)\n\n    def", "    def")
     )
-    (package / "centremethod.py").write_text(text)
-    assert listed(package) == ["nobody, never", "(3, 6)"]
+} | {
+    "a base class and a name that is no literal": METHOD.replace("(Reducer):", "(Base):", 1)
+    .replace(
+        '@register("centre", paper="nobody, never")',
+        'class Base(Reducer):\n    stages = (3, 6)\n\n@register("centre" + "", paper="nobody, " + "never")',
+    )
+    .replace("    stages = (3, 6)\n\n    def", "    def")
+}
 
 
 def tokred_python(code, package):
@@ -122,45 +104,31 @@ def tokred_python(code, package):
     return done
 
 
-def listed(package):
-    """What a fresh interpreter that has imported no method says of the paper and the layers of centre."""
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory):
+    """What a fresh interpreter that has imported no method says of papers and layers, by form."""
+    folder = tmp_path_factory.mktemp("forms")
+    for place, text in enumerate(FORMS.values()):
+        install(folder, text.replace("centre", f"centre{place}"), f"centre{place}")
     code = (
-        "from tokred.core import registry; e = registry.catalog()['centre']; "
-        "print(e.paper, e.facts['stages'], sep='|')"
+        "from tokred.core import registry\n"
+        f"for place in range({len(FORMS)}):\n"
+        "    entry = registry.catalog()[f'centre{place}']\n"
+        "    print(entry.paper, entry.facts['stages'], sep='|')"
     )
-    return tokred_python(code, package).stdout.strip().split("|")
+    done = tokred_python(code, folder)
+    return dict(zip(FORMS, done.stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_layers_that_a_class_states_are_listed(listed, form):
+    assert listed[form] == "nobody, never|(3, 6)"
 
 
 def test_listing_shipped_methods_imports_none_of_them():
     code = "import sys; from tokred.core import registry; registry.catalog(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout == "False\n", done.stderr
-
-
-def test_check_on_a_class_that_is_not_registered(tmp_path):
-    (tmp_path / "mine.py").write_text(METHOD.replace('@register("centre", paper="nobody, never")', ""))
-    checked = forked("check", "mine:Centre", path=tmp_path)
-    assert checked.returncode == 0, checked.stderr
-    missing = forked("check", "mine:Center", path=tmp_path)
-    assert missing.returncode == 2
-    assert "expected an importable module:Class" in missing.stderr
-
-
-@pytest.mark.slow
-def test_check_reports_a_broken_method(tmp_path):
-    (tmp_path / "mine.py").write_text(METHOD.replace(": self.keep]", ":]").replace("stages", "layers"))
-    checked = forked("check", "mine:Centre", path=tmp_path)
-    assert checked.returncode == 1
-    assert "output_count" in checked.stderr
-
-
-def test_a_plugin_that_fails_to_import_is_listed_and_explained(package):
-    (package / "centremethod.py").write_text("import nothing_of_the_kind\n" + METHOD)
-    assert tokred("methods", path=package).returncode == 0
-    matched = forked("match", "--methods", "centre", path=package)
-    assert matched.returncode == 2
-    assert "nothing_of_the_kind" in matched.stderr
-    assert "Traceback" not in matched.stderr
 
 
 def test_a_plugin_that_takes_a_name_is_refused_naming_both(package):
@@ -234,6 +202,54 @@ def clean():
     registry._classes.update(before)
 
 
+@pytest.fixture
+def importable(tmp_path, clean, monkeypatch):
+    """A folder on the path; what was imported from it is forgotten."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def test_a_method_is_one_file_in_a_package(importable):
+    install(importable)
+    code, text = run("match", "--model", "deit_t", "--methods", "centre,lotm")
+    assert code == 0, text
+    assert "3 6" in text
+    code, text = run("check", "centre")
+    assert code == 0, text
+    assert "checks passed" in text
+
+
+def test_check_on_a_class_that_is_not_registered(importable):
+    (importable / "mine.py").write_text(METHOD.replace('@register("centre", paper="nobody, never")', ""))
+    code, text = run("check", "mine:Centre")
+    assert code == 0, text
+    code, text = run("check", "mine:Center")
+    assert code == 2
+    assert "expected an importable module:Class" in text
+
+
+def test_check_reports_a_broken_method(importable):
+    (importable / "mine.py").write_text(METHOD.replace(": self.keep]", ":]").replace("stages", "layers"))
+    code, text = run("check", "mine:Centre")
+    assert code == 1
+    assert "output_count" in text
+
+
+def test_a_plugin_that_fails_to_import_is_listed_and_explained(importable):
+    install(importable, "import nothing_of_the_kind\n" + METHOD)
+    code, text = run("methods")
+    assert code == 0
+    assert "centre" in text
+    code, text = run("match", "--methods", "centre")
+    assert code == 2
+    assert "nothing_of_the_kind" in text
+    assert "Traceback" not in text
+
+
 def test_registering_in_a_session(clean):
     @registry.register("in_session", paper="here")
     class InSession(Reducer):
@@ -287,18 +303,14 @@ def test_a_plugin_file(plugin):
     assert cls.__module__ == plugins.module_name(os.path.relpath(path))  # however the path is written
 
 
-def test_a_failed_plugin_takes_no_shipped_method_along(tmp_path):
-    (tmp_path / "mine.py").write_text("import tokred.methods.lotm\n1 / 0\n")
-    code = f"""
-from tokred.core import registry
-from tokred.errors import TokredError
-try:
-    registry.load_plugin({str(tmp_path / "mine.py")!r})
-except TokredError:
-    print(registry.get("lotm").name)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.stdout == "lotm\n", done.stderr
+def test_a_failed_plugin_takes_no_shipped_method_along(plugin, monkeypatch):
+    """As in a process that has not imported LOTM: the plugin is the first to do so."""
+    monkeypatch.setattr(package_of_tokred.methods, "lotm", package_of_tokred.methods.lotm)
+    monkeypatch.delitem(sys.modules, "tokred.methods.lotm")
+    del registry._classes["lotm"]
+    with pytest.raises(TokredError, match="ZeroDivisionError"):
+        registry.load_plugin(plugin("import tokred.methods.lotm\n1 / 0\n"))
+    assert registry.get("lotm").name == "lotm"
 
 
 def test_two_plugin_files_of_one_name(plugin):
@@ -384,12 +396,13 @@ def test_a_plugin_that_is_not_there(target, tmp_path, monkeypatch):
 
 def test_plugins_on_the_command_line(plugin):
     path, broken = plugin(METHOD, "my methods.py"), plugin("1 / 0\n", "broken.py")
-    listed = tokred("methods", "--plugin", path, path="")
-    assert "largest norm" in listed.stdout
-    failed = tokred("methods", "--plugin", path, "--plugin", broken, path="")
-    assert failed.returncode == 2
-    assert "broken.py cannot be loaded: ZeroDivisionError: division by zero (line 1)" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    code, text = run("methods", "--plugin", path)
+    assert code == 0
+    assert "largest norm" in text
+    code, text = run("methods", "--plugin", path, "--plugin", broken)
+    assert code == 2
+    assert "broken.py cannot be loaded: ZeroDivisionError: division by zero (line 1)" in text
+    assert "Traceback" not in text
 
 
 @pytest.mark.parametrize("command", [["methods"], ["match"], ["check", "lotm"], ["fit", "lotm"]])

@@ -19,6 +19,8 @@ from tokred.testing import tiny_vit
 from tokred.visualize import overlay, sheet, terminal, trace
 from tokred.visualize.trace import Map
 
+pytestmark = pytest.mark.usefixtures("shared_costs")
+
 
 @pytest.fixture
 def tiny(monkeypatch, request):
