@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from helpers.outputs import plain
 from helpers.processes import Command
 from PIL import Image
 
@@ -22,10 +23,10 @@ from tokred.evaluation.comparison import Interrupted, Job
 from tokred.evaluation.config import Config
 from tokred.evaluation.predictions import Evaluation
 from tokred.models import zoo
-from tokred.report import outputs
-from tokred.tables import render, results_table
-from tokred.tables.row import to_csv
+from tokred.tables import results_table
 from tokred.testing import tiny_vit
+
+pytestmark = pytest.mark.usefixtures("shared_costs")
 
 PLAIN = ("leaderboard.csv", "table.md", "table.tex")  # no times in them
 OPTIONS = {
@@ -39,23 +40,11 @@ OPTIONS = {
 }
 
 
-def files(job, comparison):
-    """All files of a run; the page and the figures, which take seconds to draw, are stand-ins."""
-    rows, table = comparison.rows, results_table.results_table(comparison.rows, comparison.title)
-    return {
-        "predictions.npz": job.predictions().pack(),
-        "table.md": render.markdown(table),
-        "table.tex": render.latex(table),
-        **dict.fromkeys(("pareto.svg", "pareto.png", "report.html"), comparison.title),
-        "leaderboard.csv": to_csv(rows),
-    }
-
-
 def tiny_job(**changes):
     """A comparison of a tiny model on PhotoDigits with its plans made."""
     loaded = zoo.Loaded(tiny_vit(), "tiny", "random ones", "0" * 64)
     with mock.patch.object(zoo, "load_for", return_value=loaded):
-        return Job(Config(**{**OPTIONS, **changes}), outputs=files)
+        return Job(Config(**{**OPTIONS, **changes}), outputs=plain)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +108,7 @@ class Killed(BaseException):
 def test_killed_before_or_in_the_middle_of_any_write(tmp_path, monkeypatch):
     """A kill at every write or move of a run, one after the other."""
     monkeypatch.setattr("tokred.evaluation.recording._INTERVAL", 0.0)
-    checked = tiny_job(limit=4)
+    checked = tiny_job(limit=4, methods=("lotm",), controls=False)
     whole = finished(checked, tmp_path / "whole")
     write, replace = Path.write_bytes, os.replace
     countdown = 0
@@ -212,7 +201,7 @@ def command(folder, out, *more):
     return Command(
         folder,
         *(*arguments, "--precision", "fp32", "--workers", 1, "--out", out, *more),
-        settings={"tokred.evaluation.recording._INTERVAL": 0},
+        settings={"tokred.evaluation.recording._INTERVAL": 0, "tokred.report.outputs.files": plain},
     )
 
 
@@ -229,7 +218,7 @@ def test_sigkill_at_random_moments(tmp_path):
         process.send_signal(signal.SIGKILL)
         killed += process.wait().returncode == -signal.SIGKILL
     assert killed
-    job = Job(Config("deit_t", (0.3,), ("lotm", "random"), limit=24, **LIKE), outputs=outputs.files)
+    job = Job(Config("deit_t", (0.3,), ("lotm", "random"), limit=24, **LIKE), outputs=plain)
     same(finished(job, out), finished(job, tmp_path / "whole"))
     assert not (out / "previous").exists()  # this was the same run
 

@@ -94,6 +94,7 @@ def _main(folder, arguments, path, variables, settings):
     for number, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
+    multiprocessing.set_start_method(None, force=True)  # as in a new interpreter, not that of the parent
     os.environ.clear()
     os.environ.update(variables)
     if path is not None:
