@@ -6,6 +6,8 @@ from PIL import Image
 
 from tokred.models import zoo
 
+pytestmark = pytest.mark.usefixtures("shared_costs")
+
 SMALL = ("--model", "deit_t", "--limit", "6", "--batch-size", "3", "--workers", "0", "--precision", "fp32")
 FEW = (*SMALL, "--methods", "lotm,topk", "--no-controls")
 

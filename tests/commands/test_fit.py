@@ -9,6 +9,8 @@ from helpers.command import run
 
 from tokred.models import zoo
 
+pytestmark = pytest.mark.usefixtures("shared_costs", "plain_outputs")
+
 SMALL = ("--model", "deit_t", "--limit", "6", "--batch-size", "3", "--workers", "0", "--precision", "fp32")
 ELSEWHERE = ("--methods", "lotm,sit", "--stages", "3 6 9")
 

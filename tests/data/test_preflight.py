@@ -12,6 +12,8 @@ from tokred.data import preflight
 from tokred.models import zoo
 from tokred.training.fit.data import open_images
 
+pytestmark = pytest.mark.usefixtures("shared_costs")
+
 
 def test_chance_is_told_from_more():
     assert "right on 0 of 200 images, which is chance with 1,000 classes" in preflight.at_chance(0, 200, 1000)

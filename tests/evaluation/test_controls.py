@@ -78,6 +78,7 @@ def test_smaller_is_the_next_model_of_the_family_with_weights_at_hand():
     assert smaller(replace(loaded, model=zoo.build("deit_s", num_classes=7))) is None  # other classes
 
 
+@pytest.mark.usefixtures("shared_costs")
 def test_controls_are_in_every_table_and_marked():
     rows = {
         row.method: row
@@ -139,6 +140,7 @@ def test_judge_counts_groups_and_budgets_apart():
     assert not any(flag.best for flag in flags)
 
 
+@pytest.mark.usefixtures("shared_costs")
 def test_two_plans_of_one_name_are_refused():
     """Or the outcomes of one would stand in the rows of both."""
     settings = {"methods": ("topk",), "limit": 2, "batch_size": 2, "workers": 0, "controls": False}
@@ -161,6 +163,7 @@ def test_a_row_that_costs_more_than_its_budget_beats_no_control_of_it():
     assert [flag.unbeaten for flag in flags] == ["", "lowres", "", ""]
 
 
+@pytest.mark.usefixtures("shared_costs")
 def test_the_configuration_says_whether_controls_were_asked_for():
     """Also where there is none that can run: the run is made again from what it says."""
     for asked in (True, False):

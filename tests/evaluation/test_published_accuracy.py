@@ -127,6 +127,7 @@ def test_the_note_tells_by_how_much():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_outputs")
 def test_a_whole_run_is_marked(tmp_path, monkeypatch):
     """A folder with ImageNet's classes, one image each, and cached weights under a published name."""
     import io

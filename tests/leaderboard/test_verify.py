@@ -21,7 +21,10 @@ from tokred.leaderboard.verify import rerun, verify
 from tokred.leaderboard.verify.rerun import Again, Places, batches, job_of
 from tokred.tables.row import Row, to_csv
 
-pytestmark = pytest.mark.slow  # whole runs of the command line
+pytestmark = [
+    pytest.mark.slow,  # whole runs of the command line
+    pytest.mark.usefixtures("shared_costs", "plain_outputs"),
+]
 
 CSV = "leaderboard.csv"
 

@@ -34,6 +34,8 @@ from tokred.tables.results_table import row_notes, sweep_table
 from tokred.tables.row import BASELINE, Row
 from tokred.testing import tiny_vit
 
+pytestmark = pytest.mark.usefixtures("shared_costs", "plain_outputs")
+
 
 def entry(path, method, images, budget=0.15, **options):
     """What a comparison makes of a checkpoint, and its logits."""

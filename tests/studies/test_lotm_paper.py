@@ -22,6 +22,8 @@ from tokred.studies.lotm_paper.join import join
 from tokred.studies.lotm_paper.study import planned, weights_of
 from tokred.tables.row import BASELINE, Row
 
+pytestmark = pytest.mark.usefixtures("plain_outputs")
+
 WIDTH = {"deit_t": 192, "deit_s": 384, "deit_b": 768}
 
 
@@ -169,7 +171,7 @@ def test_flops_only_needs_no_data_and_no_weights(tmp_path, form):
 
 
 @pytest.fixture(scope="module")
-def on_photodigits(tmp_path_factory):
+def on_photodigits(tmp_path_factory, shared_costs):
     out = tmp_path_factory.mktemp("table4") / "out"
     command = (
         "reproduce",
@@ -222,6 +224,7 @@ def test_a_finished_table_is_shown_again(on_photodigits):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_costs")
 def test_models_without_weights_keep_their_flops(tmp_path):
     code, text = run("reproduce", "table3", "--out", tmp_path / "out", "--limit", "2")
     assert code == 1
@@ -277,6 +280,7 @@ def made_up_imagenet(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_costs")
 def test_on_imagenet_differences_are_shown(made_up_imagenet, tmp_path):
     data, weights = made_up_imagenet / "val", made_up_imagenet / "weights"
     code, text = run(
@@ -294,6 +298,7 @@ def test_on_imagenet_differences_are_shown(made_up_imagenet, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_costs")
 def test_fig3_sweeps_the_papers_methods(tmp_path, monkeypatch):
     methods = read_config("fig3").methods
     short = Config(model="deit_t", methods=methods, budgets=(0.2, 0.3))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command import run
+from helpers.outputs import plain
 from helpers.processes import together
 from PIL import Image
 
@@ -17,13 +18,14 @@ from tokred.evaluation.config import Config
 from tokred.models import zoo
 from tokred.utils.distributed import Processes
 
+pytestmark = pytest.mark.usefixtures("shared_costs", "plain_outputs")
+
+PLAIN = {"tokred.report.outputs.files": plain}  # for processes of their own
 SMALL = (
     "--model",
     "deit_t",
     "--batch-size",
     "2",
-    "--methods",
-    "lotm,random",
     "--precision",
     "fp32",
     "--workers",
@@ -65,53 +67,55 @@ def undated(file):
     return re.sub(rb"\d{4}-\d\d-\d\d", b"DATE", file.read_bytes())
 
 
-def several(out, images):
-    return ("compare", *SMALL, "--limit", images, "--out", out)
-
-
-def check_the_table_of_one(folder, world, images, done):
+def check_the_table_of_one(folder, world, command, done):
     """What processes printed and left in `folder` / "many" is what one process leaves."""
-    assert all(one.returncode == 0 for one in done), done[0].stderr[-3000:]
-    printed = "".join(one.stdout for one in done)
+    many, one = folder / "many", folder / "one"
+    assert all(process.returncode == 0 for process in done), done[0].stderr[-3000:]
+    printed = "".join(process.stdout for process in done)
     assert printed.count("Data: the embedded benchmark") == 1  # one of them speaks
     assert f"in {world} processes" in printed
-    code, text = run(*several(folder / "one", images))
+    code, text = run(*command, "--out", one)
     assert code == 0, text
     for name in ("leaderboard.csv", "table.md"):
-        assert undated(folder / "many" / name) == undated(folder / "one" / name)
-    many, one = (np.load(folder / name / "predictions.npz") for name in ("many", "one"))
-    for name in set(one) - {"about"}:
-        np.testing.assert_array_equal(many[name], one[name])
-    code, text = run(*several(folder / "many", images))  # and one process finds its own run there
+        assert undated(many / name) == undated(one / name)
+    arrays, expected = (np.load(folder / "predictions.npz") for folder in (many, one))
+    for name in set(expected) - {"about"}:
+        np.testing.assert_array_equal(arrays[name], expected[name])
+    code, text = run(*command, "--out", many)  # and one process finds its own run there
+    assert code == 0
     assert "was finished on" in text
 
 
 @pytest.mark.slow
 def test_torchrun_gives_the_table_of_one_process(tmp_path):
-    check_the_table_of_one(tmp_path, 2, 7, [torchrun(2, *several(tmp_path / "many", 7))])
+    """The launcher and new interpreters, as a user has them; the tests below fork their processes."""
+    command = ("compare", *SMALL, "--methods", "lotm", "--no-controls", "--limit", 7)
+    done = torchrun(2, *command, "--out", tmp_path / "many")
+    check_the_table_of_one(tmp_path, 2, command, [done])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [9, 2])
 def test_several_processes_give_the_table_of_one(images, tmp_path):
-    done = together(tmp_path / "printed", 3, *several(tmp_path / "many", images))
-    check_the_table_of_one(tmp_path, 3, images, done)
+    command = ("compare", *SMALL, "--methods", "lotm,random", "--limit", images)
+    done = together(tmp_path / "printed", 3, *command, "--out", tmp_path / "many", settings=PLAIN)
+    check_the_table_of_one(tmp_path, 3, command, done)
 
 
 @pytest.mark.slow
 def test_one_process_that_fails_ends_the_run_with_its_error(tmp_path):
+    """Also without a launcher that ends the others."""
     for label in range(10):
         (tmp_path / "data" / "val" / str(label)).mkdir(parents=True)
         Image.new("RGB", (64, 64), (label * 20, 0, 0)).save(tmp_path / "data" / "val" / str(label) / "a.png")
-    (tmp_path / "data" / "val" / "3" / "a.png").write_bytes(
-        b"no image"
-    )  # in the second batch, which is the second process's
-    weights = zoo.SHIPPED / "deit_t.safetensors"
-    done = torchrun(
-        2, "compare", *SMALL, "--data", tmp_path / "data", "--weights", weights, "--out", tmp_path / "out"
-    )
-    assert done.returncode != 0
-    assert "3/a.png cannot be read" in " ".join(done.stderr.split())
+    # In the second batch, which is the second process's.
+    (tmp_path / "data" / "val" / "3" / "a.png").write_bytes(b"no image")
+    command = ("compare", *SMALL, "--methods", "lotm", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    weights = ("--weights", zoo.SHIPPED / "deit_t.safetensors")
+    first, second = together(tmp_path / "printed", 2, *command, *weights, settings=PLAIN)
+    assert second.returncode == 2
+    assert "3/a.png cannot be read" in " ".join(second.stderr.split())
+    assert first.returncode != 0
     assert not (tmp_path / "out" / "leaderboard.csv").exists()
 
 
@@ -122,6 +126,7 @@ def check_reproduced_by_two(folder, file, command, settings=None):
     """Two processes leave the file that one leaves, and one of them speaks."""
     code, text = run(*command, "--out", folder / "one")
     assert code == 0, text
+    settings = {**PLAIN, **(settings or {})}
     many = together(folder / "printed", 2, *command, "--out", folder / "many", settings=settings)
     assert [done.returncode for done in many] == [0, 0], many[0].stderr[-3000:]
     printed = "".join(done.stdout for done in many)
