@@ -53,27 +53,24 @@ def images():
 
 
 @pytest.fixture(scope="session")
-def _counts():
-    """What the cost tables of `shared_costs` have counted, by the shape of their model."""
+def _parts():
+    """What the cost tables of `shared_costs` have counted of backbones, by their geometry."""
     return {}
 
 
 @pytest.fixture(scope="module")
-def shared_costs(_counts):
-    """Cost tables of models of one shape share their counts: to count takes longer than a small run.
+def shared_costs(_parts):
+    """Cost tables of alike backbones share the counts of their layers, as they share those of reducers.
 
-    Not for tests of costs themselves, nor of methods whose code changes from test to test.
+    For whole runs, of which counting is the slowest part; not for tests of costs themselves.
     """
     from tokred.core.costs import CostTable  # here, because it imports timm, which not all tests need
-    from tokred.core.vit import blank_image, num_heads
 
     start = CostTable.__init__
 
     def shared(self, backbone):
         start(self, backbone)
-        shape = (blank_image(backbone).shape, num_heads(backbone), backbone.num_prefix_tokens)
-        known = _counts.setdefault((repr(backbone), backbone.global_pool, *shape), self)
-        vars(self).update({name: vars(known)[name] for name in ("_differences", "_stages", "_quadratics")})
+        self._differences = _parts.setdefault((self._geometry, backbone.global_pool), self._differences)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CostTable, "__init__", shared)

@@ -52,7 +52,7 @@ class Command:
         if self.running():
             os.kill(self.process.pid, number)
 
-    def wait(self, timeout=300):
+    def wait(self, timeout=540):
         """Wait for its end, which must come before the timeout."""
         self.process.join(timeout)
         if self.running():
@@ -74,10 +74,7 @@ def together(folder, world, *arguments, settings=None):
     Returns:
         What each of them left.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     commands = [
         Command(
             Path(folder) / str(rank),
@@ -88,6 +85,13 @@ def together(folder, world, *arguments, settings=None):
         for rank in range(world)
     ]
     return [command.wait() for command in commands]
+
+
+def free_port():
+    """A port that no program on this machine listens at, as text."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def _main(folder, arguments, path, variables, settings):

@@ -184,7 +184,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 while True:
     for run in runs:
-        leaderboard.add(board, run)
+        leaderboard.add(board, run, timeout=400)
         assert "torch" not in sys.modules
         print("added", flush=True)
 """
@@ -238,7 +238,7 @@ def test_two_writers_and_a_reader(tmp_path):
             writer.stdin.flush()
         from tokred.leaderboard.publish import ranked_rows as read_all
 
-        seen, deadline = set(), time.monotonic() + 60
+        seen, deadline = set(), time.monotonic() + 400
         while len(seen) < 4 and time.monotonic() < deadline:
             for standing in read_all(board):
                 assert standing.evidence is not None

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers.processes import CONTEXT
+from helpers.processes import CONTEXT, free_port
 from torch.nn import functional as F
 
 from tokred.core import registry
@@ -257,10 +257,10 @@ def test_a_batch_in_chunks_gives_the_same_gradient(tmp_path, pictures):
     assert torch.allclose(*gradients, atol=1e-5)
 
 
-def _in_world(rank, world, folder, data, queue):
+def _in_world(rank, world, port, folder, data, queue):
     import os
 
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT="29517")
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
     run = finished(folder, data)
     if rank == 0:
@@ -272,14 +272,14 @@ def _in_world(rank, world, folder, data, queue):
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path, pictures):
-    queue = CONTEXT.Queue()
+    queue, port = CONTEXT.Queue(), free_port()
     workers = [
-        CONTEXT.Process(target=_in_world, args=(rank, 2, tmp_path / "two", pictures, queue))
+        CONTEXT.Process(target=_in_world, args=(rank, 2, port, tmp_path / "two", pictures, queue))
         for rank in range(2)
     ]
     for worker in workers:
         worker.start()
-    both = queue.get(timeout=240)
+    both = queue.get(timeout=480)
     for worker in workers:
         worker.join(60)
     alone = finished(tmp_path / "one", pictures)

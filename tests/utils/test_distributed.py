@@ -50,7 +50,7 @@ def torchrun(world, *arguments):
         text=True,
         env=environment,
         check=False,
-        timeout=400,
+        timeout=540,
     )
 
 
