@@ -70,7 +70,8 @@ def shared_costs(_parts):
 
     def shared(self, backbone):
         start(self, backbone)
-        self._differences = _parts.setdefault((self._geometry, backbone.global_pool), self._differences)
+        geometry = (repr(backbone), self._geometry, backbone.global_pool)
+        self._differences = _parts.setdefault(geometry, self._differences)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CostTable, "__init__", shared)

@@ -31,9 +31,12 @@ def table(name):
 
 
 @pytest.mark.parametrize("method", registry.names())
-@pytest.mark.parametrize(
-    ("model", "budget"), [(TINY, 0.05), (TINY, 0.2), (TINY, 0.3), (TINY, 0.45), (SMALL, 0.3)]
-)
+@pytest.mark.parametrize(("model", "budget"), [
+    (TINY, 0.3),
+    pytest.param(TINY, 0.05, marks=pytest.mark.slow),
+    pytest.param(TINY, 0.45, marks=pytest.mark.slow),
+    pytest.param(SMALL, 0.2, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_within_a_tenth_of_a_point(method, model, budget):
     costs = table(model)
     found = match(costs, method, budget)
@@ -45,9 +48,9 @@ def test_within_a_tenth_of_a_point(method, model, budget):
 
 @pytest.mark.parametrize("method", registry.names())
 @pytest.mark.parametrize(("model", "arguments"), [
-    (SMALL, {"budget": 0.3}),
-    (TINY, {"budget": 0.17, "protocol": "common"}),
-    (TINY, {"budget": 0.23, "stages": (3, 8)}),
+    (TINY, {"budget": 0.3}),
+    pytest.param(SMALL, {"budget": 0.17, "protocol": "common"}, marks=pytest.mark.slow),
+    pytest.param(TINY, {"budget": 0.23, "stages": (3, 8)}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_the_plans_cost_is_fvcores_trace(method, model, arguments):
     costs = table(model)
