@@ -15,7 +15,7 @@ def material(rows=None, arrays=None, run=None, found_maps=None, **options):
 
 
 def html(data):
-    return report.page(data.rows, data.run, data.predictions, data.maps)
+    return report.page(data)
 
 
 class Reader(HTMLParser):

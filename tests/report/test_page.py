@@ -12,7 +12,7 @@ from helpers.reports import archive, change, made_up, maps, run_info, stored, wr
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tokred.evaluation.run_folder import read_run
+from tokred.evaluation.run_folder import Run, read_run
 from tokred.report import headlines, merge_maps, token_schedule
 from tokred.report import page as report
 from tokred.tables.row import BASELINE, Row, to_csv
@@ -57,7 +57,7 @@ def test_rows_without_a_budget_and_images_without_labels():
 
 def test_a_run_of_which_nothing_came():
     rows = [Row(BASELINE, model="m", gflops=1.0), Row("lotm", status="failed", error="no")]
-    page = report.page(rows, {"configuration": {}})
+    page = report.page(Run(rows, {"configuration": {}}))
     check_self_contained(page)
     assert "No method has a result here" in page
     assert "No result, failed: lotm" in page
@@ -207,7 +207,7 @@ ANYTHING = st.builds(
 @given(st.lists(ANYTHING, max_size=5))
 def test_whatever_a_leaderboard_holds_there_is_a_page(rows):
     """It is made at the end of hours of work."""
-    check_self_contained(report.page(rows, {"configuration": {}}))
+    check_self_contained(report.page(Run(rows, {"configuration": {}})))
 
 
 def test_report_writes_the_page_again(tmp_path):
@@ -218,7 +218,7 @@ def test_report_writes_the_page_again(tmp_path):
     assert "report.html" in text
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert 'id="maps"' in page
-    assert page == report.page(rows, run_info(), stored(arrays), maps())  # as a run makes it from memory
+    assert page == report.page(Run(rows, run_info(), stored(arrays), maps()))  # as a run makes it from memory
     code, text = command("report", folder, "--out", tmp_path / "other.html")
     assert code == 0, text
     assert (tmp_path / "other.html").read_text(encoding="utf-8") == page
@@ -263,5 +263,5 @@ def test_report_of_what_is_no_run(tmp_path):
 def test_a_page_has_what_a_leaderboard_had_when_it_was_written(tmp_path):
     """A report made from the files equals the one that a run would make from memory."""
     rows, arrays = made_up(budgets=(0.2, 0.3))
-    run = read_run(write(tmp_path / "run", rows, arrays))
-    assert report.page(run.rows, run.about, run.predictions, run.maps) == html(material(rows, arrays))
+    run = read_run(write(tmp_path / "run", rows, arrays), with_maps=True)
+    assert report.page(run) == html(material(rows, arrays))

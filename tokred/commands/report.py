@@ -22,7 +22,7 @@ def report(
     from tokred.report.page import page
     from tokred.utils.atomic import replace_file
 
-    finished, file = read_run(run), target or run / "report.html"
-    html = page(finished.rows, finished.about, finished.predictions, finished.maps)
+    file = target or run / "report.html"
+    html = page(read_run(run, with_maps=True))
     replace_file(file, html.encode(), "choose another file with --out")
     say(f"Report: {file}")

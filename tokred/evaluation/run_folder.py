@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +30,21 @@ OPTIONAL = ("maps.npz", "config.yaml")  # a run is complete without them
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, read from its folder.
+    """A finished run.
 
     Attributes:
-        path: the folder.
-        about: contents of run.json: configuration, software, versions, errors and so on.
         rows: rows of leaderboard.csv, in its order.
+        about: contents of run.json: configuration, software, versions, errors and so on.
         predictions: contents of predictions.npz; None if the file is missing.
+        maps: arrays of maps.npz; empty if the file is missing or was not read.
+        path: the folder.
     """
 
-    path: Path
-    about: Mapping[str, Any]
     rows: list[Row]
-    predictions: RunPredictions | None
+    about: Mapping[str, Any]
+    predictions: RunPredictions | None = None
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    path: Path = Path()
 
     def name(self, row: Row) -> str | None:
         """The name under which a row's predictions are stored; None if they are not."""
@@ -54,28 +55,9 @@ class Run:
         name = self.name(row)
         return self.predictions.models[name] if self.predictions and name is not None else None
 
-    @cached_property
-    def maps(self) -> dict[str, np.ndarray]:
-        """The arrays of maps.npz; empty if the file is missing.
 
-        Raises:
-            TokredError: the file is damaged.
-        """
-        data = _bytes(self.path / "maps.npz")
-        try:
-            with np.load(io.BytesIO(data or b""), allow_pickle=False) as file:
-                return dict(file)
-        except Exception as error:  # a damaged file can fail in any way
-            if data is None:
-                return {}
-            raise TokredError(
-                f"{self.path / 'maps.npz'} is damaged; "
-                "remove it to continue without it, or run the comparison again."
-            ) from error
-
-
-def read_run(path: Path) -> Run:
-    """Read a finished run from its folder, and check every file; predictions.npz may be missing.
+def read_run(path: Path, with_maps: bool = False) -> Run:
+    """Read a finished run from its folder, and check every file; predictions and maps may be missing.
 
     Raises:
         TokredError: the folder does not contain a finished run, or one of its files is damaged.
@@ -97,11 +79,23 @@ def read_run(path: Path) -> Run:
     try:
         stored = None if predictions is None else RunPredictions.unpack(predictions)
     except ValueError as error:
-        raise TokredError(
-            f"{path / 'predictions.npz'} is damaged; remove it to continue without it, or run the comparison "
-            "again."
-        ) from error
-    return Run(path=path, about=about, rows=rows, predictions=stored)
+        raise _damaged(path / "predictions.npz") from error
+    return Run(rows, about, stored, _maps(path / "maps.npz") if with_maps else {}, path)
+
+
+def _maps(path: Path) -> dict[str, np.ndarray]:
+    data = _bytes(path)
+    if data is None:
+        return {}
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:  # a damaged file can fail in any way
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> TokredError:
+    return TokredError(f"{path} is damaged; remove it to continue without it, or run the comparison again.")
 
 
 def read_about(file: Path, advice: str) -> dict[str, Any]:

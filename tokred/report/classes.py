@@ -63,7 +63,7 @@ def drops(data: RunData) -> Drops | None:
     if data.predictions is None or dense is None or not predictions:
         return None
     chosen = data.predictions.labels >= 0
-    if data.run["configuration"].get("on_error") == "skip":
+    if data.about["configuration"].get("on_error") == "skip":
         chosen &= dense >= 0
     if not chosen.any():
         return None
@@ -82,7 +82,7 @@ def drops(data: RunData) -> Drops | None:
         hi=np.full_like(drop, np.nan),
     )
     members = np.split(np.argsort(column, kind="stable"), np.cumsum(images)[:-1])  # the images of each class
-    seed = data.run["configuration"].get("seed", 0)
+    seed = data.about["configuration"].get("seed", 0)
     for k, one in enumerate(lost):
         for c in range(len(classes)) if table.few else {*table.worst(k), *table.best(k)}:
             table.lo[k, c], table.hi[k, c] = _interval(one[members[c]], groups[members[c]], seed)

@@ -112,17 +112,17 @@ def _called(data: RunData, row: Row) -> str:
 def warnings(data: RunData) -> list[str]:
     """Warnings about the images and the methods."""
     texts = [*_image_warnings(data), *_row_warnings(data)]
-    if data.run.get("smallest_batch"):
-        texts.append(f"For lack of memory batches had {data.run['smallest_batch']} images.")
-    if data.run.get("kinds"):
-        kinds = ", ".join(f"{count} {kind}" for kind, count in data.run["kinds"].items())
+    if data.about.get("smallest_batch"):
+        texts.append(f"For lack of memory batches had {data.about['smallest_batch']} images.")
+    if data.about.get("kinds"):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in data.about["kinds"].items())
         texts.append(f"Files that are not plain 8-bit colour: {kinds}.")
     return texts
 
 
 def _image_warnings(data: RunData) -> list[str]:
     """Warnings about the images and the baseline."""
-    base, notes, texts = data.baseline, data.run.get("notes"), []
+    base, notes, texts = data.baseline, data.about.get("notes"), []
     first = base or (data.rows[0] if data.rows else Row(""))
     if first.limited:
         why = "the ranking may differ on all images"
@@ -172,7 +172,7 @@ def _percent(value: float | None) -> str:
 
 def provenance(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
     """Facts about the run: headings with pairs of name and value; unknown values are left out."""
-    run, row = data.run, data.baseline or (data.rows[0] if data.rows else Row(""))
+    run, row = data.about, data.baseline or (data.rows[0] if data.rows else Row(""))
     configuration, software, card = run["configuration"], run.get("software", {}), run.get("card") or {}
     images = card.get("images_seen")
     prepared = f"{row.img_size} px, crop {_text(row.crop_pct)}, {row.interpolation}"
@@ -214,7 +214,7 @@ def provenance(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
 
 def fitted(data: RunData) -> list[tuple[str, str, str, str]]:
     """The adapters: method, file, number of training images and hash."""
-    cards, hashes = data.run.get("adapters") or {}, data.run["configuration"].get("adapters") or {}
+    cards, hashes = data.about.get("adapters") or {}, data.about["configuration"].get("adapters") or {}
     return [
         (name, _text(card.get("file")), _text(card.get("images_seen")), _text(hashes.get(name)))
         for name, card in cards.items()

@@ -6,6 +6,7 @@ from tokred import plots
 from tokred.errors import TokredError
 from tokred.evaluation.candidates import default_texts
 from tokred.evaluation.comparison import Comparison, Job
+from tokred.evaluation.run_folder import Run
 from tokred.plots import pareto
 from tokred.report import page
 from tokred.tables import render
@@ -23,7 +24,7 @@ def files(job: Job, comparison: Comparison) -> dict[str, str | bytes]:
     run = {**start, **job.about(comparison), "finished": True}
     table = results_table(rows, comparison.title, default_texts(row.method for row in rows))
     figure = pareto.pareto(rows, "gflops", job.title)
-    maps = None if traced is None else trace.arrays(traced)
+    maps = {} if traced is None else trace.arrays(traced)
     return {
         **({} if traced is None else {"maps.npz": trace.pack(traced)}),
         "predictions.npz": predictions.pack(),
@@ -31,7 +32,7 @@ def files(job: Job, comparison: Comparison) -> dict[str, str | bytes]:
         "table.tex": render.latex(table),
         "pareto.svg": plots.svg(figure),
         "pareto.png": plots.png(figure),
-        "report.html": page.page(rows, run, predictions, maps),
+        "report.html": page.page(Run(rows, run, predictions, maps)),
         "leaderboard.csv": to_csv(rows),
     }
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup, escape
 
 from tokred.evaluation.candidates import default_texts
-from tokred.evaluation.predictions import RunPredictions
+from tokred.evaluation.run_folder import Run
 from tokred.plots import inline, pareto
 from tokred.report import classes, headlines, main_table, merge_maps, template, token_schedule
 from tokred.report.run_data import RunData
@@ -31,24 +30,14 @@ _PLOTS: dict[pareto.Axis, str] = {
 }
 
 
-def page(
-    rows: Sequence[Row],
-    run: Mapping[str, Any],
-    predictions: RunPredictions | None = None,
-    maps: Mapping[str, np.ndarray] | None = None,
-) -> str:
-    """Render the page as HTML.
-
-    Args:
-        rows: the rows of the run.
-        run: the contents of its run.json.
-        predictions: the predictions of its models; without them the section on classes is left out.
-        maps: the arrays of its maps.npz; without them the merge maps are left out.
+def page(run: Run) -> str:
+    """Render the page of a run as HTML; sections whose files are missing are left out.
 
     Raises:
         TokredError: the arrays are not those of maps.npz.
     """
-    data = RunData([_sound(row) for row in rows], run, predictions, maps or {})
+    rows = [_sound(row) for row in run.rows]
+    data = RunData(rows, run.about, run.predictions, run.maps)
     return template.render(
         ASSETS / "page.html.j2",
         styles=[ASSETS / "style.css"],
@@ -70,10 +59,10 @@ def page(
         fitted=headlines.fitted(data),
         all_columns=COLUMNS,
         all_rows=[[csv_cell(getattr(row, name)) for name in COLUMNS] for row in rows],
-        run=_json(run),
+        run=_json(run.about),
         signed=main_table.signed,
         shade=_shade,
-    )  # fmt: skip
+    )
 
 
 def _sound(row: Row) -> Row:
@@ -91,7 +80,7 @@ def _title(data: RunData) -> str:
     row = data.baseline or (data.rows[0] if data.rows else None)
     if row and row.model:
         return f"{row.model} on {row.dataset} {row.split}".strip()
-    return str(data.run.get("title", "A run of tokred"))
+    return str(data.about.get("title", "A run of tokred"))
 
 
 def _tied(text: str) -> str:

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
 
-from tokred.evaluation.predictions import RunPredictions
-from tokred.tables.row import BASELINE, Row, outcome_name
+from tokred.evaluation.run_folder import Run
+from tokred.tables.row import BASELINE, Row
 
 
-@dataclass(frozen=True)
-class RunData:
-    """A finished run.
-
-    Attributes:
-        rows: rows of its leaderboard, in its order.
-        run: contents of its run.json.
-        predictions: predictions of all models; None if unknown.
-        maps: arrays of maps.npz; empty if there is none.
-    """
-
-    rows: list[Row]
-    run: Mapping[str, Any]
-    predictions: RunPredictions | None = None
-    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+class RunData(Run):
+    """A finished run, with what the sections of a report need from it."""
 
     @property
     def baseline(self) -> Row | None:
@@ -45,18 +28,14 @@ class RunData:
             self.rows, key=lambda row: (row.method != BASELINE, row.budget is None, row.budget or 0.0)
         )
 
-    def name(self, row: Row) -> str:
-        """The name of a row's predictions; "" if unknown."""
-        return outcome_name(self.predictions.models if self.predictions else (), row) or ""
-
-    def predicted(self, name: str) -> np.ndarray | None:
+    def predicted(self, name: str | None) -> np.ndarray | None:
         """[n] the class that a model predicts for each image, -1 for unreadable ones; None if unknown."""
-        model = self.predictions.models.get(name) if self.predictions else None
+        model = self.predictions.models.get(name or "") if self.predictions else None
         return None if model is None else model.prediction
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number if names are unknown; "" for a negative one."""
-        names = self.run.get("class_names")
+        names = self.about.get("class_names")
         if label < 0:
             return ""
         return str(names[label]) if isinstance(names, list) and label < len(names) else str(label)

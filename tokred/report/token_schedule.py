@@ -32,9 +32,9 @@ def schedules(data: RunData) -> list[Schedule]:
     stages = [layer for _, plan in plans for layer in plan]
     if not stages:
         return []
-    depth = int(data.run.get("depth") or max(stages))
+    depth = int(data.about.get("depth") or max(stages))
     patches = int(
-        data.run.get("patches") or math.prod(data.maps["grid"].tolist() if "grid" in data.maps else [0])
+        data.about.get("patches") or math.prod(data.maps["grid"].tolist() if "grid" in data.maps else [0])
     )
     shown = [(row, plan) for row, plan in plans if plan or (row.method == BASELINE and patches)]
     return [_schedule(data.called(row), plan, depth, patches or None) for row, plan in shown]
