@@ -351,8 +351,8 @@ def test_a_finished_run_that_cannot_be_written_is_shown(checked, tmp_path, monke
     def read_only(*arguments):
         raise TokredError("it cannot be written")
 
-    monkeypatch.setattr("tokred.evaluation.recording.check_writable", read_only)
-    monkeypatch.setattr("tokred.evaluation.recording.replace_file", read_only)
+    monkeypatch.setattr("tokred.evaluation.folder.check_writable", read_only)
+    monkeypatch.setattr("tokred.evaluation.folder.replace_file", read_only)
     job = fresh(checked)
     assert "was finished on" in job.open(tmp_path)
     assert {row.method for row in job.run(workers=0).rows} == {"baseline", "lotm", "random", "lowres"}

@@ -13,8 +13,9 @@ import pytest
 from helpers.processes import CONTEXT
 
 from tokred.errors import TokredError
+from tokred.evaluation.folder import Folder
 from tokred.evaluation.predictions import Evaluation, Failure
-from tokred.evaluation.recording import Folder, Record
+from tokred.evaluation.recording import Record
 from tokred.evaluation.run_folder import FILES
 from tokred.utils.atomic import check_writable
 
@@ -326,7 +327,7 @@ def test_a_finished_run_that_cannot_be_written_can_be_read(tmp_path, monkeypatch
         raise TokredError(f"The output folder {path} cannot be written.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tokred.evaluation.recording.check_writable", read_only)
+        patch.setattr("tokred.evaluation.folder.check_writable", read_only)
         with pytest.raises(TokredError, match="cannot be written"):  # it is not finished
             opened(tmp_path, methods=["lotm"])
         folder.finish({}, {"predictions.npz": source.take(np.arange(10)).pack()})

@@ -20,8 +20,9 @@ from tokred.evaluation.calibration import measured_columns
 from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.config_file import NAME, config_text
 from tokred.evaluation.engine import Pass, dense_model
+from tokred.evaluation.folder import Folder
 from tokred.evaluation.predictions import Evaluation, RunPredictions
-from tokred.evaluation.recording import Folder, Record
+from tokred.evaluation.recording import Record
 from tokred.evaluation.rows import build_rows
 from tokred.evaluation.setup import Setup
 from tokred.evaluation.speed import measure
