@@ -12,7 +12,7 @@ from PIL import Image
 from tokred.data import sources
 from tokred.data import user_images as named
 from tokred.models import zoo
-from tokred.visualize import overlay, panels, sheet, show, terminal
+from tokred.visualize import canvas, overlay, panels, sheet, show, terminal
 from tokred.visualize.trace import Map
 
 grids = st.tuples(st.integers(1, 4), st.integers(1, 5))
@@ -106,23 +106,23 @@ def test_half_blocks_have_two_pixels_in_a_character():
 
 def test_text_is_shortened_only_where_it_must_be():
     long = "variant-of-a-method-7"
-    assert sheet.fitted((long, "short"), 500, 12) == long
-    assert sheet.fitted((long * 9, "short"), 60, 12) == "short"
-    cut = sheet.fitted((long,), 90, 12)
+    assert canvas.fitted((long, "short"), 500, 12) == long
+    assert canvas.fitted((long * 9, "short"), 60, 12) == "short"
+    cut = canvas.fitted((long,), 90, 12)
     start, end = cut.split("…")
-    assert sheet.text_width(cut, 12) <= 90
-    assert sheet.text_width(f"{start}{long[len(start)]}…{end}", 12) > 90
+    assert canvas.text_width(cut, 12) <= 90
+    assert canvas.text_width(f"{start}{long[len(start)]}…{end}", 12) > 90
     assert long.startswith(start)
     assert end.endswith("-7")
-    assert sheet.fitted(("abc",), 1, 12) == "…"
+    assert canvas.fitted(("abc",), 1, 12) == "…"
 
 
 @given(st.text("ab cW", max_size=60), st.integers(640, 900))
 def test_paragraphs_stay_on_the_sheet_and_lose_no_word(text, width):
-    page = sheet._Sheet(width, (224, 224))
-    page.paragraph(text, sheet.Line(()), 16)
+    page = canvas.Canvas(width, (224, 224))
+    page.paragraph(text, canvas.Line(()), 16)
     written = [line.get_text() for line in page.axes.texts]
-    assert all(sheet.text_width(line, 16) <= width - 2 * sheet.MARGIN for line in written)
+    assert all(canvas.text_width(line, 16) <= width - 2 * canvas.MARGIN for line in written)
     assert " ".join(written).split() == text.split()
 
 
@@ -162,7 +162,7 @@ def test_long_names_keep_what_matters():
     same = panels.Verdict("ice bear, polar bear", 0.5, "ice bear, polar bear", 0.7, False, None)
     assert same.prediction == ("ice bear, polar bear", "ice bear")
     long = panels.Verdict("a class of a very long name", 0.5, "", 0.7, False, True).prediction
-    assert sheet.fitted(long, 80, 12).endswith("✓")
+    assert canvas.fitted(long, 80, 12).endswith("✓")
 
 
 def test_which_layers_are_drawn():

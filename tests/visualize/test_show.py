@@ -16,7 +16,7 @@ from tokred.errors import TokredError
 from tokred.models import zoo
 from tokred.tables.row import Row
 from tokred.testing import tiny_vit
-from tokred.visualize import overlay, sheet, terminal, trace
+from tokred.visualize import canvas, overlay, sheet, terminal, trace
 from tokred.visualize.trace import Map
 
 pytestmark = pytest.mark.usefixtures("shared_costs")
@@ -41,7 +41,7 @@ def test_show_draws_and_tells(tiny, tmp_path):
     with Image.open(out) as page:
         assert page.format == "PNG"
         # Two blocks of pictures five times as large as 48 pixels, the input and three methods side by side.
-        assert page.width == 2 * sheet.MARGIN + 4 * 240 + 3 * sheet.GAP
+        assert page.width == 2 * canvas.MARGIN + 4 * 240 + 3 * canvas.GAP
         assert page.height > 2 * 240
     for word in ("test 5", "test 2", "lotm", "tome", "topk", "Confidence", str(out.name)):
         assert word in text
@@ -61,7 +61,7 @@ def test_odd_grids_and_models_without_cls(tiny, tmp_path):
     else:
         assert code == 0
         with Image.open(tmp_path / "page.png") as page:
-            assert page.width == 2 * sheet.MARGIN + 4 * 256 + 3 * sheet.GAP
+            assert page.width == 2 * canvas.MARGIN + 4 * 256 + 3 * canvas.GAP
 
 
 def test_the_default_is_the_first_images_and_a_file_under_runs(tiny, tmp_path, monkeypatch):
@@ -188,7 +188,7 @@ def test_what_changes_is_marked(tiny):
     assert shown.verdict("topk", 1).confidence == "75.0 → 99.9 %"
     assert [sheet._cell(shown, "topk", image, 5.0, None).alert for image in (0, 1)] == [False, True]
     assert "the prediction changes" in [meaning for _, meaning in sheet._legend(shown)]
-    edge = np.asarray(shown.picture)[:, sheet.MARGIN + 240 + sheet.GAP - 3]  # left of the method's pictures
+    edge = np.asarray(shown.picture)[:, canvas.MARGIN + 240 + canvas.GAP - 3]  # left of the method's pictures
     framed = np.flatnonzero((edge[120:] == (0xD5, 0x5E, 0x00)).all(axis=1))
     assert 240 <= len(framed) <= 250  # one picture, the second one
     assert framed[0] > 240
@@ -224,7 +224,7 @@ def test_pictures_are_on_the_sheet_pixel_by_pixel_and_nothing_is_cut(tiny, metho
         for column, name in enumerate(maps):
             labels = maps[name].labels[image, -1]
             picture = overlay.cell(shown.traced.images[image], labels, shown.traced.grid, 2.0)
-            tops = place(page, picture, sheet.MARGIN + (1 + column) * (96 + sheet.GAP))
+            tops = place(page, picture, canvas.MARGIN + (1 + column) * (96 + canvas.GAP))
             assert len(tops) == 1
     pixels = np.asarray(page)
     for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
@@ -238,10 +238,10 @@ def test_a_dense_control_is_its_image_alone(tiny):
     )
     shown.rows["lowres"] = Row("lowres", gflops=0.7, reduction=0.3)
     image = overlay.cell(shown.traced.images[0], None, shown.traced.grid, 5.0)
-    places = [place(shown.picture, image, sheet.MARGIN + column * (240 + sheet.GAP)) for column in range(3)]
+    places = [place(shown.picture, image, canvas.MARGIN + column * (240 + canvas.GAP)) for column in range(3)]
     assert [len(tops) for tops in places] == [1, 0, 2]  # the input, topk, and lowres after each of two layers
     assert shown.header("lowres")[1][0] == "30.00 % saved · 0.70 G"
-    assert shown.picture.width == 2 * sheet.MARGIN + 3 * 240 + 2 * sheet.GAP
+    assert shown.picture.width == 2 * canvas.MARGIN + 3 * 240 + 2 * canvas.GAP
     assert len(list(terminal.pictures(shown, 200))) == 1
 
 

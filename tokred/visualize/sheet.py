@@ -1,50 +1,23 @@
-"""Drawing a sheet: images on the left, pictures of each method beside them, with headers and captions.
-
-One matplotlib axes covers the sheet. Its unit is the pixel, from the top left, so pictures are not resampled.
-Each text is the longest of its versions that fits into its column.
-"""
+"""The content of a sheet: images on the left, pictures of each method beside them, headers and captions."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import textwrap
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from tokred.errors import TokredError
-from tokred.plots import COLOURS, INK, any_script, style
+from tokred.plots import INK
+from tokred.visualize.canvas import ALERT, GAP, MARGIN, MUTED, Canvas, Cell, Line, font_size, text_width
 from tokred.visualize.overlay import cell
 from tokred.visualize.panels import Panels, Texts, per_cent, token_counts
 
-MARGIN, GAP = 22, 12
 _WIDTH = 1720  # largest width of a sheet in pixels
 _LEAST = 640  # smallest width, for the title
 _MOST_PIXELS, _MOST_HEIGHT = 60_000_000, 60_000
-_DPI = 64  # a power of two, so that sizes in inches are exact
-_MUTED, _RULE, _ALERT, _ALERT_TEXT = "#5b6166", "#c9cdd1", COLOURS[1], "#b34700"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of text under or above a picture."""
-
-    versions: Texts
-    colour: str = INK
-    bold: bool = False
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A picture and the lines under it; framed where the prediction changes."""
-
-    picture: Image.Image
-    lines: tuple[Line, ...]
-    alert: bool = False
+_ALERT_TEXT = "#b34700"
 
 
 def render(panels: Panels) -> Image.Image:
@@ -54,8 +27,8 @@ def render(panels: Panels) -> Image.Image:
     side, names = _size(height, width, scale), list(panels.traced.maps)
     across = columns(len(names), side[0], len({panels.rows[name].budget for name in names}))
     groups = [names[start : start + across] for start in range(0, len(names), across)] or [[]]
-    sheet = _Sheet(max(_LEAST, 2 * MARGIN + side[0] + across * (side[0] + GAP)), side)
-    sheet.heading(panels)
+    sheet = Canvas(max(_LEAST, 2 * MARGIN + side[0] + across * (side[0] + GAP)), side)
+    _heading(sheet, panels)
     first = _header((("input",), (f"dense model: {panels.gflops:.2f} G", f"{panels.gflops:.2f} G")))
     for image in range(len(panels.captions)):
         if image:
@@ -68,7 +41,7 @@ def render(panels: Panels) -> Image.Image:
                 sheet.row([left, *(_cell(panels, name, image, scale, layer) for name in group)])
     sheet.rule()
     for note in panels.notes:
-        sheet.paragraph(note, Line((), _MUTED), sheet.size - 1)
+        sheet.paragraph(note, Line((), MUTED), sheet.size - 1)
     return sheet.image()
 
 
@@ -105,30 +78,6 @@ def columns(methods: int, width: int, budgets: int = 1) -> int:
     return math.ceil(methods / math.ceil(methods / most)) if methods else 1
 
 
-def font_size(width: int) -> int:
-    """The size in pixels of text under pictures of that width."""
-    return max(11, min(16, round(width / 17)))
-
-
-def fitted(versions: Texts, width: float, size: float, bold: bool = False) -> str:
-    """The first version that fits into the width, else the last one, shortened in the middle."""
-    text = versions[-1]
-    halves = [(length - length // 2, len(text) - length // 2) for length in range(len(text) - 1, 0, -1)]
-    cuts = (f"{text[:head].rstrip()}…{text[tail:].lstrip()}" for head, tail in halves)
-    candidates = itertools.chain(versions, cuts)
-    return next((one for one in candidates if text_width(one, size, bold) <= width), "…")
-
-
-def text_width(text: str, size: float, bold: bool = False) -> float:
-    """The width of a text in pixels, at a font size in pixels."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    font = FontProperties(family="DejaVu Sans", size=size, weight="bold" if bold else "normal")
-    with any_script():
-        return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
-
-
 def _size(height: int, width: int, scale: float) -> tuple[int, int]:
     """Width and height of the pictures."""
     return max(1, round(width * scale)), max(1, round(height * scale))
@@ -136,7 +85,7 @@ def _size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 def _header(texts: Sequence[Texts]) -> tuple[Line, ...]:
     name, cost = texts
-    return Line(name, bold=True), Line(cost, _MUTED)
+    return Line(name, bold=True), Line(cost, MUTED)
 
 
 def _input(panels: Panels, image: int, scale: float) -> Cell:
@@ -144,7 +93,7 @@ def _input(panels: Panels, image: int, scale: float) -> Cell:
     lines, dense = [Line(panels.image_caption(image), bold=True)], panels.verdict(None, image)
     if dense:
         lines.append(Line((*(f"dense model: {name}" for name in dense.prediction), *dense.prediction)))
-        lines.append(Line((f"{per_cent(dense.share)} % sure",), _MUTED))
+        lines.append(Line((f"{per_cent(dense.share)} % sure",), MUTED))
     return Cell(cell(panels.traced.images[image], None, panels.traced.grid, scale), tuple(lines))
 
 
@@ -160,7 +109,7 @@ def _cell(panels: Panels, name: str, image: int, scale: float, layer: int | None
     if verdict:
         colour = _ALERT_TEXT if verdict.changed else INK
         lines.append(Line(verdict.prediction, colour, bold=verdict.changed))
-        lines.append(Line((f"{verdict.confidence} sure", verdict.confidence), _MUTED))
+        lines.append(Line((f"{verdict.confidence} sure", verdict.confidence), MUTED))
     group = labels[image] if tokens.layers else None
     picture = cell(traced.images[image], group, traced.grid, scale)
     return Cell(picture, tuple(lines), bool(verdict and verdict.changed))
@@ -176,114 +125,23 @@ def _legend(panels: Panels) -> list[tuple[Image.Image, str]]:
     if any((tokens.labels < 0).any() for tokens in panels.traced.maps.values()):
         entries.append((dropped, "grey and hatched: dropped"))
     if any(verdict.changed for verdict in panels.verdicts):
-        frame = Image.new("RGB", (18, 18), _ALERT)
+        frame = Image.new("RGB", (18, 18), ALERT)
         frame.paste("white", (3, 3, 15, 15))
         entries.append((frame, "the prediction changes"))
     return entries
 
 
-class _Sheet:
-    """A sheet that is being drawn; `y` is the position of the next line or picture.
-
-    Args:
-        width: width in pixels.
-        side: width and height of the pictures.
-    """
-
-    def __init__(self, width: int, side: tuple[int, int]) -> None:
-        from matplotlib.figure import Figure
-
-        self.width, self.side, self.size, self.y = width, side, font_size(side[0]), MARGIN
-        self.figure = Figure(dpi=_DPI)
-        with style():
-            self.axes: Any = self.figure.add_axes((0, 0, 1, 1))
-        self.axes.set_axis_off()
-
-    def image(self) -> Image.Image:
-        """The finished sheet."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        height = self.y + MARGIN // 2
-        self.figure.set_size_inches(self.width / _DPI, height / _DPI)
-        self.axes.set(xlim=(0, self.width), ylim=(height, 0))
-        canvas = FigureCanvasAgg(self.figure)
-        with style(), any_script():
-            canvas.draw()
-        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-    def heading(self, panels: Panels) -> None:
-        """Draw the title, the subtitle and the legend."""
-        self.paragraph(panels.title, Line((), bold=True), self.size + 5)
-        self.paragraph(panels.subtitle, Line((), _MUTED), self.size)
-        self.y += 6
-        x, edge = MARGIN, self.size + 4
-        for swatch, meaning in _legend(panels):
-            length = edge + 7 + round(text_width(meaning, self.size))
-            if x > MARGIN and x + length > self.width - MARGIN:
-                x, self.y = MARGIN, self.y + edge + 6
-            self.picture(x, swatch.resize((edge, edge), Image.Resampling.NEAREST))
-            self.text(x + edge + 7, self.y + 1, meaning, Line(()), self.size)
-            x += length + 22
-        self.y += edge + 14
-
-    def paragraph(self, text: str, line: Line, size: int) -> None:
-        """Draw a text across the sheet, in as many lines as it needs."""
-        width = self.width - 2 * MARGIN
-        length = max(12, int(len(text) * width / max(text_width(text, size, line.bold), 1)))
-        for part in textwrap.wrap(text, round(0.94 * length)):
-            self.text(MARGIN, self.y, fitted((part,), width, size, line.bold), line, size)
-            self.y += _step(size)
-
-    def header(self, headers: Sequence[Sequence[Line]]) -> None:
-        """Draw two lines above each picture of a row."""
-        for column, lines in enumerate(headers):
-            self.lines(column, lines, self.y, larger=True)
-        self.y += 2 * _step(self.size) + 4
-
-    def row(self, cells: Sequence[Cell | None]) -> None:
-        """Draw pictures side by side with their lines; None leaves a place empty."""
-        from matplotlib.patches import Rectangle
-
-        width, height = self.side
-        contents = [(column, content) for column, content in enumerate(cells) if content is not None]
-        for column, content in contents:
-            self.picture(self.left(column), content.picture)
-            self.lines(column, content.lines, self.y + height + 7)
-            if content.alert:
-                corner = (self.left(column) - 2.5, self.y - 2.5)
-                look: dict[str, Any] = {"fill": False, "ec": _ALERT, "lw": 3 * 72 / _DPI, "zorder": 3}
-                self.axes.add_patch(Rectangle(corner, width + 5, height + 5, **look))
-        self.y += height + 15 + max(len(content.lines) for _, content in contents) * _step(self.size)
-
-    def lines(self, column: int, lines: Iterable[Line], y: int, larger: bool = False) -> None:
-        """Draw lines of text in a column."""
-        for number, line in enumerate(lines):
-            size = self.size + (larger and number == 0)
-            text = fitted(line.versions, self.side[0], size, line.bold)
-            self.text(self.left(column), y + number * _step(self.size), text, line, size)
-
-    def left(self, column: int) -> int:
-        """The left edge of a column."""
-        return MARGIN + column * (self.side[0] + GAP)
-
-    def text(self, x: float, y: float, text: str, line: Line, size: int) -> None:
-        """Draw a text at (x, y), the top left of its line."""
-        look = {"color": line.colour, "weight": "bold" if line.bold else "normal", "va": "baseline"}
-        with style():
-            self.axes.text(x, y + size, text, fontsize=size * 72 / _DPI, parse_math=False, **look)
-
-    def picture(self, x: int, picture: Image.Image) -> None:
-        """Draw a picture at (x, `y`) without resampling."""
-        extent = (x, x + picture.width, self.y + picture.height, self.y)
-        exact = {"interpolation": "none", "interpolation_stage": "rgba"}
-        self.axes.imshow(picture, extent=extent, aspect="auto", **exact)
-
-    def rule(self) -> None:
-        """Draw a line across the sheet."""
-        self.axes.plot((MARGIN, self.width - MARGIN), (self.y + 4.5,) * 2, color=_RULE, lw=72 / _DPI)
-        self.y += 16
-
-
-def _step(size: int) -> int:
-    """The height of a line of text."""
-    return round(1.42 * size)
+def _heading(canvas: Canvas, panels: Panels) -> None:
+    """Draw the title, the subtitle and the legend."""
+    canvas.paragraph(panels.title, Line((), bold=True), canvas.size + 5)
+    canvas.paragraph(panels.subtitle, Line((), MUTED), canvas.size)
+    canvas.y += 6
+    x, edge = MARGIN, canvas.size + 4
+    for swatch, meaning in _legend(panels):
+        length = edge + 7 + round(text_width(meaning, canvas.size))
+        if x > MARGIN and x + length > canvas.width - MARGIN:
+            x, canvas.y = MARGIN, canvas.y + edge + 6
+        canvas.picture(x, swatch.resize((edge, edge), Image.Resampling.NEAREST))
+        canvas.text(x + edge + 7, canvas.y + 1, meaning, Line(()), canvas.size)
+        x += length + 22
+    canvas.y += edge + 14
