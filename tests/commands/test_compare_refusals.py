@@ -16,7 +16,7 @@ FEW = (*SMALL, "--methods", "lotm,topk", "--no-controls")
 def test_budgets_that_are_none(budgets, tmp_path):
     code, text = run("sweep", "--model", "deit_t", "--budgets", budgets, "--out", tmp_path / "out")
     assert code == 2
-    assert "FIRST:LAST:STEP" in text or "no budget" in text
+    assert "FIRST:LAST:STEP" in text or "budget is empty" in text
 
 
 BAD = {

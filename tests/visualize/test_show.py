@@ -113,7 +113,7 @@ def bad(tmp_path):
         "both": ((tmp_path / "fine.png", "--index", "1"), "Give only one of image files"),
         "too far": (("--index", "1000"), "has images 0 to 999; got --index 1000"),
         "negative": (("--index", "-1"), "has images 0 to 999"),
-        "no number": (("--index", "x"), "--index takes numbers of images"),
+        "no number": (("--index", "x"), "--index takes indices of images"),
         "none": (("--index", ""), "at least one image"),
         "disagree": (("--disagree", "0"), "must be at least 1"),
         "method": (("--method", "tomee"), "Did you mean"),

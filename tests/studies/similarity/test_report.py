@@ -38,7 +38,7 @@ def test_files_say_what_they_are_about(found_smooth, tmp_path):
         assert Image.open(tmp_path / f"{name}.png").size[0] > 1000
     report.check_folder(tmp_path)  # its own results it replaces
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(TokredError, match="something else"):
+    with pytest.raises(TokredError, match="contains other results"):
         report.write(measurement, found, tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "run.json").write_text('{"configuration": {}}')
     code, text = run("similarity", *SMALL, "--out", tmp_path)
     assert (code, [path.name for path in tmp_path.iterdir()]) == (2, ["run.json"])
-    assert "something else" in text
+    assert "contains other results" in text
 
 
 def test_an_interrupt_is_one_clean_sentence(tmp_path):
