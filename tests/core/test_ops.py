@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
 
 from tokred.core import ops
 from tokred.core.ops import count_groups, sum_groups, take_rows
@@ -133,6 +134,19 @@ def test_attention_equals_the_explicit_map(seed, n, biased, rows):
     row = ops.row_attention(q[:, :, :1] / 2, k, bias)
     np.testing.assert_allclose(row.numpy(), full[:, :, 0].mean(1), atol=1e-5)
     np.testing.assert_allclose(ops.head_mean(k).numpy(), k.numpy().mean(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("iterations", [1, 8])
+def test_k_means_is_that_of_scikit_learn(iterations):
+    points = drawn(0, 400, 5)
+    torch.manual_seed(1)
+    start = points[torch.randperm(400)[:7]]
+    torch.manual_seed(1)
+    centers = ops.kmeans(points, 7, iterations)
+    theirs = KMeans(7, init=start.numpy(), n_init=1, max_iter=iterations, tol=0).fit(points.numpy())
+    np.testing.assert_allclose(centers.numpy(), theirs.cluster_centers_, atol=1e-4)
+    twice = torch.cat([points[:1].expand(9, -1), points[1:3]])  # fewer different points than centres
+    assert ops.kmeans(twice, 10).isfinite().all()
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1, 20, 26, 40]))

@@ -349,23 +349,6 @@ def test_calibration_brings_mixtures_to_the_scale_of_the_tokens(name):
         assert pooled.std() > 0.3 * view.x.std()
 
 
-def test_sinkhorn_starts_from_spherical_k_means():
-    """From the same draw, by loops."""
-    view, reducer = make_view(batch=8), registry.get("sinkhorn")(16, 9, DIM, HEADS)
-    tokens = numbers(F.normalize(view.x.flatten(0, 1), dim=-1))
-    torch.manual_seed(3)
-    centers = tokens[torch.randperm(len(tokens))[:9].numpy()]
-    torch.manual_seed(3)
-    with torch.no_grad():
-        reducer.calibrate(view)
-    for _ in range(8):
-        nearest = (tokens @ centers.T).argmax(1)
-        for k in set(nearest.tolist()):
-            total = tokens[nearest == k].sum(0)
-            centers[k] = total / np.linalg.norm(total)
-    np.testing.assert_allclose(numbers(reducer.centers), centers, atol=1e-5)
-
-
 def test_unfitted_parameters_are_a_function_of_the_seed_and_leave_global_random_numbers_alone():
     model = tiny_vit()
     state = torch.get_rng_state()

@@ -241,3 +241,17 @@ def _smallest(x: Tensor, n: int, k: int) -> Tensor:
         .topk(k, dim=-1, largest=False, sorted=False)
         .values
     )
+
+
+def kmeans(points: Tensor, count: int, iterations: int = 8) -> Tensor:
+    """Centres [count, C] of points [n, C] by Lloyd's algorithm, from points that torch's generator draws.
+
+    A centre without points stays where it is. The order of the centres is random.
+    """
+    centers = points[torch.randperm(len(points))[:count].to(points.device)]
+    for _ in range(iterations):
+        closeness = torch.matmul(points, centers.mT) - centers.square().sum(1) / 2
+        member = F.one_hot(closeness.argmax(1), count).to(points.dtype)
+        size = member.sum(0).unsqueeze(1)
+        centers = torch.where(size > 0, torch.matmul(member.mT, points) / size.clamp(min=1), centers)
+    return centers

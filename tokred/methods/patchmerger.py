@@ -7,9 +7,12 @@ from typing import Literal
 import torch
 from torch import nn
 
+from tokred.core.ops import kmeans
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Mix
 from tokred.core.registry import register
+
+_SHARPNESS = 600.0  # of a fit's initial scores, which are inner products in units of the mean squared token
 
 
 @register("patchmerger", paper="Renggli et al., 2022, arXiv:2202.12015")
@@ -53,13 +56,14 @@ class PatchMerger(Reducer):
         return Mix(scores.softmax(-1), normalized if self.value == "normalized" else None)
 
     def calibrate(self, view: View) -> None:
-        """Fit the normalisation to reproduce the tokens; scale the queries to a score deviation of 3."""
+        """Fit the normalisation to reproduce the tokens; put the queries where k-means puts their centres."""
         x = view.x.float()
         plain = nn.functional.layer_norm(x, (self.dim,))
         center, spread = x.mean((0, 1)), plain - plain.mean((0, 1))
         slope = (spread * (x - center)).mean((0, 1)) / spread.square().mean((0, 1)).clamp(min=1e-6)
         self.norm.weight.copy_(slope)
         self.norm.bias.copy_(center - slope * plain.mean((0, 1)))
-        deviation = self.norm(x).flatten(0, 1).var(0).sum().sqrt()
-        self.queries.copy_(torch.randn(self.queries.shape))  # on the CPU: the same on every device
-        self.queries.mul_(3.0 / (self.scale * deviation.clamp(min=1e-6)))
+        normalized = self.norm(x).flatten(0, 1)
+        normalized = normalized - normalized.mean(0)
+        sharpness = _SHARPNESS / (self.scale * normalized.square().sum(1).mean().clamp(min=1e-6))
+        self.queries.copy_(sharpness * kmeans(normalized, len(self.queries)))

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokred.core.ops import kmeans
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Mix
 from tokred.core.registry import register
 from tokred.errors import TokredError
-
-_KMEANS = 8  # iterations of k-means before a fit
 
 
 @register("sinkhorn", paper="Haurum et al., ICCVW 2023, arXiv:2308.04657")
@@ -80,15 +79,9 @@ class Sinkhorn(Reducer):
         return Mix(plan / plan.sum(-1, keepdim=True))
 
     def calibrate(self, view: View) -> None:
-        """Centres by spherical k-means, in random order, since larger budgets use only the first ones."""
+        """Centres by k-means, in random order, since larger budgets use only the first ones."""
         tokens = F.normalize(view.x.flatten(0, 1).float(), dim=-1)
-        count = len(self.centers)
-        centers = tokens[torch.randperm(len(tokens))[:count].to(tokens.device)]
-        for _ in range(_KMEANS):
-            member = F.one_hot(torch.matmul(tokens, centers.mT).argmax(1), count).float()
-            sums = torch.matmul(member.mT, tokens)
-            centers = torch.where(member.any(0)[:, None], F.normalize(sums, dim=-1), centers)
-        self.centers.copy_(centers)
+        self.centers.copy_(F.normalize(kmeans(tokens, len(self.centers)), dim=-1))
 
 
 def transport(affinity: Tensor, iterations: int) -> Tensor:

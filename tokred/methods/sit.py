@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tokred.core.ops import kmeans
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Mix
 from tokred.core.registry import register
+
+_SHARPNESS = 250.0  # of a fit's initial scores, which are inner products in units of the mean squared hidden
 
 
 @register("sit", paper="Zong et al., ECCV 2022, arXiv:2111.12624")
@@ -45,8 +48,8 @@ class SiT(Reducer):
         return Mix(scores.softmax(-1))
 
     def calibrate(self, view: View) -> None:
-        """Scores that differ between the outputs, with a deviation of 2 over the tokens."""
-        hidden = self.act(self.hidden(self.norm(view.x.float())))
-        deviation = hidden.flatten(0, 1).var(0).sum().sqrt()
-        self.score.weight.copy_(torch.randn(self.score.weight.shape))  # on the CPU: the same on every device
-        self.score.weight.mul_(2.0 / deviation.clamp(min=1e-6))
+        """Scores that are high near the centres that k-means finds in the hidden layer."""
+        hidden = self.act(self.hidden(self.norm(view.x.float()))).flatten(0, 1)
+        hidden = hidden - hidden.mean(0)
+        sharpness = _SHARPNESS / hidden.square().sum(1).mean().clamp(min=1e-12)
+        self.score.weight.copy_(sharpness * kmeans(hidden, len(self.score.weight)))
