@@ -100,9 +100,12 @@ def test_reducers_own_work_in_closed_form():
 
 
 @pytest.mark.parametrize("method", registry.names())
-@pytest.mark.parametrize(
-    "options", [{}, {"reg_tokens": 4}, {"global_pool": "avg"}, {"init_values": 0.1, "qk_norm": True}]
-)
+@pytest.mark.parametrize("options", [
+    {},
+    pytest.param(
+        {"reg_tokens": 4, "global_pool": "avg", "init_values": 0.1, "qk_norm": True}, marks=pytest.mark.slow
+    ),
+])  # fmt: skip
 def test_the_searchs_cost_is_the_trace_of_the_assembled_model(method, options):
     model = tiny_vit(**options)
     costs, cls = CostTable(model), registry.get(method)
