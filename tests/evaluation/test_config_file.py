@@ -1,6 +1,7 @@
 """Comparisons as YAML files: named ones, mistakes with their lines, and the config.yaml of every run."""
 
 import json
+import sys
 
 import pytest
 from helpers.command import run
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokred import configs
+from tokred.core import plugins, registry
 from tokred.errors import TokredError
 from tokred.evaluation.config import Config, Fixed
 from tokred.evaluation.config_file import config_text, read_config
@@ -114,6 +116,39 @@ def test_flags_win_over_the_configuration(finished, tmp_path):
     assert (chosen["methods"], chosen["seed"], chosen["limit"], chosen["model"]) == (["lotm"], 3, 2, "deit_t")
     assert chosen["options"]["lotm"]["order"] == "append"  # of the file
     assert chosen["options"]["lotm"]["weighted"] is True  # of the flag
+
+
+PLUGIN = '''
+import torch, tokred
+
+@tokred.register("first")
+class First(tokred.Reducer):
+    """Keep the first tokens."""
+
+    def forward(self, view):
+        return tokred.Keep(torch.arange(self.keep).expand(len(view.x), -1), self.n)
+'''
+
+
+def test_a_run_with_a_plugin_is_the_same_run_from_its_configuration(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    path, out = tmp_path / "mine.py", tmp_path / "out"
+    path.write_text(PLUGIN)
+    code, text = run("compare", "-m", "deit_t", "--plugin", path, "--methods", "first", *SMALL, "--out", out)
+    assert code == 0, text
+    del registry._classes["first"], sys.modules[plugins.module_name(str(path))]
+    again = ("compare", "--config", out / "config.yaml", "--workers", "0", "--out", out)
+    code, text = run(*again)
+    assert (code, "was finished on" in text) == (0, True), text
+    del registry._classes["first"], sys.modules[plugins.module_name(str(path))]
+    code, text = run(*again[:-1], tmp_path / "other", "--methods", "first,lotm")
+    assert code == 0, text
+    path.unlink()
+    del sys.modules[plugins.module_name(str(path))]
+    code, text = run(*again)
+    assert code == 2
+    assert "There is no Python file" in text
+    assert "config.yaml" in text
 
 
 def test_configs_lists_them():

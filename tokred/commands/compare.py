@@ -29,8 +29,11 @@ def compare(
     *, context: typer.Context, config: ConfigName = None, budget: Budget = 0.3, options: ComparisonOptions
 ) -> None:
     """Evaluate methods at one FLOP budget and write a leaderboard; repeat to resume."""
+    from tokred.evaluation.config_file import read_config
+
+    saved = None if config is None else read_config(config)  # first: flags may name methods of its plugins
     flags = options.configuration((budget,))
-    run_comparison(configured(config, flags, context), options)
+    run_comparison(flags if saved is None else configured(saved, flags, context), options)
 
 
 def run_comparison(config: Config, options: ComparisonOptions) -> None:

@@ -77,7 +77,8 @@ class PlanOptions:
     def fields(self) -> dict[str, Any]:
         """As fields of `Config`, once the methods of plugins are registered."""
         methods = None if self.methods is None else parse_names(self.methods)
-        return {**self.reduction.fields(), "methods": methods}
+        plugins = tuple(self.reduction.plugins or ())
+        return {**self.reduction.fields(), "methods": methods, "plugins": plugins}
 
 
 @dataclass(frozen=True)
@@ -199,28 +200,20 @@ def configuration(model: str, budgets: tuple[float, ...], *groups: Any) -> Confi
 _FIELDS = {"budget": "budgets", "settings": "options", "no_controls": "controls"}
 
 
-def configured(name: str | None, flags: Config, context: typer.Context) -> Config:
+def configured(config: Config, flags: Config, context: typer.Context) -> Config:
     """The configuration named by `--config`, with the settings that were given as flags replaced.
 
     Args:
-        name: name or YAML file of a configuration; None for the flags alone.
+        config: the configuration that was read.
         flags: the configuration made from the flags, including defaults.
         context: the context of the command, which knows the flags that were given.
-
-    Raises:
-        TokredError: there is no such configuration, or it is invalid.
     """
-    if name is None:
-        return flags
-    from tokred.evaluation.config_file import read_config
-
     sources = {name: context.get_parameter_source(name) for name in context.params}
     on_command_line = {
         _FIELDS.get(parameter, parameter)
         for parameter, source in sources.items()
         if source is not None and source.name == "COMMANDLINE"
     }
-    config = read_config(name)
     changes = {
         field.name: getattr(flags, field.name) for field in fields(config) if field.name in on_command_line
     }
@@ -229,6 +222,8 @@ def configured(name: str | None, flags: Config, context: typer.Context) -> Confi
         changes["options"] = {
             method: {**config.options.get(method, {}), **flags.options.get(method, {})} for method in methods
         }
+    if "plugins" in changes:
+        changes["plugins"] = tuple(dict.fromkeys((*config.plugins, *flags.plugins)))
     return replace(config, **changes)
 
 

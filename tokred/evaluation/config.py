@@ -18,7 +18,7 @@ from tokred.utils.text import spaced
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
-PLACES = ("data", "weights", "class_map", "devkit", "data_dir", "calibration")
+PLACES = ("data", "weights", "class_map", "devkit", "data_dir", "plugins", "calibration")
 """Settings that are paths. The contents determine the results, wherever they are stored."""
 
 RANDOM = "random"
@@ -153,6 +153,8 @@ class Config:
         for field_ in fields(self):
             if getattr(self, field_.name) == "" and field_.default is not MISSING:
                 raise InvalidSetting(field_.name, "{} is empty; leave it out, or give a value.")
+        for plugin in self.plugins:
+            registry.load_plugin(plugin)
         object.__setattr__(self, "budgets", tuple(dict.fromkeys(self.budgets)))
         self._check_budgets()
         self._check_numbers()

@@ -105,6 +105,7 @@ def _config(about: Mapping[str, Any], places: Places) -> Config:
         before = dict(about["configuration"])
         values = {field.name: before[field.name] for field in fields(Config) if field.name in before}
         values |= {name: about.get(name) for name in PLACES} | {"adapters": places.adapters}
+        values["plugins"] = ()  # no code runs because a file of results names it
         values |= {name: value for name in ("data", "weights") if (value := getattr(places, name))}
         values["controls"] = bool(values.get("controls", True))
         values["precision"] = precision_name(getattr(torch, before["precision"].removeprefix("torch.")))
