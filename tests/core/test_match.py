@@ -250,3 +250,19 @@ def test_counts_of_other_software_and_of_other_peoples_methods_are_not_kept(stor
     monkeypatch.setattr(stored_counts, "code_hash", lambda: "other code")
     stored()
     assert not stored_counts.shared()._known
+
+
+def test_options_that_ask_for_more_tokens_than_there_are_are_refused_at_the_first_stage():
+    model = tiny_vit()
+    sentence = "dpcknn.neighbors must be at most 36, the tokens of the first stage, got 1000"
+    with pytest.raises(TokredError, match=sentence):
+        tokred.reduce(model, "dpcknn", 0.2, stages=(2, 3), neighbors=1000)
+    with pytest.raises(TokredError, match=sentence):
+        ReducedViT(model, Plan("dpcknn", (2,), (30,), {"neighbors": 1000}))
+    assert tokred.reduce(model, "dpcknn", 0.2, stages=(2, 3), neighbors=36)  # later stages have fewer
+
+
+@pytest.mark.parametrize(("method", "option"), [("kmedoids", "iterations"), ("sinkhorn", "iterations")])
+def test_options_that_would_take_forever_are_refused(method, option):
+    with pytest.raises(TokredError, match=f"{method}.{option} must lie between . and 100, got 1000000000"):
+        match(CostTable(tiny_vit()), method, 0.2, stages=(2, 3), options={option: 10**9})

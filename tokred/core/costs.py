@@ -78,7 +78,8 @@ class CostTable:
         """What the count of a reducer depends on of the backbone, beside the tokens and the layer."""
         weight = self.backbone.patch_embed.proj.weight
         heads, prefix, cls = num_heads(self.backbone), self.model.num_prefix, self.model.has_cls
-        sizes = f"{self.backbone.embed_dim} {heads} {prefix} {cls} {self.model.depth}"
+        grid = self.backbone.patch_embed.grid_size
+        sizes = f"{self.backbone.embed_dim} {heads} {prefix} {cls} {self.model.depth} {grid}"
         return f"{sizes} {weight.dtype} {weight.device.type}"
 
     @torch.no_grad()

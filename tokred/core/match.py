@@ -186,7 +186,9 @@ class _Search:
     def check_reachable(self) -> None:
         """Raise unless the method runs on this model and can save the budget."""
         n, dim, heads = self.costs.n, self.costs.backbone.embed_dim, num_heads(self.costs.backbone)
-        if self.cls(n, n, dim, heads, **self.empty.options).needs_cls and not self.costs.model.has_cls:
+        first = self.cls(n, n, dim, heads, **self.empty.options)
+        first.check_first()
+        if first.needs_cls and not self.costs.model.has_cls:
             raise UnsupportedModel(
                 f"{self.cls.name} needs a CLS token, which this model does not have; leave it out with "
                 "--methods."

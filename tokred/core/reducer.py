@@ -107,6 +107,13 @@ class Reducer(nn.Module):
 
         return super()._apply(move, recurse)
 
+    def check_first(self) -> None:
+        """Check options against the `n` tokens of a plan's first stage; by default a no-op.
+
+        Raises:
+            TokredError: they ask for more.
+        """
+
     def forward(self, view: View) -> Reduction:
         """Decide where the tokens of `view.x` [B, n, dim] go, leaving `keep`."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward(view).")

@@ -76,6 +76,8 @@ class ReducedViT(TimmModel):
             # Where all tokens stay there is nothing to remove, and the reducer is bypassed.
             if keep != n or self.plan.reducer.adaptive():
                 stage = build_stage(self.backbone, self.plan, layer, n, keep, seed)
+                if n == num_patches(self.backbone):
+                    stage.reducer.check_first()
                 self.stages[_key(layer, stage.reducer.site)] = stage
             n = keep
 

@@ -59,6 +59,13 @@ class DPCKNN(Reducer):
             nn.init.trunc_normal_(self.score.weight, std=0.02)
             nn.init.zeros_(self.score.bias)
 
+    def check_first(self) -> None:
+        if self.neighbors > self.n:
+            raise TokredError(
+                f"dpcknn.neighbors must be at most {self.n}, the tokens of the first stage, "
+                f"got {self.neighbors}."
+            )
+
     def forward(self, view: View) -> Merge:
         distance = view.distance  # [B, n, n]
         unit = (

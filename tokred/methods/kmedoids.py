@@ -50,8 +50,8 @@ class KMedoids(Reducer):
         iterations: int = 3,
     ) -> None:
         super().__init__(n, keep, dim, heads)
-        if iterations < 0:
-            raise TokredError(f"kmedoids.iterations must not be negative, got {iterations}.")
+        if not 0 <= iterations <= 100:
+            raise TokredError(f"kmedoids.iterations must lie between 0 and 100, got {iterations}.")
         if update == "published" and output != "medoid":
             raise TokredError(
                 f"kmedoids.output={output} needs update=textbook: the published one can leave empty clusters."
