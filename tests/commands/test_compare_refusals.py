@@ -72,6 +72,7 @@ def test_files_of_somebody_else_are_kept(tmp_path):
     assert code == 2
     assert "contains table.md but no run.json" in text
     assert (tmp_path / "table.md").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [tmp_path / "table.md"]  # no lock is left beside it
     for content in ('{"configuration": null}', '{"configuration": "x"}', "[]"):
         (tmp_path / "run.json").write_text(content)
         code, text = run("compare", *FEW, "--out", tmp_path)

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from tokred.errors import TokredError
 from tokred.leaderboard import Change, add, merge, read
+from tokred.leaderboard.publish import ranked_rows
 from tokred.tables import row as results
 from tokred.tables.row import BASELINE, COLUMNS, SCHEMA, Row
 
@@ -314,6 +315,9 @@ def test_what_is_no_board_is_refused_and_left_alone(tmp_path):
     ]:
         board.write_bytes(text.encode("utf-8", "surrogateescape"))
         refused(board, match=match)
+        with pytest.raises(TokredError, match=match):
+            ranked_rows(board)
+        assert list(tmp_path.iterdir()) == [board]  # no lock is left beside it
     board.unlink()
     board.mkdir()
     refused(board, match="cannot be read")

@@ -141,6 +141,21 @@ def test_a_forged_run_and_a_forged_board_are_named(tmp_path):
     assert by_method(honest)["tome"].rank == 1
 
 
+@pytest.mark.parametrize("column", ["top1", "top5", "kl"])
+def test_a_dispute_goes_with_its_row_from_board_to_board(tmp_path, column):
+    score = 94.0 if column == "top1" else 96.0
+    source = made(tmp_path, rows={"lotm": {column: score}})
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    assert "excluded from the ranking: lotm" in add(one, source).remarks[0]
+    assert "excluded from the ranking: lotm" in add(two, one).remarks[0]
+    for board in (one, two):
+        standing = by_method(board)["lotm"]
+        assert standing.rank is None
+        assert standing.exclusions[0].startswith(f"{column} {score:g} instead of")
+    add(two, made(tmp_path, name="honest"))  # the same predictions with their own scores
+    assert by_method(two)["lotm"].rank == 1
+
+
 def test_damaged_predictions_and_damaged_evidence(tmp_path):
     source, board = made(tmp_path), tmp_path / "b.csv"
     good = (source / "predictions.npz").read_bytes()

@@ -62,11 +62,15 @@ class Folder:
             if not self._open_read_only():
                 raise
         if lock and not self.read_only:
+            before = (path / _LOCK).exists()
             self._acquire()
             try:
                 self._take_over()
             except BaseException:
                 self.release()
+                if not before:  # nothing is left in a folder that is not a run's
+                    with contextlib.suppress(OSError):
+                        (path / _LOCK).unlink()
                 raise
 
     def _open_read_only(self) -> bool:

@@ -63,6 +63,8 @@ def add(board: Path, *sources: Path | Sequence[Row], timeout: float = 60) -> Cha
     for source in sources:
         entries += _entries(source, board, remarks)
     store = Store(board)
+    if board.exists():
+        read(board)  # what is no board is refused before a lock lies beside it
     with locked(board, timeout):
         before = read(board) if board.exists() else []
         admitted = [entry for entry in entries if not _refused(entry, store, remarks)]
@@ -142,8 +144,7 @@ def _entries(source: Path | Sequence[Row], board: Path, remarks: list[str]) -> l
         run = run_of(path)
     except TokredError as error:
         remarks.append(f"The rows of {source} are added without their predictions: {error}")
-    rows = load(path, run)
-    return [ranked if ranked.evidence else RankedRow(ranked.row) for ranked in rows]
+    return load(path, run)
 
 
 def _refused(entry: RankedRow, store: Store, remarks: list[str]) -> bool:

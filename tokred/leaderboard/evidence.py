@@ -28,7 +28,7 @@ _TOLERANCE = 1e-8  # a CSV has 12 digits
 _SCORES = ("top1", "top5", "drop", "nll", "nll_rise")
 _FIDELITY = ("p_value", "agreement", "kl")  # not in the baseline's row
 _RUN = ("configuration", "software", "data", "weights", "class_map", "devkit", "data_dir", "facts", "speeds")
-_ABOUT = ("images", "name", "run", "verified", "left_out")
+_ABOUT = ("images", "name", "run", "verified", "left_out", "disputed")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Evidence:
         verified: result of the latest `tokred leaderboard verify`; None if there was none.
         left_out: indices of images that could not be read and do not count.
         nll: [n] float32, negative log-likelihood of the labels; None if the run does not have it.
+        disputed: scores of the row that contradict the predictions of its run; see `claims`.
     """
 
     correct: np.ndarray
@@ -56,6 +57,7 @@ class Evidence:
     verified: dict[str, Any] | None = None
     left_out: tuple[int, ...] = ()
     nll: np.ndarray | None = None
+    disputed: tuple[str, ...] = ()
 
     @property
     def places(self) -> np.ndarray:
@@ -81,11 +83,11 @@ class Evidence:
         return _short_hash(self.images.encode(), np.packbits(self.correct).tobytes(), predictions, nll)
 
     def contradicts(self, row: Row) -> list[str]:
-        """How the row's top-1 and NLL contradict these predictions; empty if they do not."""
+        """How the row contradicts its predictions, here or in its run; empty if it does not."""
         values = {"top1": self.top1}
         if self.nll is not None:
             values["nll"] = float(np.nanmean(self.nll.astype(float)))
-        return differences(row, values)
+        return list(dict.fromkeys([*differences(row, values), *self.disputed]))
 
     def pack(self) -> bytes:
         """The evidence as an npz file, with up to seven bytes for each image before compression."""
@@ -128,6 +130,7 @@ class Evidence:
                 verified=about["verified"] if isinstance(about["verified"], dict) else None,
                 left_out=tuple(map(int, about.get("left_out", ()))),
                 nll=nll,
+                disputed=tuple(map(str, about.get("disputed", ()))),
             )
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError("not the evidence of a row") from error

@@ -11,7 +11,7 @@ from tokred.leaderboard import cells
 from tokred.leaderboard.board import locked
 from tokred.leaderboard.export import FORMATS, markdown
 from tokred.leaderboard.page import page
-from tokred.leaderboard.ranked_row import CSV_NAME, RankedRow, load, run_of
+from tokred.leaderboard.ranked_row import CSV_NAME, RankedRow, load, read, run_of
 from tokred.leaderboard.ranking_groups import settings
 from tokred.utils.atomic import replace_file
 
@@ -74,6 +74,7 @@ def ranked_rows(board: Path) -> list[RankedRow]:
     run = None
     with contextlib.suppress(TokredError):
         run = run_of(board)
+    read(board)  # what is no board is refused before a lock lies beside it
     with contextlib.ExitStack() as stack:
         if os.access(board.parent, os.W_OK):
             with contextlib.suppress(TokredError):

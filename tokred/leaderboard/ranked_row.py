@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -138,10 +138,10 @@ def load(path: Path, run: Run | None) -> list[RankedRow]:
 
 
 def _with_evidence(row: Row, store: Store, run: Run | None) -> RankedRow:
-    evidence, wrong = store.get(identity(row), row), list[str]()
-    if evidence is not None and (contrary := evidence.contradicts(row)):
-        wrong, evidence = contrary, None
-    if evidence is None and run is not None:
+    evidence = store.get(identity(row), row)
+    wrong = evidence.contradicts(row) if evidence else []
+    if run is not None and (evidence is None or wrong):
         evidence, wrong = evidence_of(run, row), claims(run, row)
+        evidence = replace(evidence, disputed=tuple(wrong)) if evidence else None
     disputed = f"contradicts its predictions: {', '.join(wrong)}" if wrong and row.status == "ok" else ""
     return RankedRow(row, evidence, disputed)
