@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokred.core import registry
 from tokred.core.costs import CostTable
 from tokred.core.match import match
 from tokred.core.plan import Protocol
-from tokred.core.vit import ReducedViT
+from tokred.core.vit import ReducedViT, check_supported
 from tokred.errors import TokredError
 from tokred.evaluation import foreign_plans
 from tokred.models import adapters, foreign, tensor_files
@@ -50,7 +51,11 @@ def reduce(
         TokredError: unknown names, an unsupported model, a budget that the method cannot reach, a learned
             method without an adapter, or an adapter that is for something else.
     """
-    if any(parameter.is_meta for parameter in getattr(model, "parameters", tuple)()):
+    check_supported(model)
+    registry.get(method)
+    if adapter is not None and not isinstance(adapter, (str, Path)):
+        raise TokredError(f"An adapter is given by the path of its file or folder; got {adapter!r}.")
+    if any(parameter.is_meta for parameter in model.parameters()):
         raise TokredError(
             "This model is on the meta device, without weights; call to_empty and load its weights first."
         )

@@ -2,7 +2,9 @@
 
 import functools
 import itertools
+import re
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -266,3 +268,35 @@ def test_options_that_ask_for_more_tokens_than_there_are_are_refused_at_the_firs
 def test_options_that_would_take_forever_are_refused(method, option):
     with pytest.raises(TokredError, match=f"{method}.{option} must lie between . and 100, got 1000000000"):
         match(CostTable(tiny_vit()), method, 0.2, stages=(2, 3), options={option: 10**9})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"method": None}, "registered name, such as 'lotm'; got None"),
+        ({"method": ["tome"]}, "registered name"),
+        ({"protocol": 1}, "Unknown protocol '1'"),
+        ({"stages": 3}, "layer numbers, such as"),
+        ({"stages": "2 3"}, "layer numbers, such as"),
+        ({"stages": (2.0, 3.0)}, "layer numbers, such as"),
+        ({"stages": (None,)}, "layer numbers, such as"),
+        ({"stages": ()}, "layers from 1 to 4 of this model, got none"),
+        ({"seed": "1"}, "A seed is a whole number"),
+        ({"seed": 1.5}, "A seed is a whole number"),
+        ({"seed": 10**30}, "A seed is a whole number"),
+        ({"adapter": 3}, "path of its file or folder"),
+        ({"adapter": "x" * 5000}, "No adapter at"),
+        ({"model": type(tiny_vit())}, "not a standard timm VisionTransformer"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused_in_one_sentence(arguments, sentence):
+    given = {"model": tiny_vit(), "method": "tome", "budget": 0.2, "stages": (2, 3), **arguments}
+    with pytest.raises(TokredError, match=re.escape(sentence)) as error:
+        tokred.reduce(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_stages_and_seeds_may_be_numpy_integers():
+    reduced = tokred.reduce(tiny_vit(), "tome", 0.2, stages=np.array([3, 2]), seed=np.int64(3))
+    assert reduced.plan.stages == (2, 3)
+    assert type(reduced.plan.stages[0]) is int

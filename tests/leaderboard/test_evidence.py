@@ -151,7 +151,7 @@ def test_a_dispute_goes_with_its_row_from_board_to_board(tmp_path, column):
     for board in (one, two):
         standing = by_method(board)["lotm"]
         assert standing.rank is None
-        assert standing.exclusions[0].startswith(f"{column} {score:g} instead of")
+        assert f"{column} {score:g} instead of" in standing.exclusions[0]
     add(two, made(tmp_path, name="honest"))  # the same predictions with their own scores
     assert by_method(two)["lotm"].rank == 1
 

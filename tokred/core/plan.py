@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -59,16 +60,20 @@ def resolve_stages(
     model's depth are an error.
     """
     if protocol not in get_args(Protocol):
-        raise UnknownName(did_you_mean("protocol", protocol, list(get_args(Protocol))))
-    chosen = stages or (cls.stages if protocol == "native" else COMMON_STAGES)
-    if isinstance(chosen, str):
+        raise UnknownName(did_you_mean("protocol", str(protocol), list(get_args(Protocol))))
+    default = cls.stages if protocol == "native" else COMMON_STAGES
+    if stages is None and isinstance(default, str):
         # The layer before the first has no attention to look at.
         return tuple(range(1 if cls.site == "mid" else 2, depth + 1))
-    layers = tuple(sorted(set(chosen)))
+    chosen = default if stages is None else stages
+    try:
+        layers = tuple(sorted({operator.index(layer) for layer in chosen}))
+    except TypeError:
+        raise TokredError(f"Stages are layer numbers, such as (4, 7, 10); got {chosen!r}.") from None
     if not layers or layers[0] < 1 or layers[-1] > depth:
         raise TokredError(
-            f"Stages must be layers from 1 to {depth} of this model, got {' '.join(map(str, layers))}; "
-            "choose with --stages."
+            f"Stages must be layers from 1 to {depth} of this model, got "
+            f"{' '.join(map(str, layers)) or 'none'}; choose with --stages."
         )
     return layers
 

@@ -120,6 +120,8 @@ def get(name: str) -> type[Reducer]:
         UnknownName: no such method; the message suggests near ones.
         TokredError: the method's module cannot be imported, or two files claim the name.
     """
+    if not isinstance(name, str):
+        raise TokredError(f"A method is given by its registered name, such as 'lotm'; got {name!r}.")
     if ":" in name:
         return _import_class(name)
     if name in _classes:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from tokred.errors import TokredError
+
+_TOO_LARGE = 2**62
 
 
 @dataclass
@@ -50,6 +56,21 @@ def _scramble(x: Tensor) -> Tensor:
         x = x & 0xFFFFFFFF
         x = ((x ^ (x >> 16)) * multiplier) & 0xFFFFFFFF
     return x ^ (x >> 15)
+
+
+def check_seed(seed: Any) -> int:
+    """The seed as an int.
+
+    Raises:
+        TokredError: it is no whole number, or needs more than 62 bits.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = _TOO_LARGE
+    if abs(number) >= _TOO_LARGE:
+        raise TokredError(f"A seed is a whole number below 2^62, such as 0; got {seed!r}.")
+    return number
 
 
 @contextmanager

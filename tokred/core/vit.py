@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from tokred.core.attention import call_attention
 from tokred.core.plan import Plan
 from tokred.core.reducer import Site
-from tokred.core.rng import seeded
+from tokred.core.rng import check_seed, seeded
 from tokred.core.stage import Stage, State
 from tokred.core.timm_model import TimmModel
 from tokred.errors import TokredError, UnsupportedModel
@@ -61,7 +61,7 @@ class ReducedViT(TimmModel):
         self.depth, self.num_prefix = len(backbone.blocks), backbone.num_prefix_tokens
         self.has_cls = backbone.cls_token is not None
         self.stages = nn.ModuleDict()
-        self._build_stages(seed)
+        self._build_stages(check_seed(seed))
         self.training = (
             backbone.training
         )  # `train` would set it in all parts of the backbone, frozen ones too

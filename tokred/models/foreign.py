@@ -107,7 +107,10 @@ def find(places: Iterable[str | Path]) -> list[Adapter]:
     """
     adapters: list[Adapter] = []
     for place in places:
-        here = _at(*_with_method(place))
+        try:
+            here = _at(*_with_method(place))
+        except OSError:  # no file can have such a name
+            here = []
         if not here:
             raise TokredError(
                 f"No adapter at {place}; give a .safetensors file that `tokred fit` wrote, a published "
