@@ -11,11 +11,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from tokred.utils import timm_hook
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "reduce": "tokred.api",
     "compare": "tokred.api",
+    "export": "tokred.models.export",
     "show": "tokred.visualize.show",
     "register": "tokred.core.registry",
     "Reducer": "tokred.core.reducer",
@@ -30,6 +33,8 @@ _PUBLIC = {
 }
 
 __all__ = ["__version__", *_PUBLIC]
+
+timm_hook.install()
 
 
 def __getattr__(name: str) -> Any:

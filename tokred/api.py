@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokred.core import registry
 from tokred.core.costs import CostTable
 from tokred.core.match import match
-from tokred.core.plan import Protocol
+from tokred.core.plan import Plan, Protocol, counts_at_rate, resolve_stages
 from tokred.core.vit import ReducedViT, check_supported
 from tokred.errors import TokredError
 from tokred.evaluation import foreign_plans
 from tokred.models import adapters, foreign, tensor_files
+from tokred.utils.text import spaced
 
 if TYPE_CHECKING:
     from tokred.evaluation.comparison import Comparison
+
+_BUDGET = float("0.3")  # an object of its own, by which a budget that was given is told from the default
 
 
 def reduce(
     model: Any,
     method: str,
-    budget: float = 0.3,
+    budget: float = _BUDGET,
     *,
+    keep: float | None = None,
+    tokens: Sequence[int] | None = None,
     protocol: Protocol = "native",
-    stages: tuple[int, ...] | None = None,
+    stages: Sequence[int] | None = None,
     seed: int = 0,
     adapter: str | Path | None = None,
     allow_unfitted: bool = False,
@@ -33,12 +41,15 @@ def reduce(
 ) -> ReducedViT:
     """Wrap a timm ViT so that it saves the fraction `budget` of its FLOPs by `method`.
 
-    The model itself is not changed and its weights are not copied. The plan is in `.plan` of the result.
+    The model itself is not changed and its weights are not copied. The result is a timm model too;
+    `reduced.tokred` tells what the reduction does.
 
     Args:
         model: a timm `VisionTransformer` of standard blocks.
         method: a registered name (`tokred methods` lists them).
-        budget: between 0 and 1.
+        budget: between 0 and 1; in its place `keep` or `tokens`.
+        keep: fraction of its patch tokens that each stage keeps.
+        tokens: patch tokens kept after each stage.
         protocol: "native" for the method's published layers, "common" for 4, 7, 10.
         stages: layers, one-based, that take the place of the protocol's.
         seed: seed for methods that draw random numbers.
@@ -60,16 +71,23 @@ def reduce(
             "This model is on the meta device, without weights; call to_empty and load its weights first."
         )
     given, costs = [] if adapter is None else foreign.find([adapter]), CostTable(model)
+    stages = None if stages is None else tuple(stages)
     near = foreign_plans.nearest(given, costs, budget, {method: options}, stages)
     if method in near.refused:
         raise near.refused[method]
     weights_hash = tensor_files.hash_weights(model)
     options = adapters.fitted_options(near.adapters, method, options, weights_hash)
-    found = near.matches.get(method) or match(
-        costs, method, budget, protocol=protocol, stages=stages, options=options
-    )
+    if keep is None and tokens is None:
+        found = near.matches.get(method) or match(
+            costs, method, budget, protocol=protocol, stages=stages, options=options
+        )
+        plan = found.plan
+    elif budget is not _BUDGET or (keep is not None and tokens is not None):
+        raise TokredError("Give one of budget, keep and tokens.")
+    else:
+        layers = resolve_stages(registry.get(method), costs.model.depth, protocol, stages)
+        plan = _plan(method, layers, costs.n, keep, tokens, options)
     costs.save()
-    plan = found.plan
     reduced = ReducedViT(model, plan, seed=seed)
     if adapter is None and not reduced.learned:
         return reduced
@@ -87,6 +105,42 @@ def reduce(
         )
         raise adapters.unfitted(plan, weights_hash, command, setting="adapter")
     return reduced
+
+
+REDUCE_SETTINGS = frozenset(inspect.signature(reduce).parameters) - {"model", "method", "options"}
+
+
+def _plan(
+    method: str,
+    layers: tuple[int, ...],
+    n: int,
+    keep: float | None,
+    tokens: Sequence[int] | None,
+    options: Mapping[str, Any],
+) -> Plan:
+    """The plan at a keep rate, or at token counts.
+
+    Raises:
+        TokredError: a rate outside (0, 1], or counts that the method cannot keep at its layers.
+    """
+    cls = registry.get(method)
+    if tokens is not None:
+        counts = tuple(tokens)
+        if len(counts) != len(layers):
+            raise TokredError(
+                f"{method} reduces at {len(layers)} layers here ({spaced(layers)}), so tokens needs as many "
+                f"numbers, got {len(counts)}; set other layers by stages."
+            )
+        for before, after in pairwise((n, *counts)):
+            if not cls.floor(before) <= after <= before:
+                raise TokredError(
+                    f"{method} can reduce {before} tokens to between {cls.floor(before)} and {before}, "
+                    f"not to {after}."
+                )
+        return Plan(method, layers, counts, options)
+    if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1:
+        raise TokredError(f"keep is the fraction of tokens that a stage keeps, such as 0.7; got {keep!r}.")
+    return Plan(method, layers, counts_at_rate(cls, n, len(layers), float(keep)), options)
 
 
 def compare(

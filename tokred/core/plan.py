@@ -87,12 +87,21 @@ def uniform_counts(cls: type[Reducer], n: int, stages: int, knob: float) -> tupl
     """
     if cls.knob == "threshold":
         return (n,) * stages
+    if cls.knob == "rate":
+        return counts_at_rate(cls, n, stages, knob)
     counts, current = [], n
     for stage in range(1, stages + 1):
-        if cls.knob == "rate":
-            wanted = int(n * knob**stage) + cls.extra
-        else:
-            wanted = current - (math.floor(knob * stage) - math.floor(knob * (stage - 1)))
+        wanted = current - (math.floor(knob * stage) - math.floor(knob * (stage - 1)))
+        current = min(current, max(wanted, cls.floor(current)))
+        counts.append(current)
+    return tuple(counts)
+
+
+def counts_at_rate(cls: type[Reducer], n: int, stages: int, rate: float) -> tuple[int, ...]:
+    """Tokens kept after each stage, int(n * rate^s), clipped to what the method can reach."""
+    counts, current = [], n
+    for stage in range(1, stages + 1):
+        wanted = int(n * rate**stage) + cls.extra
         current = min(current, max(wanted, cls.floor(current)))
         counts.append(current)
     return tuple(counts)

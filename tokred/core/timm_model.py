@@ -7,6 +7,7 @@ attributes, so that weights and scripts for the backbone serve the reduced model
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -32,6 +33,12 @@ class TimmModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_load_state_dict_post_hook(_name_as_outside)
+
+    @property
+    def tokred(self) -> Any:
+        """What the reduction does: `plan`, `summary()` and `trace(images)`."""
+        # Named by its place, because it counts by subclasses of this one.
+        return import_module("tokred.core.inspection").Inspection(self)
 
     def embed(self, x: Tensor, images: Tensor | None = None) -> State:
         """The state before layer 1."""

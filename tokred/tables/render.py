@@ -57,6 +57,15 @@ class Table:
         """The table in one of `FORMATS`: "table" is what rich prints, the others are text."""
         return _FORMS[form](self)
 
+    def __str__(self) -> str:
+        """The table as `print` shows it."""
+        from rich.console import Console
+
+        console = Console()
+        with console.capture() as capture:
+            console.print(self.render())
+        return capture.get().rstrip()
+
     def numbered(self) -> tuple[list[str], list[list[int]]]:
         """The distinct notes about rows, in order, and the numbers of each row's own, from 1."""
         sentences = list(
