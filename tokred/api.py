@@ -22,13 +22,11 @@ from tokred.utils.text import spaced
 if TYPE_CHECKING:
     from tokred.evaluation.comparison import Comparison
 
-_BUDGET = float("0.3")  # an object of its own, by which a budget that was given is told from the default
-
 
 def reduce(
     model: Any,
     method: str,
-    budget: float = _BUDGET,
+    budget: float | None = None,
     *,
     keep: float | None = None,
     tokens: Sequence[int] | None = None,
@@ -47,7 +45,7 @@ def reduce(
     Args:
         model: a timm `VisionTransformer` of standard blocks.
         method: a registered name (`tokred methods` lists them).
-        budget: between 0 and 1; in its place `keep` or `tokens`.
+        budget: between 0 and 1, by default 0.3; in its place `keep` or `tokens`.
         keep: fraction of its patch tokens that each stage keeps.
         tokens: patch tokens kept after each stage.
         protocol: "native" for the method's published layers, "common" for 4, 7, 10.
@@ -63,15 +61,18 @@ def reduce(
             method without an adapter, or an adapter that is for something else.
     """
     check_supported(model)
-    registry.get(method)
     if adapter is not None and not isinstance(adapter, (str, Path)):
         raise TokredError(f"An adapter is given by the path of its file or folder; got {adapter!r}.")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise TokredError(
             "This model is on the meta device, without weights; call to_empty and load its weights first."
         )
+    if sum(value is not None for value in (budget, keep, tokens)) > 1:
+        raise TokredError("Give one of budget, keep and tokens.")
+    budget = 0.3 if budget is None else budget
     given, costs = [] if adapter is None else foreign.find([adapter]), CostTable(model)
-    stages = None if stages is None else tuple(stages)
+    cls = registry.get(method)
+    stages = None if stages is None else resolve_stages(cls, costs.model.depth, protocol, stages)
     near = foreign_plans.nearest(given, costs, budget, {method: options}, stages)
     if method in near.refused:
         raise near.refused[method]
@@ -82,10 +83,8 @@ def reduce(
             costs, method, budget, protocol=protocol, stages=stages, options=options
         )
         plan = found.plan
-    elif budget is not _BUDGET or (keep is not None and tokens is not None):
-        raise TokredError("Give one of budget, keep and tokens.")
     else:
-        layers = resolve_stages(registry.get(method), costs.model.depth, protocol, stages)
+        layers = resolve_stages(cls, costs.model.depth, protocol, stages)
         plan = _plan(method, layers, costs.n, keep, tokens, options)
     costs.save()
     reduced = ReducedViT(model, plan, seed=seed)
@@ -99,9 +98,12 @@ def reduce(
             f"There is no adapter of {method} at {adapter}; train one with `tokred fit {method}`."
         )
     if not allow_unfitted:
-        layers = None if stages is None else " ".join(map(str, stages))
         command = adapters.fit_command(
-            plan, "MODEL", stages=layers, protocol=None if protocol == "native" else protocol, weights="FILE"
+            plan,
+            "MODEL",
+            stages=None if stages is None else spaced(stages),
+            protocol=None if protocol == "native" else protocol,
+            weights="FILE",
         )
         raise adapters.unfitted(plan, weights_hash, command, setting="adapter")
     return reduced

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -52,7 +52,7 @@ class Plan:
 
 
 def resolve_stages(
-    cls: type[Reducer], depth: int, protocol: Protocol = "native", stages: tuple[int, ...] | None = None
+    cls: type[Reducer], depth: int, protocol: Protocol = "native", stages: Sequence[int] | None = None
 ) -> tuple[int, ...]:
     """The layers at which a method reduces: `stages` where given, else by protocol.
 
@@ -65,7 +65,7 @@ def resolve_stages(
     if stages is None and isinstance(default, str):
         # The layer before the first has no attention to look at.
         return tuple(range(1 if cls.site == "mid" else 2, depth + 1))
-    chosen = default if stages is None else stages
+    chosen: Iterable[Any] = default if stages is None else stages
     try:
         layers = tuple(sorted({operator.index(layer) for layer in chosen}))
     except TypeError:

@@ -88,6 +88,7 @@ class Config:
         fixed: methods at a knob, in addition to those at the budgets.
         calibration: folder or timm data set of training or unlabelled images, on which thresholds are set of
             methods whose counts depend on the image; by default PhotoDigits' training images for PhotoDigits.
+        plugins: Python files or modules that register methods; they are imported.
 
     Raises:
         TokredError: a value is invalid, or a method or option is unknown.
@@ -120,6 +121,7 @@ class Config:
     controls: bool = True
     fixed: tuple[Fixed, ...] = ()
     calibration: str | None = None
+    plugins: tuple[str, ...] = ()
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Config:

@@ -10,7 +10,7 @@ from typing import Any
 from timm.models._registry import register_model
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def tokred_vit(pretrained: bool = False, **settings: Any) -> Any:
     """A reduced model: `base`, `method`, and what else `tokred.reduce` and the base model take."""
     import timm
