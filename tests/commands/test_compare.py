@@ -128,7 +128,7 @@ def test_a_sweep_is_one_pass_and_marks_what_cannot_be_reached(few, tmp_path):
     swept = table[(table.budget == 0.3) | (table.method == "baseline")].set_index("method").loc[one.index]
     pd.testing.assert_frame_equal(swept, one, check_dtype=False)
     line = next(line for line in text.splitlines() if "lotm" in line)
-    assert [cell.strip() for cell in line.split("│")[2:4]] == [f"{one.top1['lotm']:.2f}", "-"]
+    assert line.split()[1:3] == [f"{one.top1['lotm']:.2f}", "-"]
 
 
 @pytest.mark.slow

@@ -311,7 +311,7 @@ def test_what_is_no_board_is_refused_and_left_alone(tmp_path):
             header + "\n" + ",".join(str(SCHEMA + 1) if name == "schema" else "x" for name in COLUMNS) + "\n",
             f"schema '{SCHEMA + 1}', and this tokred knows those up to {SCHEMA}",
         ),
-        ("\x89PNG\udcff", "no leaderboard of tokred"),
+        ("\x89PNG\udcff", "not a leaderboard of tokred"),
     ]:
         board.write_bytes(text.encode("utf-8", "surrogateescape"))
         refused(board, match=match)
