@@ -117,7 +117,7 @@ def test_methods_without_parameters(tmp_path, images, method):
             {"cluster_iters": 5},
             {"update": "published", "iterations": 5, "weight": "received", "output": "medoid"},
         ),
-        ("tome", {}, {"metric": "keys", "proportional": True}),
+        ("tome", {}, {"metric": "keys", "proportional": True, "split": "alternate", "weight": "size"}),
         (
             "sinkhorn",
             {"sinkhorn_eps": 0.5, "cluster_iters": 4},
