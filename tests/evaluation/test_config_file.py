@@ -130,8 +130,8 @@ class First(tokred.Reducer):
 '''
 
 
-def test_a_run_with_a_plugin_is_the_same_run_from_its_configuration(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+def test_a_run_with_a_plugin_is_the_same_run_from_its_configuration(tmp_path, request):
+    request.addfinalizer(lambda: registry._classes.pop("first", None))
     path, out = tmp_path / "mine.py", tmp_path / "out"
     path.write_text(PLUGIN)
     code, text = run("compare", "-m", "deit_t", "--plugin", path, "--methods", "first", *SMALL, "--out", out)
