@@ -19,7 +19,7 @@ METHODS = [name for name in registry.names() if not getattr(registry.get(name), 
 
 
 def build(method):
-    return ReducedViT(copy.deepcopy(tiny_vit()), Plan(method, (2, 3), (30, 24)))
+    return ReducedViT(copy.deepcopy(tiny_vit(depth=3)), Plan(method, (2,), (24,)))
 
 
 @pytest.fixture(scope="module")
