@@ -62,17 +62,9 @@ class ToMe(Reducer):
         return n - n // 2
 
     def forward(self, view: View) -> Merge:
-        removed = self.n - self.keep
         tokens = F.normalize(view.key_metric if self.metric == "keys" else view.x.float(), dim=-1, eps=1e-12)
         a, b = self._halves(view)
-        similarity, partner = best_match(tokens[:, a], tokens[:, b])  # [B, |A|]
-        source = similarity.argsort(dim=1, descending=True, stable=True)[:, :removed]
-
-        stays = torch.ones_like(partner).scatter(1, source, 0)
-        unmerged = partner.shape[1] - removed
-        label = partner.new_empty(partner.shape[0], self.n)
-        label[:, a] = torch.where(stays > 0, stays.cumsum(1) - 1, unmerged + partner)
-        label[:, b] = torch.arange(unmerged, self.keep, device=label.device)
+        label = bipartite_labels(tokens, a, b, self.n - self.keep)
         return Merge(label, self.keep, weight=self._weight(view))
 
     def _halves(self, view: View) -> tuple[slice, slice] | tuple[Tensor, Tensor]:
@@ -91,3 +83,15 @@ class ToMe(Reducer):
             return view.size
         norm = torch.linalg.vector_norm(head_mean(view.values), dim=-1)
         return (view.cls_attention * norm).clamp(min=1e-12)
+
+
+def bipartite_labels(tokens: Tensor, a: slice | Tensor, b: slice | Tensor, removed: int) -> Tensor:
+    """Groups [B, N] of unit tokens [B, N, d]: `removed` best matches of set A join set B; first A, then B."""
+    similarity, partner = best_match(tokens[:, a], tokens[:, b])  # [B, |A|]
+    source = similarity.argsort(dim=1, descending=True, stable=True)[:, :removed]
+    stays = torch.ones_like(partner).scatter(1, source, 0)
+    unmerged = partner.shape[1] - removed
+    label = partner.new_empty(partner.shape[0], tokens.shape[1])
+    label[:, a] = torch.where(stays > 0, stays.cumsum(1) - 1, unmerged + partner)
+    label[:, b] = torch.arange(unmerged, tokens.shape[1] - removed, device=label.device)
+    return label
