@@ -36,5 +36,15 @@ def test_imports_go_down_and_never_in_a_circle():
 def test_methods_import_core_errors_and_torch_alone():
     for name, path in MODULES.items():
         if name.startswith("tokred.methods."):
-            allowed = ("tokred.core.", "tokred.errors", "torch", "math", "typing", "__future__", "ot", "scipy", "numpy")
+            allowed = (
+                "tokred.core.",
+                "tokred.errors",
+                "torch",
+                "math",
+                "typing",
+                "__future__",
+                "ot",
+                "scipy",
+                "numpy",
+            )
             assert all(target.startswith(allowed) for target in imports(path)), name

@@ -139,6 +139,6 @@ def test_a_method_that_cannot_be_matched_is_a_row_and_the_others_go_on(tmp_path,
     monkeypatch.setattr(registry.get("topk"), "forward", explode)
     code, text = run("compare", *SMALL, "--methods", "topk,lotm", "--out", tmp_path / "out")
     assert code == 1
-    assert "topk has no plan: RuntimeError: boom" in text
+    assert any("topk" in line and "boom" in line for line in text.splitlines())
     table = pd.read_csv(tmp_path / "out" / "leaderboard.csv", index_col="method")
     assert list(table.status[["lotm", "topk"]]) == ["ok", "failed"]

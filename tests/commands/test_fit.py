@@ -148,4 +148,4 @@ def test_train_from_the_command_line(tmp_path, monkeypatch):
     assert "Resuming at image 64 of 64" in text
     code, text = run(*arguments, "--seed", "3")
     assert code == 2
-    assert "another seed" in text
+    assert "differs in seed" in text

@@ -276,7 +276,7 @@ def test_images_without_labels_are_compared_by_agreement(photos, tmp_path):
     code, text = run("compare", *arguments, "--data", photos, "--out", tmp_path / "out")
     assert code == 0, text
     assert "validation split, 8 images without labels." in text.splitlines()[0]
-    assert "Agreement [95 % interval]" in text
+    assert "Agreement [95 % interval]" in (tmp_path / "out" / "table.md").read_text()
     table = pd.read_csv(tmp_path / "out" / "leaderboard.csv")
     assert table[["top1", "top1_lo", "top5", "drop", "drop_lo", "p_value"]].isna().all(axis=None)
     arrays = np.load(tmp_path / "out" / "predictions.npz")

@@ -160,7 +160,7 @@ def test_sinkhorn_mean_averages_the_tokens_themselves():
 
 @pytest.mark.parametrize(("option", "value"), [("epsilon", 0.0), ("epsilon", math.inf), ("iterations", 0)])
 def test_sinkhorn_refuses_what_it_cannot_solve(option, value):
-    with pytest.raises(TokredError, match=f"sinkhorn.{option} must be"):
+    with pytest.raises(TokredError, match=f"sinkhorn.{option} must "):
         registry.get("sinkhorn")(16, 9, DIM, HEADS, **{option: value})
 
 

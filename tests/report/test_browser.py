@@ -7,6 +7,7 @@ import shutil
 import pytest
 from helpers.reports import change, made_up, maps, run_info, stored
 
+from tokred.evaluation.run_folder import Run
 from tokred.report import page as report
 from tokred.tables.row import Row
 
@@ -65,7 +66,7 @@ def pages(tmp_path_factory):
     ):
         (folder / name).mkdir()
         (folder / name / "report.html").write_text(
-            report.page(made[0], made[2], stored(made[1]), made[3] if len(made) > 3 else None),
+            report.page(Run(made[0], made[2], stored(made[1]), *made[3:])),
             encoding="utf-8",
         )
     return {name: (folder / name / "report.html").as_uri() for name in ("one", "sweep")}
@@ -236,7 +237,7 @@ def test_nothing_is_asked_of_another_host_and_nothing_goes_wrong(browser, pages,
 def test_the_policy_holds_back_what_a_page_must_not_do(browser, pages, tmp_path):
     """A foreign script and image in the same page neither run nor load: the test above would see them."""
     path = tmp_path / "spoilt.html"
-    text = (report.page([Row("baseline")], run_info())).replace(
+    text = (report.page(Run([Row("baseline")], run_info()))).replace(
         "<main>", "<main><script>window.spoilt = true</script><img src='http://127.0.0.1:9/x.png'>"
     )
     path.write_text(text, encoding="utf-8")

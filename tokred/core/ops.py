@@ -214,6 +214,18 @@ def best_match(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(values, dim=1), torch.cat(indices, dim=1)
 
 
+def bipartite_labels(tokens: Tensor, a: slice | Tensor, b: slice | Tensor, removed: int) -> Tensor:
+    """Groups [B, N] of unit tokens [B, N, d]: `removed` best matches of set A join set B; first A, then B."""
+    similarity, partner = best_match(tokens[:, a], tokens[:, b])  # [B, |A|]
+    source = similarity.argsort(dim=1, descending=True, stable=True)[:, :removed]
+    stays = torch.ones_like(partner).scatter(1, source, 0)
+    unmerged = partner.shape[1] - removed
+    label = partner.new_empty(partner.shape[0], tokens.shape[1])
+    label[:, a] = torch.where(stays > 0, stays.cumsum(1) - 1, unmerged + partner)
+    label[:, b] = torch.arange(unmerged, tokens.shape[1] - removed, device=label.device)
+    return label
+
+
 def smallest(x: Tensor, n: int, k: int) -> Tensor:
     """The k smallest values in every row of x [B, M, n], as [B, M, k], in no order."""
     return torch.cat([_smallest(rows, n, k) for rows in x.split(ROWS, dim=1)], dim=1)

@@ -23,8 +23,8 @@ def default_options(cls: type[Reducer]) -> dict[str, Any]:
     """The options of a method with their defaults, in the order of its signature.
 
     >>> from tokred.core import registry
-    >>> default_options(registry.get("tome"))
-    {'metric': 'keys', 'proportional': True}
+    >>> default_options(registry.get("topk"))
+    {'order': 'score'}
     """
     parameters = inspect.signature(cls.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -36,8 +36,8 @@ def complete_options(cls: type[Reducer], options: Mapping[str, Any]) -> dict[str
     Equal options are equal values, however they were written; completing them again changes nothing.
 
     >>> from tokred.core import registry
-    >>> complete_options(registry.get("tome"), {"proportional": "0"})
-    {'metric': 'keys', 'proportional': False}
+    >>> complete_options(registry.get("evit"), {"normalize": "1"})
+    {'normalize': True}
 
     Args:
         cls: the method's class.

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokred.core.ops import bipartite_labels
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge, Mix, Reduction
 from tokred.core.registry import register
-from tokred.methods.tome import bipartite_labels
 
 _TEMPERATURE = 0.1  # of cosines, in training
 

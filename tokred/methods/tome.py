@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokred.core.ops import best_match, head_mean
+from tokred.core.ops import bipartite_labels, head_mean
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -83,15 +83,3 @@ class ToMe(Reducer):
             return view.size
         norm = torch.linalg.vector_norm(head_mean(view.values), dim=-1)
         return (view.cls_attention * norm).clamp(min=1e-12)
-
-
-def bipartite_labels(tokens: Tensor, a: slice | Tensor, b: slice | Tensor, removed: int) -> Tensor:
-    """Groups [B, N] of unit tokens [B, N, d]: `removed` best matches of set A join set B; first A, then B."""
-    similarity, partner = best_match(tokens[:, a], tokens[:, b])  # [B, |A|]
-    source = similarity.argsort(dim=1, descending=True, stable=True)[:, :removed]
-    stays = torch.ones_like(partner).scatter(1, source, 0)
-    unmerged = partner.shape[1] - removed
-    label = partner.new_empty(partner.shape[0], tokens.shape[1])
-    label[:, a] = torch.where(stays > 0, stays.cumsum(1) - 1, unmerged + partner)
-    label[:, b] = torch.arange(unmerged, tokens.shape[1] - removed, device=label.device)
-    return label
