@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
@@ -205,8 +206,9 @@ _FORMS = {"table": terminal, "markdown": markdown, "latex": latex, "csv": csv, "
 def _header(table: Table, column: int) -> str:
     """A header, broken at hyphens and spaces where the cells of its column are shorter."""
     header = visible(table.headers[column])
-    widest = max((len(row[column]) for row in table.rows), default=0)
-    return header if len(header) <= widest else header.replace("-", "-\n").replace(" ", "\n")
+    parts = header.replace("-", "- ").split()
+    widest = max((len(text) for text in (*(row[column] for row in table.rows), *parts)), default=1)
+    return "\n".join(textwrap.wrap(header, max(1, widest)))
 
 
 def _longest_word(table: Table, column: int) -> int:
