@@ -64,8 +64,8 @@ class Sinkhorn(Reducer):
         super().__init__(n, keep, dim, heads)
         if not (epsilon > 0 and math.isfinite(epsilon)):
             raise TokredError(f"sinkhorn.epsilon must be a positive number, got {epsilon:g}.")
-        if not 1 <= iterations <= 10_000:
-            raise TokredError(f"sinkhorn.iterations must lie between 1 and 10,000, got {iterations}.")
+        if not 1 <= iterations <= 100:
+            raise TokredError(f"sinkhorn.iterations must lie between 1 and 100, got {iterations}.")
         self.epsilon, self.iterations, self.output = epsilon, iterations, output
         self.transport = transport if solver == "torch" else transport_by_pot
         self.centers = nn.Parameter(torch.randn(keep, dim))
