@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +75,8 @@ def reduce(
     near = foreign_plans.nearest(given, costs, budget, {method: options}, stages)
     if method in near.refused:
         raise near.refused[method]
-    weights_hash = tensor_files.hash_weights(model)
+    # Without an adapter of the method nobody asks for the hash, which reads all weights.
+    weights_hash = tensor_files.hash_weights(model) if adapters.of_method(near.adapters, method) else ""
     options = adapters.fitted_options(near.adapters, method, options, weights_hash)
     if keep is None and tokens is None:
         found = near.matches.get(method) or match(
@@ -84,7 +84,7 @@ def reduce(
         )
         plan = found.plan
     else:
-        layers = resolve_stages(cls, costs.model.depth, protocol, stages)
+        layers = stages or resolve_stages(cls, costs.model.depth, protocol)
         plan = _plan(method, layers, costs.n, keep, tokens, options)
     costs.save()
     reduced = ReducedViT(model, plan, seed=seed)
@@ -123,9 +123,8 @@ def _plan(
     """The plan at a keep rate, or at token counts.
 
     Raises:
-        TokredError: a rate outside (0, 1], or counts that the method cannot keep at its layers.
+        TokredError: a rate outside (0, 1], or another number of counts than of layers.
     """
-    cls = registry.get(method)
     if tokens is not None:
         counts = tuple(tokens)
         if len(counts) != len(layers):
@@ -133,16 +132,10 @@ def _plan(
                 f"{method} reduces at {len(layers)} layers here ({spaced(layers)}), so tokens needs as many "
                 f"numbers, got {len(counts)}; set other layers by stages."
             )
-        for before, after in pairwise((n, *counts)):
-            if not cls.floor(before) <= after <= before:
-                raise TokredError(
-                    f"{method} can reduce {before} tokens to between {cls.floor(before)} and {before}, "
-                    f"not to {after}."
-                )
         return Plan(method, layers, counts, options)
     if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1:
         raise TokredError(f"keep is the fraction of tokens that a stage keeps, such as 0.7; got {keep!r}.")
-    return Plan(method, layers, counts_at_rate(cls, n, len(layers), float(keep)), options)
+    return Plan(method, layers, counts_at_rate(registry.get(method), n, len(layers), float(keep)), options)
 
 
 def compare(

@@ -140,24 +140,23 @@ def test_allow_unfitted_marks_the_row(tmp_path):
     assert "unfitted: random parameters, no result" in (tmp_path / "table.md").read_text()
 
 
+OWN_IMAGES = (
+    "--model",
+    "deit_t",
+    "--weights",
+    zoo.SHIPPED / "deit_t.safetensors",
+    "--workers",
+    "0",
+    "--methods",
+    "lotm",
+)
+
+
 def test_a_folder_of_ones_own_images(tmp_path):
     for label in range(10):
         (tmp_path / "data" / "val" / str(label)).mkdir(parents=True)
         Image.new("RGB", (64, 80), (label * 20, 0, 0)).save(tmp_path / "data" / "val" / str(label) / "a.png")
-    weights = zoo.SHIPPED / "deit_t.safetensors"
-    arguments = (
-        "--model",
-        "deit_t",
-        "--workers",
-        "0",
-        "--methods",
-        "lotm",
-        "--out",
-        tmp_path / "out",
-        "--weights",
-        weights,
-    )
-    code, text = run("compare", "--data", tmp_path / "data", *arguments)
+    code, text = run("compare", *OWN_IMAGES, "--data", tmp_path / "data", "--out", tmp_path / "out")
     assert code == 0, text
     row = pd.read_csv(tmp_path / "out" / "leaderboard.csv").loc[0]
     assert (row.dataset, row.split, row.n_images, row.crop_pct) == ("data", "validation", 10, 0.9)
@@ -169,19 +168,7 @@ def test_a_split_that_is_not_there(tmp_path):
         for label in range(10):
             (tmp_path / split / str(label)).mkdir(parents=True)
             Image.new("RGB", (64, 64)).save(tmp_path / split / str(label) / "a.png")
-    weights = zoo.SHIPPED / "deit_t.safetensors"
-    arguments = (
-        "--model",
-        "deit_t",
-        "--workers",
-        "0",
-        "--methods",
-        "lotm",
-        "--data",
-        tmp_path,
-        "--weights",
-        weights,
-    )
+    arguments = (*OWN_IMAGES, "--data", tmp_path)
     for extra in ([], ["--split", "tset"]):
         code, text = run("compare", *arguments, *extra, "--out", tmp_path / "out")
         assert code == 2

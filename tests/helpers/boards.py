@@ -52,12 +52,12 @@ def folder(path, outcomes, groups=None, rows=None, losses=None, **cells):
     """The folder of a finished run.
 
     Args:
-        path: of it.
+        path: the folder.
         outcomes: [n] bool by method, with or without the baseline.
         groups: [n], by default every image its own.
         rows: changes to single rows, cells by method.
         losses: [n] negative log-likelihoods by method; without, as of an older tokred.
-        cells: of all rows.
+        cells: cells that all rows have.
     """
     path.mkdir(parents=True, exist_ok=True)
     outcomes = {BASELINE: outcome(190), **outcomes}

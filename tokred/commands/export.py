@@ -11,7 +11,6 @@ from tokred.commands.console import err, say, show
 from tokred.commands.groups import ReductionOptions
 from tokred.commands.options import Budget, Data, ImgSize, Model, Weights
 from tokred.commands.parsing import grouped
-from tokred.errors import TokredError
 
 _IMAGES = 64  # on which a file is checked
 
@@ -58,14 +57,11 @@ def export(
     from tokred.models.export import export as write
 
     kind = check_form(form or out_file.suffix.removeprefix("."))
-    chosen = reduction.fields()
+    chosen = reduction.fields_of(method, "exports")
     source = sources.open_source(data)
     loaded = zoo.load_for(model, weights, source.weights, img_size)
-    options = chosen["options"].pop(method, {})
-    if chosen["options"]:
-        raise TokredError(f"--set has options of {', '.join(chosen['options'])}, which is not exported.")
-    settings = {name: chosen[name] for name in ("protocol", "stages")}
-    reduced = api.reduce(loaded.model, method, budget, **settings, **options)
+    options = chosen.pop("options")
+    reduced = api.reduce(loaded.model, method, budget, **chosen, **options)
     with err.status(f"Exporting {method}"):
         write(reduced, out_file, kind, dynamic_batch=dynamic_batch)
     say(f"Weights: {loaded.weights}. File: {out_file}, {out_file.stat().st_size / 1e6:.1f} MB.", err)

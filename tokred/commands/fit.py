@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -94,7 +94,7 @@ def fit(
 
     if budget is not None and any_budget:
         raise TokredError("Give either --budget or --any-budget, not both.")
-    settings, recipe = _own_options(method, reduction.fields()), training.load()
+    settings, recipe = reduction.fields_of(method, "fits"), training.load()
     config = FitConfig(method=method, recipe=recipe, model=model, budget=budget, **settings, **vars(setup))
     run = Fit(config, folder or Path("runs") / config.folder)
     speak(run.processes.rank == 0)
@@ -106,12 +106,3 @@ def fit(
     say(run.stop_reason)
     path = run.finish(command_line())
     say(f"{run.status()}. Adapter and card: {path}")
-
-
-def _own_options(method: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `Config` with the options of one method, as `FitConfig` has them."""
-    options = fields["options"]
-    for other in options.keys() - {method}:
-        name = f"{other}.{next(iter(options[other]))}"
-        raise TokredError(f"--set {name} is an option of another method; this command fits {method}.")
-    return {**fields, "options": options.get(method, {})}

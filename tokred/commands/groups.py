@@ -43,6 +43,7 @@ from tokred.commands.options import (
 )
 from tokred.commands.parsing import parse_layers, parse_names, parse_settings
 from tokred.core import registry
+from tokred.errors import TokredError
 
 if TYPE_CHECKING:
     from tokred.evaluation.config import Config
@@ -65,6 +66,19 @@ class ReductionOptions:
             "protocol": self.protocol,
             "stages": parse_layers(self.stages),
         }
+
+    def fields_of(self, method: str, action: str) -> dict[str, Any]:
+        """`fields` with the options of one method, on which the command does the `action`, such as "fits".
+
+        Raises:
+            TokredError: there is an option of another method.
+        """
+        fields = self.fields()
+        options = fields["options"]
+        for other in options.keys() - {method}:
+            name = f"{other}.{next(iter(options[other]))}"
+            raise TokredError(f"--set {name} is an option of another method; this command {action} {method}.")
+        return {**fields, "options": options.get(method, {})}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -89,20 +89,23 @@ def uniform_counts(cls: type[Reducer], n: int, stages: int, knob: float) -> tupl
         return (n,) * stages
     if cls.knob == "rate":
         return counts_at_rate(cls, n, stages, knob)
-    counts, current = [], n
-    for stage in range(1, stages + 1):
-        wanted = current - (math.floor(knob * stage) - math.floor(knob * (stage - 1)))
-        current = min(current, max(wanted, cls.floor(current)))
-        counts.append(current)
-    return tuple(counts)
+
+    def removed(stage: int, current: int) -> int:
+        return current - (math.floor(knob * stage) - math.floor(knob * (stage - 1)))
+
+    return _clipped(cls, n, stages, removed)
 
 
 def counts_at_rate(cls: type[Reducer], n: int, stages: int, rate: float) -> tuple[int, ...]:
     """Tokens kept after each stage, int(n * rate^s), clipped to what the method can reach."""
+    return _clipped(cls, n, stages, lambda stage, _: int(n * rate**stage) + cls.extra)
+
+
+def _clipped(cls: type[Reducer], n: int, stages: int, wanted: Callable[[int, int], int]) -> tuple[int, ...]:
+    """Counts after each stage, wanted(stage, tokens before it), within what the method can reach."""
     counts, current = [], n
     for stage in range(1, stages + 1):
-        wanted = int(n * rate**stage) + cls.extra
-        current = min(current, max(wanted, cls.floor(current)))
+        current = min(current, max(wanted(stage, current), cls.floor(current)))
         counts.append(current)
     return tuple(counts)
 

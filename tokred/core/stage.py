@@ -42,8 +42,8 @@ class State:
     @property
     def counts(self) -> Tensor:
         """[B, S] int64, tokens that each image had after each of the stages passed so far."""
-        found = [reduction.labels().amax(1) + 1 for reduction in self.reductions]
-        return torch.stack(found, dim=1) if found else torch.zeros(len(self.x), 0, dtype=torch.long)
+        counts = [reduction.labels().amax(1) + 1 for reduction in self.reductions]
+        return torch.stack(counts, dim=1) if counts else torch.zeros(len(self.x), 0, dtype=torch.long)
 
     @property
     def size(self) -> Tensor | None:

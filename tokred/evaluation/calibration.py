@@ -22,6 +22,7 @@ from tokred.evaluation.config import Config
 from tokred.evaluation.inputs import prepare
 from tokred.evaluation.metrics import group_sums, interval
 from tokred.models.zoo import Loaded
+from tokred.utils.devices import autocast
 from tokred.utils.text import spaced
 
 IMAGES = 256  # on which a threshold is calibrated
@@ -96,8 +97,7 @@ class Calibration:
             TokredError: as `images` and `calibrate`.
         """
         model.to(self.device).eval()
-        autocast = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=autocast):
+        with autocast(self.device, self.dtype):
             return calibrate(model, costs, budget, self.images)
 
 

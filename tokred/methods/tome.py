@@ -33,8 +33,9 @@ class ToMe(Reducer):
         split: "alternate" (published), or "checkerboard" (FPET, Kim et al., CVPR 2025, arXiv:2503.20282),
             whose set A has the patches in even rows and columns and in odd rows and columns. FPET merges all
             of A, in one layer. Tokens that have passed a stage form no grid and alternate.
-        weight: of tokens in the mean of a group: "size" (published), or "class-importance" (ToMeCIS, Seol et
-            al., IECON 2023), the CLS attention times the norm of the values averaged over heads.
+        weight: weight of a token in the mean of its group: "size" (published), or "class-importance"
+            (ToMeCIS, Seol et al., IECON 2023), the CLS attention times the norm of the values averaged over
+            heads.
     """
 
     groups = ("core", "merging", "training-free")

@@ -150,6 +150,12 @@ def shipped() -> list[Adapter]:
     return in_folder(SHIPPED)
 
 
+def of_method(given: Iterable[Adapter], method: str) -> list[Adapter]:
+    """The adapters of a method: those that were given, or else the shipped ones."""
+    own = [adapter for adapter in given if adapter.card["method"] == method]
+    return own or [adapter for adapter in shipped() if adapter.card["method"] == method]
+
+
 def choose(given: Iterable[Adapter], plan: Plan, weights_hash: str) -> Adapter | None:
     """The adapter that serves a plan on a backbone: one that was given, or else a shipped one.
 
@@ -179,11 +185,10 @@ def fitted_options(
         weights_hash: Hash of the dense model's weights.
     """
     cls = registry.get(method)
-    own = [adapter for adapter in given if adapter.card["method"] == method]
     fits = [
         {**default_options(cls), **adapter.card["options"]}
-        for adapter in own or shipped()
-        if adapter.card["method"] == method and adapter.card["weights_hash"] in (None, weights_hash)
+        for adapter in of_method(given, method)
+        if adapter.card["weights_hash"] in (None, weights_hash)
     ]
     known, wanted = default_options(cls).keys(), typed_options(cls, options).items()
     fits = [fit for fit in fits if fit.keys() == known and wanted <= fit.items()]
@@ -199,7 +204,7 @@ def unfitted(plan: Plan, weights_hash: str, command: str, setting: str = "--adap
         command: The command that fits the plan.
         setting: The option or argument that takes the adapter.
     """
-    known = [adapter for adapter in shipped() if adapter.card["method"] == plan.reducer.name]
+    known = of_method((), plan.reducer.name)
     near = next((adapter for adapter in known if adapter.card["weights_hash"] == weights_hash), None)
     why = "" if near is None else f" ({near.path.name} does not serve: {near.difference(plan, weights_hash)})"
     return Unfitted(f"not fitted: run `{command}`, then give its folder with {setting}{why}")
