@@ -296,7 +296,7 @@ def test_images_without_labels_are_compared_by_agreement(photos, tmp_path):
     )
     assert code == 0, text
     assert "Agreement" in text
-    assert "Columns are reductions of FLOPs." in text
+    assert "| Agreement [95 % interval] | KL |" in (tmp_path / "sweep" / "table.md").read_text()
 
 
 def test_fidelity_by_hand():

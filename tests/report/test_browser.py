@@ -81,7 +81,16 @@ def show(browser, address, width=1280, scheme="light"):
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )
+    browser.get("about:blank")  # so that no script below meets the page that was shown before
     browser.get(address)
+
+
+def unfold(browser):
+    """Open all details, and return how many stay closed."""
+    return browser.execute_script(
+        """document.querySelectorAll("details").forEach((part) => (part.open = true));
+        return document.querySelectorAll("details:not([open])").length"""
+    )
 
 
 def column(browser, header):
@@ -177,7 +186,7 @@ return Object.values(found);
 @pytest.mark.parametrize("page", ["one", "sweep"])
 def test_all_text_can_be_read_in_light_and_dark(browser, pages, scheme, page):
     show(browser, pages[page], scheme=scheme)
-    browser.execute_script("document.querySelectorAll('details').forEach((part) => (part.open = true))")
+    assert unfold(browser) == 0
     found = browser.execute_script(COLOURS)
     assert len(found) >= 8
     poor = {
@@ -194,11 +203,10 @@ def test_all_text_can_be_read_in_light_and_dark(browser, pages, scheme, page):
 @pytest.mark.parametrize("width", [320, 390, 700, 1100, 1280])
 def test_the_page_does_not_scroll_sideways_but_its_tables_do(browser, pages, page, width):
     show(browser, pages[page], width)
-    browser.execute_script("document.querySelectorAll('details').forEach((part) => (part.open = true))")
+    assert unfold(browser) == 0
     assert browser.execute_script("return document.documentElement.scrollWidth") <= browser.execute_script(
         "return innerWidth"
     )
-    assert browser.execute_script("return document.querySelectorAll('details:not([open])').length") == 0
     boxes = browser.execute_script(
         "return [...document.querySelectorAll('.scroll')].map((box) => [box.scrollWidth, box.clientWidth])"
     )

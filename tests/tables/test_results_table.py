@@ -148,7 +148,7 @@ def test_a_sweep_has_a_column_for_each_budget():
         measured("tome", 80.0, 11.0, budget=0.4, reduction=0.45),
     ]
     table = sweep_table(rows)
-    assert table.headers == ("Top-1 (%)", "20 %", "40 %")
+    assert table.headers == ("Top-1 (%) at a reduction of", "20 %", "40 %")
     assert table.rows == [
         [BASELINE, "91.00", "91.00"],
         ["lotm", "90.00", "85.00"],

@@ -134,7 +134,7 @@ def sweep_table(rows: Sequence[Row], title: str = "") -> Table:
     firsts = [next(iter(line.values())) for line in lines.values()]
     return Table(
         title=title,
-        headers=(_score_name(rows), *(f"{100 * budget:.12g} %" for budget in budgets)),
+        headers=(f"{_score_name(rows)} at a reduction of", *(f"{100 * budget:.12g} %" for budget in budgets)),
         rows=[[method, *(_score(line.get(budget)) for budget in budgets)] for method, line in lines.items()],
         bold=frozenset(
             (place, column)
@@ -143,7 +143,7 @@ def sweep_table(rows: Sequence[Row], title: str = "") -> Table:
             if budget in line and line[budget].best
         ),
         styles=["" if _style(row) == "red" else _style(row) for row in firsts],
-        notes=("Columns are reductions of FLOPs.", *run_notes(rows)),
+        notes=run_notes(rows),
     )
 
 
