@@ -1,0 +1,80 @@
+"""PPT: prune tokens in images where some stand out, merge tokens in the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokred.core.ops import bipartite_labels
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Merge
+from tokred.core.registry import register
+from tokred.errors import TokredError
+
+_PATCHES = 196  # for which the variance is published
+
+
+@register("ppt", paper="Wu et al., 2023, arXiv:2310.01812")
+class PPT(Reducer):
+    """Drop the least important tokens of an image where importances differ much, else merge similar tokens.
+
+    Token pruning and pooling of the paper. The importance of a token is its CLS attention times the norm of
+    its values, as a fraction of that of all patches. Where the variance of these fractions is below a
+    threshold, nothing stands out, and tokens are matched as in ToMe: every second one joins its most similar
+    partner by keys, best matches first, and groups are means by size. In other images the least important
+    tokens are dropped. Each image and each layer decides anew; the number of tokens that it removes is the
+    same either way. Kept tokens are in order of importance, which is what the next layer's split sees.
+
+    Differences from the authors' code: both decisions are computed for all images and one is chosen, where
+    their code splits the batch; keys have a guard against zero vectors.
+    Cost: N²/4 d, N C for one row of attention, and N C for the norms, which count no FLOPs.
+
+    Args:
+        variance: variance of the fractions of an image of 196 patches, below which its tokens are merged. It
+            falls with the square of the number of patches of an image, and so does the threshold.
+        proportional: add log(size) to later attention scores, as published.
+    """
+
+    groups = ("merging", "pruning", "training-free")
+    knob = "removed"
+    needs_cls = True
+
+    def __init__(
+        self,
+        n: int,
+        keep: int,
+        dim: int,
+        heads: int,
+        *,
+        variance: float = 7e-5,
+        proportional: bool = True,
+    ) -> None:
+        super().__init__(n, keep, dim, heads)
+        if not variance >= 0:
+            raise TokredError(f"ppt.variance must not be negative, got {variance:g}.")
+        self.variance, self.proportional = variance, proportional
+
+    @classmethod
+    def floor(cls, n: int) -> int:
+        return n - n // 2
+
+    def forward(self, view: View) -> Merge:
+        importance = view.cls_attention * torch.linalg.vector_norm(view.values.float(), dim=(1, 3))
+        share = importance / importance.sum(1, keepdim=True).clamp(min=1e-12)  # [B, n]
+        patches = view.grid[0] * view.grid[1]
+        flat = share.var(1, keepdim=True) < self.variance * (_PATCHES / patches) ** 2
+        label = torch.where(flat, self._merged(view), self._kept(share))
+        return Merge(label, self.keep, weight=view.size, drops=True)
+
+    def _kept(self, share: Tensor) -> Tensor:
+        """Labels [B, n] that drop the least important tokens."""
+        rank = share.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return torch.where(rank < self.keep, rank, -1)
+
+    def _merged(self, view: View) -> Tensor:
+        """Labels [B, n] of ToMe's groups."""
+        tokens = F.normalize(view.key_metric, dim=-1, eps=1e-12)
+        first = view.num_prefix % 2  # patch i stands at position prefix + i; even positions are set A
+        a, b = slice(first, None, 2), slice(1 - first, None, 2)
+        return bipartite_labels(tokens, a, b, self.n - self.keep)
