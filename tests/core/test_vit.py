@@ -156,6 +156,69 @@ def test_other_image_size_is_one_sentence(images):
         reduced(images[:, :, :32, :32])
 
 
+@pytest.mark.parametrize(
+    ("change", "given"),
+    [
+        (lambda x: x.double(), r"float64 \[3, 3, 48, 48\] on cpu"),
+        (lambda x: x.int(), r"int32 \[3, 3, 48, 48\] on cpu"),
+        (lambda x: x[0], r"float32 \[3, 48, 48\] on cpu"),
+        (lambda x: x[:, :1], r"float32 \[3, 1, 48, 48\] on cpu"),
+        (lambda x: x[..., :40], r"float32 \[3, 3, 48, 40\] on cpu"),
+        (lambda x: x.to_sparse(), r"sparse_coo float32 \[3, 3, 48, 48\] on cpu"),
+        (lambda x: x.numpy(), r"numpy\.ndarray"),
+        (lambda x: None, "NoneType"),
+    ],
+)
+def test_images_that_the_model_cannot_take_are_one_sentence(change, given, images):
+    reduced = ReducedViT(tiny_vit(), Plan("topk", (2,), (20,)))
+    with pytest.raises(TokredError, match=rf"takes images of float32 \[B, 3, 48, 48\] on cpu; got {given}\."):
+        reduced(change(images))
+
+
+def test_images_in_no_whole_patches_are_one_sentence(images):
+    reduced = ReducedViT(tiny_vit(dynamic_img_size=True), Plan("topk", (2,), (20,)))
+    with pytest.raises(TokredError, match=r"whole patches of \(8, 8\) on cpu; got float32 \[3, 3, 48, 47\]"):
+        reduced(images[..., :47])
+
+
+def test_an_error_with_another_reason_than_the_images_stays_itself(images):
+    model = copy.deepcopy(tiny_vit())
+    reduced = ReducedViT(model, Plan("topk", (2,), (20,)))
+    model.patch_embed.norm = torch.nn.LayerNorm(7)
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        reduced(images)
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_a_model_on_the_meta_device_gives_shapes(method, images):
+    reduced = ReducedViT(copy.deepcopy(tiny_vit()), Plan(method, (2, 3), (28, 20))).to("meta")
+    assert reduced(images.to("meta")).shape == (3, 10)
+
+
+def test_scripting_is_refused_in_one_sentence():
+    with pytest.raises(TokredError, match="use torch.export"):
+        torch.jit.script(torch.nn.Sequential(ReducedViT(tiny_vit(), Plan("topk", (2,), (20,)))))
+
+
+@pytest.mark.parametrize("tokens", [(20,), (30, 25, 20), (30, 2), (30, "20"), (37, 20), (30, 20.5)])
+def test_counts_that_the_stages_cannot_keep_are_one_sentence(tokens):
+    reduced = ReducedViT(tiny_vit(), Plan("tome", (2, 3), (28, 20)))
+    with pytest.raises(TokredError, match=r"has 2 stages|between \d+ and \d+, not to"):
+        reduced.retarget(tokens)
+
+
+def test_blocks_that_are_none_any_more_are_one_sentence(images):
+    model = copy.deepcopy(tiny_vit())
+    reduced = ReducedViT(model, Plan("topk", (2,), (20,)))
+    blocks = model.blocks
+    model.blocks = blocks[:3]
+    with pytest.raises(UnsupportedModel, match="had 4 layers when it was reduced and has 3 now"):
+        reduced(images)
+    model.blocks = torch.nn.ModuleList([*blocks[:2], torch.nn.Identity(), blocks[3]])
+    with pytest.raises(UnsupportedModel, match="Layer 3 of the model is now Identity"):
+        reduced(images)
+
+
 def test_mask_from_outside_is_refused(images):
     with pytest.raises(TokredError, match="attn_mask"):
         ReducedViT(tiny_vit())(images, attn_mask=torch.zeros(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -65,17 +66,28 @@ class Reducer(nn.Module):
     fit_options: ClassVar[Mapping[str, Any]] = {}
     """Options that `tokred fit` takes on a frozen backbone, where the published ones cannot work."""
 
+    n: int
+    keep: int
     any_budget: bool = False
     """Whether it is being fitted for all budgets at once, at a `keep` that is drawn anew in every step."""
 
     def __init__(self, n: int, keep: int, dim: int, heads: int) -> None:
         super().__init__()
-        if not self.floor(n) <= keep <= n:
+        self.dim, self.heads = dim, heads
+        self.retarget(n, keep)
+
+    def retarget(self, n: int, keep: int) -> None:
+        """Set the number of tokens before and after.
+
+        Raises:
+            TokredError: the method cannot reduce n tokens to keep.
+        """
+        if not (isinstance(keep, Integral) and self.floor(n) <= keep <= n):
             raise TokredError(
                 f"{self.name or type(self).__name__} can reduce {n} tokens to between {self.floor(n)} and "
-                f"{n}, not to {keep}."
+                f"{n}, not to {keep!r}."
             )
-        self.n, self.keep, self.dim, self.heads = n, keep, dim, heads
+        self.n, self.keep = n, keep
 
     @classmethod
     def floor(cls, n: int) -> int:

@@ -137,7 +137,8 @@ class Stage(nn.Module):
         if self.reducer.keep == self.reducer.n and not self.reducer.adaptive():
             return state  # nothing to remove: the reducer is bypassed
         view = self.view(state)
-        with torch.autocast(view.x.device.type, enabled=False):  # similarities in bfloat16 are full of ties
+        # Similarities in bfloat16 are full of ties. Tensors without data have no autocast of their own.
+        with torch.autocast("cpu" if view.x.is_meta else view.x.device.type, enabled=False):
             reduction = self.reducer(view)
             if not isinstance(reduction, Reduction):
                 raise TokredError(

@@ -127,11 +127,17 @@ class TimmModel(nn.Module):
             attn_mask: not supported, as in `run`.
 
         Raises:
-            TokredError: another `output_fmt`, or a mask.
+            TokredError: another `output_fmt`, layers that the model does not have, or a mask.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise TokredError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}.")
-        layers, last = feature_take_indices(self.depth, indices)
+        try:
+            layers, last = feature_take_indices(self.depth, indices)
+        except (AssertionError, TypeError):
+            raise TokredError(
+                f"indices are layers from 0 to {self.depth - 1}, or the number of last layers; got "
+                f"{indices!r}."
+            ) from None
         if attn_mask is not None:
             self.run(x, attn_mask)
         state, patches, prefixes = self.embed(x), [], []

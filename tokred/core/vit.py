@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.layers import Attention as TimmAttention
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokred.core.attention import call_attention
+from tokred.core.embedding import embed_patches
 from tokred.core.plan import Plan
 from tokred.core.reducer import Site
 from tokred.core.rng import check_seed, seeded
@@ -95,19 +96,33 @@ class ReducedViT(TimmModel):
         """Whether a reducer owns parameters, so that the model means nothing before they are fitted."""
         return any(stage.reducer.learned for stage in self.stage_list())
 
+    def __prepare_scriptable__(self) -> None:
+        """Called by `torch.jit.script`, which cannot read the methods' code."""
+        raise UnsupportedModel(
+            "torch.jit.script cannot compile a reduced model; use torch.export, tokred.export or "
+            "torch.jit.trace."
+        )
+
     def retarget(self, tokens: tuple[int, ...]) -> None:
         """Change the tokens that the stages keep, as fitting for any budget does at every step.
 
         Args:
             tokens: patch tokens kept after each stage of the plan. One that was left out of the model for
                 keeping all must do so still.
+
+        Raises:
+            TokredError: another number of counts than of stages, or a count that a stage cannot keep.
         """
+        if len(tokens) != len(self.plan.stages):
+            raise TokredError(
+                f"The plan has {len(self.plan.stages)} stages, so retarget needs as many counts; got "
+                f"{tokens!r}."
+            )
         n = num_patches(self.backbone)
         for layer, keep in zip(self.plan.stages, tokens, strict=True):
             key = _key(layer, self.plan.reducer.site)
             if key in self.stages:
-                reducer = cast("Stage", self.stages[key]).reducer
-                reducer.n, reducer.keep = n, keep
+                cast("Stage", self.stages[key]).reducer.retarget(n, keep)
             elif keep != n:
                 raise TokredError(
                     f"Layer {layer} of this model has no stage, so it cannot keep {keep} of {n} tokens."
@@ -141,7 +156,8 @@ class ReducedViT(TimmModel):
         """The state before layer 1 of images x [B, channels, H, W]; `images` [B] are keys for `View.rng`.
 
         Raises:
-            TokredError: the backbone drops patches in training, so that no plan holds.
+            TokredError: the backbone drops patches in training, so that no plan holds; it has another number
+                of layers than before; or it cannot take such images.
         """
         backbone = self.backbone
         if len(self.stages) and backbone.training and not isinstance(backbone.patch_drop, nn.Identity):
@@ -149,7 +165,13 @@ class ReducedViT(TimmModel):
                 "This model drops random patches in training, so no plan of its tokens holds; build it with "
                 "patch_drop_rate=0, or call eval()."
             )
-        tokens = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(x))))
+        if len(backbone.blocks) != self.depth:
+            raise UnsupportedModel(
+                f"The model had {self.depth} layers when it was reduced and has {len(backbone.blocks)} now; "
+                "reduce it again."
+            )
+        patches = embed_patches(backbone.patch_embed, x)
+        tokens = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(patches)))
         return State(tokens, images=images)
 
     def advance(self, state: State, stop: Point | None = None) -> State:
@@ -181,7 +203,7 @@ class ReducedViT(TimmModel):
 
     def attend(self, state: State) -> State:
         """The state after the attention of its layer, with what entered the scores where that is recorded."""
-        block, alive = self.backbone.blocks[state.layer - 1], state.alive
+        block, alive = self._block(state.layer), state.alive
         if alive is not None:
             alive = torch.cat([alive.new_ones(alive.shape[0], self.num_prefix), alive], dim=1)
         x, attention = call_attention(
@@ -192,9 +214,23 @@ class ReducedViT(TimmModel):
 
     def mlp(self, state: State) -> State:
         """The state after the MLP of its layer."""
-        block = self.backbone.blocks[state.layer - 1]
+        block = self._block(state.layer)
         x = state.x + block.drop_path2(block.ls2(block.mlp(block.norm2(state.x))))
         return replace(state, x=x, layer=state.layer + 1, site="pre")
+
+    def _block(self, layer: int) -> Any:
+        """A block of the backbone, as it is now.
+
+        Raises:
+            UnsupportedModel: it has become a module without the parts of a block.
+        """
+        block = self.backbone.blocks[layer - 1]
+        if type(block) is not Block and not (hasattr(block, "attn") and hasattr(block, "mlp")):
+            raise UnsupportedModel(
+                f"Layer {layer} of the model is now {type(block).__name__}, whose attention and MLP tokred "
+                "cannot find; wrap its parts, such as attn and mlp."
+            )
+        return block
 
     def _log_size(self, state: State) -> Tensor | None:
         """Additive mask of proportional attention and of padding, [B, 1, 1, P + N]; log 0 is -inf."""
