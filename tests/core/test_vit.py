@@ -339,7 +339,7 @@ def test_one_graph_for_torch_compile_and_export(method, images):
     with torch.no_grad():
         assert torch.equal(torch.compile(reduced, backend="eager", fullgraph=True)(images), reduced(images))
         exported = torch.export.export(
-            reduced, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
+            reduced, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
         ).module()
         twice = torch.cat([images, images])
         assert torch.equal(exported(twice), reduced(twice))
