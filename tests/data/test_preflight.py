@@ -103,6 +103,8 @@ def test_the_preflight_by_itself(tmp_path, put, weights, thousand):
         "data", tmp_path / "data", "--model", "deit_t", "--weights", zoo.SHIPPED / "deit_t.safetensors"
     )
     assert (code, "has 2 classes" in text) == (2, True)
+    code, text = run("data", "photodigits", "--model", "deit_t")
+    assert (code, "tokred's deit_t, trained on PhotoDigits, 10 classes" in text) == (0, True)
 
 
 def test_a_fit_on_some_of_imagenets_classes_learns_their_labels(tmp_path, put):

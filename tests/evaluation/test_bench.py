@@ -212,6 +212,15 @@ def test_the_table_shows_failures():
     assert "out of [memory]" in to_csv(rows)
 
 
+def test_the_table_fits_into_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    times = {"images_per_s": 1234.5, "latency_ms": 1234.5}
+    ratio = {"speedup": 1.234, "speedup_lo": 1.2, "speedup_hi": 1.3, "promise_share": 0.95}
+    row = record("patchmerger", "deit_t", 256, **times, **ratio, peak_mem_mb=12345.6)
+    text = str(table([row], "title"))
+    assert "patchmerger    256    1234.5   1234.5  1.234 [1.200, 1.300]       95.0%  12345.6" in text
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("method", [name for name in registry.names() if not registry.get(name).host])
 def test_no_reducer_waits_for_the_gpu(method):

@@ -34,10 +34,10 @@ def data(
     files = {"class_map": class_map, "devkit": devkit, "data_dir": data_dir}
     places = {name: None if path is None else str(path) for name, path in files.items()}
     source = sources.open_source(images, split, labels=labels, **places)
-    if weights is None:
+    if weights is None and source.weights == "pretrained":
         classes, about = zoo.build(model).num_classes, f"timm's {zoo.timm_name(model)}"
     else:
-        loaded = zoo.load_for(model, weights)
+        loaded = zoo.load_for(model, weights, source.weights)
         classes, about = loaded.model.num_classes, loaded.weights
     source = preflight.align(source, classes, about, own=weights is not None)
     facts = {**preflight.facts(source), "Weights": f"{about}, {classes:,} classes"}

@@ -27,8 +27,7 @@ class Source:
         name: name of the data set, as tables show it.
         split: name of the split.
         hash: SHA-256 that changes when the images or their labels do; over pixels for PhotoDigits, over names
-            and
-            sizes for files.
+            and sizes for files.
         groups: [n]; images that are not independent share a number.
         classes: number of classes; None where it is unknown.
         limited: whether this is only the beginning of the split.
