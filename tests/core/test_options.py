@@ -112,7 +112,11 @@ def test_a_plan_holds_all_options_as_values():
         "weighted": False,
         "proportional": False,
         "metric": "x",
+        "curve": "raster",
+        "window": 2,
     }
-    assert options_text(plans[0].options) == "order=inplace weighted=False proportional=False metric=x"
+    assert options_text(plans[0].options) == (
+        "order=inplace weighted=False proportional=False metric=x curve=raster window=2"
+    )
     with pytest.raises(TokredError, match=r"lotm.order must be one of inplace, append"):
         Plan("lotm", (4,), (100,), {"order": "sideways"})

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokred.core import curves
 from tokred.core.plan import Plan
 from tokred.core.reduction import compose
 from tokred.core.vit import ReducedViT
+from tokred.errors import TokredError
 from tokred.methods.lotm import LoTM
 from tokred.testing import make_view, tiny_vit
 
@@ -45,6 +47,82 @@ def test_oracle(n, seed, order, data):
         np.testing.assert_allclose(
             pooled[b].numpy(), oracle(view.x[b].double().numpy(), removed, order), atol=1e-5
         )
+
+
+def snake(rows, columns):
+    """Patches of a grid in the order of a snake, by their places."""
+    patches = [(row, column) for row in range(rows) for column in range(columns)]
+    patches.sort(key=lambda place: (place[0], place[1] if place[0] % 2 == 0 else -place[1]))
+    return [row * columns + column for row, column in patches]
+
+
+CURVES = {  # of a grid of 4 x 4
+    "raster": list(range(16)),
+    "snake": snake(4, 4),
+    "hilbert": [0, 1, 5, 4, 8, 12, 13, 9, 10, 14, 15, 11, 7, 6, 2, 3],
+}
+
+
+def runs(x, removed, window):
+    """One image: the most similar neighbours of all windows merge; runs of them as lists of tokens."""
+    scores = [
+        (-(x[i] @ x[i - 1]) / (np.linalg.norm(x[i]) * np.linalg.norm(x[i - 1])), i)
+        for start in range(0, len(x), window)
+        for i in range(start + 1, min(start + window, len(x)))
+    ]
+    joins = {i for _, i in sorted(scores)[:removed]}
+    groups = []
+    for i in range(len(x)):
+        if i in joins:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+@given(st.sampled_from([*CURVES]), st.integers(2, 20), st.integers(1, 8), st.booleans(), st.integers(0, 1000))
+def test_curves_and_windows(curve, window, removed, weighted, seed):
+    view = make_view(n=16, seed=seed)
+    decision = LoTM(16, 16 - removed, 48, 3, curve=curve, window=window, weighted=weighted)(view)
+    pooled = decision.pool(view.x).numpy()
+    for image in range(3):
+        x = view.x[image].double().numpy()[CURVES[curve]]
+        weight = view.size[image].numpy()[CURVES[curve]] if weighted else np.ones(16)
+        want = [weight[run] @ x[run] / weight[run].sum() for run in runs(x, removed, window)]
+        np.testing.assert_allclose(pooled[image], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("curve", [*CURVES])
+@pytest.mark.parametrize(
+    ("rows", "columns", "n"), [(3, 5, 15), (5, 3, 15), (1, 8, 8), (7, 7, 49), (4, 4, 14)]
+)
+def test_any_grid_has_pairs_of_the_curve(curve, rows, columns, n):
+    view = make_view(n=n, grid=(rows, columns))
+    label = LoTM(n, n - n // 2, 48, 3, curve=curve)(view).labels()[0].tolist()
+    order = curves.along(curve, (rows, columns), n, "cpu").tolist()
+    assert [label[patch] for patch in order] == [place // 2 for place in range(n)]
+    if n == rows * columns and curve == "snake":
+        assert order == snake(rows, columns)
+
+
+@pytest.mark.parametrize(("curve", "window"), [("snake", 2), ("hilbert", 2), ("hilbert", 5)])
+def test_tokens_stay_runs_of_the_curve_over_stages_and_compile(curve, window, images):
+    options = {"curve": curve, "window": window}
+    model = ReducedViT(tiny_vit(), Plan("lotm", (2, 3, 4), (26, 18, 11), options))
+    with torch.no_grad():
+        state = model.run(images)
+        assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(images), model.logits(state))
+    order = curves.along(curve, (6, 6), 36, "cpu")
+    for image in compose(state.reductions)[:, :, order] > 0:
+        assert (image.int().diff(dim=1) == 1).sum(1).max() <= 1  # one run each ...
+        assert image.int().argmax(1).diff().min() > 0  # ... in the order of the curve
+
+
+def test_windows_are_of_two_or_more_and_in_place():
+    with pytest.raises(TokredError, match=r"lotm.window is a number of neighbours, at least 2, got 1"):
+        LoTM(16, 12, 48, 3, window=1)
+    with pytest.raises(TokredError, match=r'lotm.order="append" is defined for pairs'):
+        LoTM(16, 12, 48, 3, window=3, order="append")
 
 
 def test_weighted_mean_and_key_metric():

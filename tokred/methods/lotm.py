@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokred.core import curves
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
+from tokred.errors import TokredError
 
 
 @register("lotm", paper="Haroun et al., ICONIP 2024, hal-04781040")
@@ -21,14 +23,22 @@ class LoTM(Reducer):
     paper's section 4 leaves some points open. Here the prefix tokens take no part in the pairing, similarity
     is the cosine of the tokens after the attention residual, and a merged token takes the place of its left
     half, so that every token stays a contiguous run of patches.
-    Cost: 3/2 N C.
+
+    The options `curve` and `window` are not in the paper. The first stage puts the patches in the order of
+    the curve, on grids of any shape, and later ones pair neighbours of the sequence that it leaves, so that
+    every token stays a run of the curve.
+    Cost: 3/2 N C, and up to 3 N C with a larger window.
 
     Args:
-        order: "inplace", or "append" for the literal reading of equation 16, which moves merged tokens to the
-            end.
+        order: "inplace", or "append", the literal reading of equation 16: merged tokens move to the end.
         weighted: weigh the mean by token sizes, as ToMe does; the paper does not.
         proportional: add log(size) to later attention scores, as ToMe does; the paper does not.
         metric: "x" for the tokens, "keys" for the attention keys averaged over heads.
+        curve: order of the patches in which neighbours are defined: "raster", row by row from the left
+            (published); "snake", every second row from the right; or "hilbert", a generalised Hilbert curve,
+            which takes one diagonal step if the longer side of the grid is odd and the shorter one even.
+        window: length of the disjoint windows of the sequence within which neighbours may merge: 2 for pairs
+            (published). In longer ones any two neighbours may, and a run of such neighbours is one token.
     """
 
     groups = ("core", "merging", "training-free")
@@ -46,9 +56,16 @@ class LoTM(Reducer):
         weighted: bool = False,
         proportional: bool = False,
         metric: Literal["x", "keys"] = "x",
+        curve: Literal["raster", "snake", "hilbert"] = "raster",
+        window: int = 2,
     ) -> None:
         super().__init__(n, keep, dim, heads)
+        if window < 2:
+            raise TokredError(f"lotm.window is a number of neighbours, at least 2, got {window}.")
+        if window > 2 and order == "append":
+            raise TokredError('lotm.order="append" is defined for pairs; leave lotm.window at 2.')
         self.order, self.weighted, self.proportional, self.metric = order, weighted, proportional, metric
+        self.curve, self.window = curve, window
 
     @classmethod
     def floor(cls, n: int) -> int:
@@ -56,18 +73,29 @@ class LoTM(Reducer):
 
     def forward(self, view: View) -> Merge:
         tokens = view.x.float() if self.metric == "x" else view.key_metric
-        paired = self.n // 2 * 2
-        similarity = F.cosine_similarity(tokens[:, 0:paired:2], tokens[:, 1:paired:2], dim=-1)  # [B, n // 2]
-        best = similarity.argsort(dim=1, descending=True, stable=True)[:, : self.n - self.keep]
-        label = self._in_place(best) if self.order == "inplace" else self._appended(best)
+        if self.curve == "raster" or view.history is not None:
+            label = self._label(tokens)
+        else:
+            passed = curves.along(self.curve, view.grid, self.n, tokens.device)
+            label = self._label(tokens[:, passed])[:, passed.argsort()]
         return Merge(label, self.keep, weight=view.size if self.weighted else None)
 
-    def _in_place(self, best: Tensor) -> Tensor:
-        starts = torch.ones(best.shape[0], self.n, dtype=torch.long, device=best.device)
-        return starts.scatter(1, 2 * best + 1, 0).cumsum(1) - 1  # the right half joins the slot on its left
+    def _label(self, tokens: Tensor) -> Tensor:
+        if self.window == 2:
+            left, right = tokens[:, :-1:2], tokens[:, 1::2]
+        else:
+            pairs = self.n - -(-self.n // self.window)  # a window's first token has nobody on its left
+            second = self._second(torch.arange(pairs, device=tokens.device))
+            left, right = tokens[:, second - 1], tokens[:, second]
+        best = F.cosine_similarity(left, right, dim=-1).argsort(dim=1, descending=True, stable=True)
+        joins = self._second(best[:, : self.n - self.keep])
+        starts = torch.ones(tokens.shape[:2], dtype=torch.long, device=joins.device).scatter(1, joins, 0)
+        if self.order == "inplace":
+            return starts.cumsum(1) - 1  # a token that joins takes the slot on its left
+        alone = starts.scatter(1, joins - 1, 0)
+        slot = torch.arange(2 * self.keep - self.n, self.keep, device=joins.device).expand_as(joins)
+        return (alone.cumsum(1) - 1).scatter(1, joins - 1, slot).scatter(1, joins, slot)
 
-    def _appended(self, best: Tensor) -> Tensor:
-        alone = torch.ones(best.shape[0], self.n, dtype=torch.long, device=best.device)
-        alone = alone.scatter(1, 2 * best, 0).scatter(1, 2 * best + 1, 0)
-        slot = (self.n - 2 * best.shape[1] + torch.arange(best.shape[1], device=best.device)).expand_as(best)
-        return (alone.cumsum(1) - 1).scatter(1, 2 * best, slot).scatter(1, 2 * best + 1, slot)
+    def _second(self, pair: Tensor) -> Tensor:
+        """The second token of pairs of neighbours, counted through all windows."""
+        return pair // (self.window - 1) * self.window + pair % (self.window - 1) + 1
