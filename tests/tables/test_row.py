@@ -65,6 +65,9 @@ def test_columns_are_fixed():
     appended = ["adapter", "unfitted", "fitted_here", "schema", "on_error", "smallest_batch"]
     appended += ["published_top1", "baseline_off", "unbeaten", "best", "agreement_lo", "agreement_hi"]
     appended += ["nll", "nll_rise", "nll_rise_lo", "nll_rise_hi", "gflops_lo", "gflops_hi", "gflops_sd"]
+    features = ("feature_cosine", "feature_error", "patch_cosine", "patch_error")
+    features += ("knn_agreement", "knn_top1", "knn_drop")
+    appended += [f"{name}{end}" for name in features for end in ("", "_lo", "_hi")]
     assert list(COLUMNS) == DESIGN_COLUMNS + appended  # only ever appended
 
 

@@ -48,6 +48,8 @@ def run_comparison(config: Config, options: ComparisonOptions) -> None:
     say(job.describe(), commentary)
     say(job.open(options.folder or Path("runs") / job.folder_name), commentary)
     measure = "Top-1" if job.source.labelled else "Agreement"
+    if job.loaded.model.num_classes < 1:
+        measure = "Cosine"
     with resumable(commentary, options.form):
         headers = ("So far", measure, "95 % interval")
         with Progress(len(job.source), "images", 0, lambda: running_scores(job), headers) as advance:

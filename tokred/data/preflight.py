@@ -28,13 +28,19 @@ def align(source: Source, classes: int, weights: str = "the model", own: bool = 
 
     Args:
         source: images, not limited.
-        classes: number of classes of the model.
+        classes: number of classes of the model; 0 if it has no classifier, for which any labels will do.
         weights: one phrase about the weights, for messages.
         own: whether the user chose the weights; timm's own with 1,000 classes are ImageNet's.
 
     Raises:
         TokredError: the labels are not those of the model.
     """
+    if classes < 1:
+        knn = " and, with the labels, by their k-NN accuracy" if source.labelled else ""
+        return source.noted(
+            "The model has no classifier, so methods are compared by the similarity of their features to the "
+            f"dense model's{knn}."
+        )
     if not source.labelled:
         return source.noted(
             "The images have no labels, so methods are compared by their agreement with the dense model."

@@ -80,8 +80,10 @@ def smaller(loaded: Loaded, img_size: int | None = None) -> Control | None:
     Args:
         loaded: the model to compare. Weights from a file have no smaller counterpart.
         img_size: side of the images in pixels; by default the model's own.
+
+    Without a classifier there is none: features of other widths cannot be compared.
     """
-    for name in _smaller_models(loaded.name) if loaded.origin else ():
+    for name in _smaller_models(loaded.name) if loaded.origin and loaded.model.num_classes else ():
         try:
             other = zoo.load_for(name, None, loaded.origin or "pretrained", img_size)
         except TokredError:

@@ -22,6 +22,7 @@ from tokred.core.stage import State
 from tokred.core.vit import Point, ReducedViT
 from tokred.data.loading import Batch
 from tokred.errors import TokredError
+from tokred.evaluation.features import Features, distances, features_of
 from tokred.evaluation.lanes import Lanes, Portions, is_out_of_memory
 from tokred.evaluation.predictions import Evaluation, Failure, finite
 from tokred.utils.devices import autocast
@@ -41,6 +42,7 @@ class Pass:
 
     Attributes:
         waiting: fraction of worker time spent waiting for images.
+        encodes: whether the models have no classifier, so that features are compared instead of predictions.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Pass:
     ) -> None:
         self.dense, self.methods, self.evaluation, self.dtype = dense, methods, evaluation, dtype
         self.device = device or torch.device("cpu")
+        self.encodes = dense.backbone.num_classes < 1
         self.waiting = 0.0
         self._portions = Portions(self.device, evaluation.shrink)
         self._checked = set[str]()  # methods whose reductions were checked, or that failed
@@ -98,31 +101,57 @@ class Pass:
         logits: dict[str, Tensor | None] = {}
         with autocast(self.device, self.dtype):
             state = dense.embed(images, index)
+            target = self._dense_features(state.copy(), images, index) if self.encodes else None
             for point, names in _branches(dense, methods).items():
                 state = dense.advance(state, stop=point)
                 for name in names:
                     shared = state if methods[name].backbone is dense.backbone else None
-                    logits[name] = self._branch(name, methods[name], shared, images, index)
-            dense_logits = dense.logits(dense.advance(state))
-            if not finite(dense_logits):
-                place = _first_not_finite(dense, images, index)
-                raise TokredError(
-                    f"The output of the dense model is not finite, first in {place}, {_span(index)}; "
-                    "check its weights."
-                )
+                    logits[name] = self._branch(name, methods[name], shared, images, index, target)
+            self.evaluation.labels[batch.indices.numpy()] = batch.labels.numpy()
+            if target is not None:
+                return
+            dense_logits = self._finite(dense.logits(dense.advance(state)), images, index)
         indices = batch.indices.numpy()
-        self.evaluation.labels[indices] = batch.labels.numpy()
         self.evaluation.dense.put(indices, dense_logits, labels, dense_logits)
         for name, output in logits.items():
             if output is not None:
                 self.evaluation.methods[name].put(indices, output, labels, dense_logits)
 
+    def _dense_features(self, state: State, images: Tensor, index: Tensor) -> Features:
+        """The dense model's features of a batch, which those of the methods are compared with at once."""
+        state = self.dense.advance(state)
+        pooled = self._finite(self.dense.logits(state), images, index)
+        target = features_of(self.dense, state, pooled)
+        self.evaluation.dense.compare(index.cpu().numpy(), distances(target, target))
+        return target
+
+    def _finite(self, output: Tensor, images: Tensor, index: Tensor) -> Tensor:
+        """The output of the dense model.
+
+        Raises:
+            TokredError: it is not finite.
+        """
+        if not finite(output):
+            place = _first_not_finite(self.dense, images, index)
+            raise TokredError(
+                f"The output of the dense model is not finite, first in {place}, {_span(index)}; "
+                "check its weights."
+            )
+        return output
+
     def _branch(
-        self, name: str, model: ReducedViT, shared: State | None, images: Tensor, index: Tensor
+        self,
+        name: str,
+        model: ReducedViT,
+        shared: State | None,
+        images: Tensor,
+        index: Tensor,
+        target: Features | None,
     ) -> Tensor | None:
         """Logits of a method on a batch, from the state shared with the dense model or else from the images.
 
-        None if the method fails on this batch or has failed before; the other methods continue.
+        Without a classifier, where the dense model's features are the `target`, features are entered. None if
+        the method fails on this batch or has failed before; the other methods continue.
         """
         first, failure = int(index[0]), self.evaluation.failed.get(name)
         if failure is not None and failure.image < first:
@@ -135,6 +164,9 @@ class Pass:
             if finite(logits):
                 if model.adaptive:
                     self.evaluation.methods[name].count(index.cpu().numpy(), state.counts.cpu().numpy())
+                if target is not None:
+                    parts = distances(features_of(model, state, logits), target)
+                    self.evaluation.methods[name].compare(index.cpu().numpy(), parts)
                 return logits
             place = _first_not_finite(model, images, index)
             reason = f"The output of {name} is not finite, first in {place}, {_span(index)}."

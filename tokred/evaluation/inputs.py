@@ -26,28 +26,32 @@ def open_images(config: Config) -> Source:
     )
 
 
-def open_inputs(config: Config) -> tuple[Source, Loaded, Preparation]:
+def open_inputs(config: Config, classifier: bool = True) -> tuple[Source, Loaded, Preparation]:
     """Open the images up to the limit, the model with matching weights, and the preparation of the images.
+
+    Args:
+        config: the configuration.
+        classifier: whether the model must have a classifier.
 
     Raises:
         TokredError: something is missing, or images and weights do not match.
     """
     source = open_images(config)
-    loaded = load_weights(config, source)
+    loaded = load_weights(config, source, classifier)
     aligned = preflight.align(
         source, loaded.model.num_classes, loaded.weights, own=config.weights is not None
     )
     return aligned.limit(config.limit), loaded, prepare(config, loaded, source)
 
 
-def load_weights(config: Config, source: Source | None) -> Loaded:
+def load_weights(config: Config, source: Source | None, classifier: bool = True) -> Loaded:
     """Load the model with the weights in the configuration, or by default with those for the images.
 
     Raises:
         TokredError: see `zoo.load_for`.
     """
     default = "pretrained" if source is None else source.weights
-    return zoo.load_for(config.model, config.weights, default, config.img_size)
+    return zoo.load_for(config.model, config.weights, default, config.img_size, classifier)
 
 
 def prepare(config: Config, loaded: Loaded, source: Source | None) -> Preparation:

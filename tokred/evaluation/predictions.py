@@ -36,6 +36,10 @@ class Predictions:
         nll: float32, negative log-likelihood in nats of the label; NaN where there is no label or no
             prediction.
         tokens: int32 [n, S], tokens after each stage, where they depend on the image; None elsewhere.
+        features: float16 [n, D], pooled features scaled to norm 1, of a model without a classifier, whose
+            predictions are all -1; NaN where there are none. None elsewhere, as are the following.
+        cosine, error: float32, cosine similarity to the dense model's pooled features, and relative error.
+        patch_cosine, patch_error: float32, the same of the features of all patches.
     """
 
     prediction: np.ndarray
@@ -43,6 +47,11 @@ class Predictions:
     kl: np.ndarray
     nll: np.ndarray
     tokens: np.ndarray | None = field(default=None, kw_only=True)
+    features: np.ndarray | None = field(default=None, kw_only=True)
+    cosine: np.ndarray | None = field(default=None, kw_only=True)
+    error: np.ndarray | None = field(default=None, kw_only=True)
+    patch_cosine: np.ndarray | None = field(default=None, kw_only=True)
+    patch_error: np.ndarray | None = field(default=None, kw_only=True)
 
     @classmethod
     def empty(cls, n: int) -> Predictions:
@@ -68,6 +77,9 @@ class Predictions:
         self.kl[images] = self.nll[images] = np.nan
         if self.tokens is not None:
             self.tokens[images] = 0
+        for part in FEATURES:
+            if (array := getattr(self, part)) is not None:
+                array[images] = np.nan
 
     def take(self, images: np.ndarray) -> Predictions:
         """The predictions of some images alone."""
@@ -84,8 +96,18 @@ class Predictions:
             self.tokens = np.zeros((len(self.prediction), tokens.shape[1]), dtype=np.int32)
         self.tokens[images] = tokens
 
+    def compare(self, images: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
+        """Enter the features of some images and their distances from the dense model's, by name."""
+        for part, values in parts.items():
+            if getattr(self, part) is None:
+                shape = (len(self.prediction), *values.shape[1:])
+                setattr(self, part, np.full(shape, np.nan, dtype=values.dtype))
+            getattr(self, part)[images] = values
 
-_ARRAYS = tuple(part.name for part in fields(Predictions) if part.name != "tokens")
+
+FEATURES = ("features", "cosine", "error", "patch_cosine", "patch_error")
+_OPTIONAL = ("tokens", *FEATURES)
+_ARRAYS = ("prediction", "top5", "kl", "nll")
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,11 @@ class RunPredictions:
     def failed(self) -> dict[str, str]:
         """Methods that failed, with the reason."""
         return {name: str(reason) for name, (_, reason) in self.about.get("failed", {}).items()}
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the model has no classifier, so that there are features instead of predictions."""
+        return self.models[BASELINE].cosine is not None
 
     @property
     def labelled(self) -> bool:
@@ -151,10 +178,10 @@ class RunPredictions:
             names = [key.removesuffix("/prediction") for key in arrays if key.endswith("/prediction")]
             for name in names:  # runs of an older tokred have none
                 arrays.setdefault(f"{name}/nll", np.full(len(arrays["rows"]), np.nan, dtype=np.float32))
-            models = {
+            models: dict[str, Predictions] = {
                 name: Predictions(
-                    **{part: arrays[f"{name}/{part}"] for part in _ARRAYS},
-                    tokens=arrays.get(f"{name}/tokens"),
+                    *(arrays[f"{name}/{part}"] for part in _ARRAYS),
+                    **{part: arrays[key] for part in _OPTIONAL if (key := f"{name}/{part}") in arrays},
                 )
                 for name in names
             }
@@ -302,6 +329,7 @@ class Evaluation:
                     getattr(self.models[name], part)[images] = theirs[part]
                 if "tokens" in theirs:
                     self.models[name].count(images, theirs["tokens"])
+                self.models[name].compare(images, {part: theirs[part] for part in FEATURES if part in theirs})
             self.labels[images] = run.labels
             for name, (image, reason) in about["failed"].items():
                 self.fail(name, Failure(image, reason))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tokred.errors import TokredError
+from tokred.evaluation.feature_scores import feature_columns
 from tokred.evaluation.metrics import Scores, fidelity, rise_intervals, score
 from tokred.evaluation.predictions import RunPredictions
 from tokred.evaluation.significance import judge
@@ -57,25 +58,24 @@ def build_rows(
     for name, reason in predictions.failed.items():
         if name in rows:
             rows[name] = replace(rows[name], status="failed", error=reason)
-    scores = {
-        name: _score(name, run["seed"], predictions, places) for name in predictions.models if len(places)
-    }
-    rises = _rise_columns(predictions, places, run["seed"])
-    dense = predictions.models[BASELINE].prediction
-    truth = predictions.labels if predictions.labelled else dense
-    correct = {
-        place: (predictions.models[name].prediction == truth)[places]
+    measured = predictions.models if len(places) else {}
+    further = _further_columns(predictions, places, run["seed"])
+    scores = {}
+    if not predictions.encodes:
+        scores = {name: _score(name, run["seed"], predictions, places) for name in measured}
+    merits = {
+        place: _merit(predictions, name, places)
         for place, name in enumerate(rows)
-        if name in scores and name != BASELINE
+        if name in measured and name != BASELINE
     }
-    flags = judge(list(rows.values()), correct, predictions.groups[places])
+    flags = judge(list(rows.values()), merits, predictions.groups[places])
     whole = not run["limited"] and len(places) == len(predictions.images)
     published = published_columns(run["published"] if whole else None, scores.get(BASELINE))
     return rank(
         replace(
             row,
             **vars(scores.get(name, Scores())),
-            **rises.get(name, {}),
+            **further.get(name, {}),
             **_timing(speeds.get(name, {})),
             **published[name == BASELINE],
             **vars(flag),
@@ -103,10 +103,23 @@ def _score(name: str, seed: int, predictions: RunPredictions, places: np.ndarray
     return replace(scores, **itself) if name == BASELINE else scores
 
 
-def _rise_columns(predictions: RunPredictions, places: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
-    """The limits of the rise of NLL, by the names of the methods that have it."""
+def _merit(predictions: RunPredictions, name: str, places: np.ndarray) -> np.ndarray:
+    """What a model gets right, [n]: the label, else the dense model's prediction, else its features."""
+    own, dense = predictions.models[name], predictions.models[BASELINE]
+    if own.cosine is not None:
+        return own.cosine[places]
+    truth = predictions.labels if predictions.labelled else dense.prediction
+    return np.asarray(own.prediction == truth)[places]
+
+
+def _further_columns(predictions: RunPredictions, places: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
+    """The columns of features, or else the limits of the rise of NLL, by the names of the models."""
     models = {name: model.take(places) for name, model in predictions.models.items()}
-    dense, groups = models.pop(BASELINE), predictions.groups[places]
+    groups = predictions.groups[places]
+    if predictions.encodes:
+        labels = predictions.labels[places] if predictions.labelled else None
+        return dict(feature_columns(models, labels, groups, seed))
+    dense = models.pop(BASELINE)
     ends = rise_intervals(models, dense, groups, seed)
     return {name: {"nll_rise_lo": low, "nll_rise_hi": high} for name, (low, high) in ends.items()}
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 def running_scores(job: Job) -> list[tuple[str, str, str]]:
     """Accuracy so far of the dense model and every method; without labels, agreement of the methods.
 
+    Without a classifier it is the cosine of their features.
+
     Returns:
         Name, value in per cent and 95 % interval of each: the dense model, then the methods, best first.
     """
@@ -23,14 +25,15 @@ def running_scores(job: Job) -> list[tuple[str, str, str]]:
     images = np.flatnonzero(evaluation.readable)
     if not len(images):
         return []
-    dense = evaluation.dense.prediction[images]
-    target = evaluation.labels[images] if labelled else dense
+    encodes = evaluation.dense.cosine is not None
+    target = evaluation.labels[images] if labelled else evaluation.dense.prediction[images]
     groups = job.source.groups[images]
     scores = []
-    models = {BASELINE: evaluation.dense} if labelled else {}
+    models = {BASELINE: evaluation.dense} if labelled and not encodes else {}
     for name, model in {**models, **evaluation.methods}.items():
         if name not in evaluation.failed:
-            right, count = group_sums(groups, model.prediction[images] == target, np.ones(len(images)))
+            good = model.prediction[images] == target if model.cosine is None else model.cosine[images]
+            right, count = group_sums(groups, good, np.ones(len(images)))
             low, high = interval(right, count)
             scores.append((name != BASELINE, -right.sum() / len(images), name, low, high))
     return [

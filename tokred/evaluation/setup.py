@@ -46,7 +46,7 @@ class Setup:
         self.device = Processes.device(config.device)
         self.dtype = resolve_precision(config.precision, self.device)
         self.batch_size = config.batch_size or default_batch_size(self.device)
-        self.source, self.loaded, self.preparation = open_inputs(config)
+        self.source, self.loaded, self.preparation = open_inputs(config, classifier=False)
         self.costs = CostTable(self.loaded.model)
         calibration = Calibration(config, self.loaded, self.source.images_hash, self.device, self.dtype)
         self.candidates = candidates.build(config, self.loaded, self.costs, calibration)

@@ -42,28 +42,29 @@ class Flags:
     best: bool = False
 
 
-def judge(contenders: Sequence[Row], correct: Mapping[int, np.ndarray], groups: np.ndarray) -> list[Flags]:
+def judge(contenders: Sequence[Row], merits: Mapping[int, np.ndarray], groups: np.ndarray) -> list[Flags]:
     """The significance flags of all rows of one run.
 
-    A method beats a control where it is right more often and the paired test separates them at 5 %. It is
+    A method beats a control where it is better on average and the paired test separates them at 5 %. It is
     held against the controls of its own budget, which a method that costs more than the budget cannot beat,
     and against those without a budget. The best method of a budget is shown to beat every other method there,
     whatever was trained for it; `competes` says which rows take part.
 
     Args:
         contenders: the rows, baseline and controls included.
-        correct: [n] bool by place in `contenders`: whether each image is right, or, without labels, whether
-            the dense model predicts the same. Rows that failed are missing.
+        merits: [n] by place in `contenders`: whether each image is right, or, without labels, whether the
+            dense model predicts the same; without a classifier, similarities of features, which are compared
+            by their means; NaN where an image has none. Rows that failed are missing.
         groups: [n], images that are not independent share a number.
     """
-    places, arrays = list(correct), list(correct.values())
-    members, shares = [contenders[place] for place in places], [float(array.mean()) for array in arrays]
-    test, best = paired(shares, arrays, groups), set[int]()
+    places, arrays = list(merits), list(merits.values())
+    members, shares = [contenders[place] for place in places], [float(np.nanmean(array)) for array in arrays]
+    test, best = _test(shares, arrays, groups), set[int]()
     for budget in {row.budget for row in members} - {None}:
         rivals = [i for i, row in enumerate(members) if row.budget == budget and competes(row)]
-        first = leaders([shares[i] for i in rivals], [arrays[i] for i in rivals], groups)
+        first = _leaders(rivals, shares, arrays, test)
         if len(rivals) > 1 and len(first) == 1:
-            best.add(rivals[first[0]])
+            best.add(first[0])
     flags = [Flags() for _ in contenders]
     for i, row in enumerate(members):
         if row.method != BASELINE and not row.control:
@@ -74,6 +75,22 @@ def judge(contenders: Sequence[Row], correct: Mapping[int, np.ndarray], groups: 
             names = [members[k].method for k in controls if k in dearer.union(unbeaten(test, i, controls))]
             flags[places[i]] = Flags(unbeaten=" ".join(names), best=i in best)
     return flags
+
+
+def _test(shares: Sequence[float], merits: Sequence[np.ndarray], groups: np.ndarray) -> Test:
+    """The paired test between any two of the rows that `judge` compares."""
+    if merits and merits[0].dtype != bool:
+        return paired_nll([-merit for merit in merits], groups)
+    return paired(shares, merits, groups)
+
+
+def _leaders(
+    rivals: Sequence[int], shares: Sequence[float], merits: Sequence[np.ndarray], test: Test
+) -> list[int]:
+    """The places of those rivals that have rank 1 among them."""
+    beats = shown(lambda i, j: test(rivals[i], rivals[j]))
+    places = ladder([shares[i] for i in rivals], beats, [merits[i].tobytes() for i in rivals])
+    return [i for i, rank in zip(rivals, places, strict=True) if rank == 1]
 
 
 def competes(row: Row) -> bool:

@@ -180,7 +180,7 @@ def _worth(row: Row) -> tuple[bool, str]:
 
 def _order(row: Row) -> tuple[object, ...]:
     """Sort key of a row on the board: comparable rows are together, in the order of a run's own table."""
-    score = row.agreement if row.top1 is None else row.top1
+    score = row.score
     finite = score if score is not None and math.isfinite(score) else 0.0
     return (
         *(row.dataset, row.split, row.model, row.weights_hash, row.budget or 0),

@@ -45,6 +45,7 @@ class Evidence:
         verified: result of the latest `tokred leaderboard verify`; None if there was none.
         left_out: indices of images that could not be read and do not count.
         nll: [n] float32, negative log-likelihood of the labels; None if the run does not have it.
+        cosine: [n] float32, similarity of the features to the dense model's; None with a classifier.
         disputed: scores of the row that contradict the predictions of its run; see `claims`.
     """
 
@@ -57,6 +58,7 @@ class Evidence:
     verified: dict[str, Any] | None = None
     left_out: tuple[int, ...] = ()
     nll: np.ndarray | None = None
+    cosine: np.ndarray | None = None
     disputed: tuple[str, ...] = ()
 
     @property
@@ -79,14 +81,15 @@ class Evidence:
     def digest(self) -> str:
         """A short hash of the images and their predictions."""
         predictions = self.prediction.astype("<i4").tobytes()
-        nll = b"" if self.nll is None else self.nll.astype("<f4").tobytes()
-        return _short_hash(self.images.encode(), np.packbits(self.correct).tobytes(), predictions, nll)
+        losses = (part.astype("<f4").tobytes() for part in (self.nll, self.cosine) if part is not None)
+        return _short_hash(self.images.encode(), np.packbits(self.correct).tobytes(), predictions, *losses)
 
     def contradicts(self, row: Row) -> list[str]:
         """How the row contradicts its predictions, here or in its run; empty if it does not."""
         values = {"top1": self.top1}
-        if self.nll is not None:
-            values["nll"] = float(np.nanmean(self.nll.astype(float)))
+        for column, part in (("nll", self.nll), ("feature_cosine", self.cosine)):
+            if part is not None:
+                values[column] = float(np.nanmean(part.astype(float)))
         return list(dict.fromkeys([*differences(row, values), *self.disputed]))
 
     def pack(self) -> bytes:
@@ -99,7 +102,8 @@ class Evidence:
             correct=np.packbits(self.correct),
             prediction=self.prediction.astype(small),
             groups=np.empty(0, np.int32) if self.clusters is None else self.clusters.astype(np.int32),
-            nll=np.empty(0, np.float32) if self.nll is None else self.nll.astype(np.float32),
+            nll=_stored(self.nll),
+            cosine=_stored(self.cosine),
             about=np.array(json.dumps(about)),
         )
         return buffer.getvalue()
@@ -116,9 +120,11 @@ class Evidence:
                 about, groups = json.loads(str(file["about"])), file["groups"]
                 n, prediction = int(about["n"]), file["prediction"].astype(np.int32)
                 correct = np.unpackbits(file["correct"], count=n).astype(bool)
-                nll = file["nll"] if "nll" in file and len(file["nll"]) else None  # older boards have none
+                nll, cosine = (  # older boards have none
+                    file[name] if name in file and len(file[name]) else None for name in ("nll", "cosine")
+                )
             groups = groups if len(groups) else np.arange(n, dtype=np.int32)
-            if {n} != {len(part) for part in (correct, prediction, groups, nll) if part is not None}:
+            if {n} != {len(part) for part in (correct, prediction, groups, nll, cosine) if part is not None}:
                 raise ValueError("arrays of different lengths")
             return cls(
                 correct=correct,
@@ -130,6 +136,7 @@ class Evidence:
                 verified=about["verified"] if isinstance(about["verified"], dict) else None,
                 left_out=tuple(map(int, about.get("left_out", ()))),
                 nll=nll,
+                cosine=cosine,
                 disputed=tuple(map(str, about.get("disputed", ()))),
             )
         except Exception as error:  # a damaged file can fail in any way
@@ -158,7 +165,8 @@ def evidence_of(run: Run, row: Row) -> Evidence | None:
         name=name,
         run={part: run.about[part] for part in _RUN if part in run.about},
         left_out=tuple(sorted(stored.unreadable)) if row.on_error == "skip" else (),
-        nll=None if np.isnan(own.nll[prediction >= 0]).any() else own.nll,
+        nll=None if stored.encodes or np.isnan(own.nll[prediction >= 0]).any() else own.nll,
+        cosine=own.cosine,
     )
     verified = read_verified(run.path).get(name)
     current = isinstance(verified, dict) and verified.get("digest") == evidence.digest
@@ -167,12 +175,17 @@ def evidence_of(run: Run, row: Row) -> Evidence | None:
 
 def claims(run: Run, row: Row) -> list[str]:
     """The scores of a row that do not follow from its predictions, such as "top1 91.2 instead of 90.1"."""
-    from tokred.evaluation.metrics import score  # SciPy takes half a second
+    from tokred.evaluation.feature_scores import feature_columns  # SciPy takes half a second
+    from tokred.evaluation.metrics import score
 
-    own, stored = run.of(row), run.predictions
-    if own is None or stored is None or row.status != "ok":
+    own, stored, name = run.of(row), run.predictions, run.name(row)
+    if own is None or stored is None or name is None or row.status != "ok":
         return []
     counted = stored.counted(row.on_error)
+    if stored.encodes:
+        labels = stored.labels[counted] if stored.labelled else None
+        models = {BASELINE: stored.models[BASELINE].take(counted), name: own.take(counted)}
+        return differences(row, feature_columns(models, labels, stored.groups[counted], row.seed or 0)[name])
     dense, labels = stored.models[BASELINE].take(counted), stored.labels[counted]
     scores = score(own.take(counted), dense, labels, stored.groups[counted], row.seed or 0)
     names = _SCORES if row.method == BASELINE else (*_SCORES, *_FIDELITY)
@@ -207,6 +220,11 @@ def read_verified(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / VERIFIED).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def _stored(values: np.ndarray | None) -> np.ndarray:
+    """Values of images as evidence stores them; empty where there are none."""
+    return np.empty(0, np.float32) if values is None else values.astype(np.float32)
 
 
 def _short_hash(*parts: bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tokred.tables.row import BASELINE, Row
+from tokred.tables.row import BASELINE, MEASURES, Row
 
 BASELINE_OFF = "the baseline's top-1 is not the published one of these weights"
 _STATUS = {"unfitted": "not fitted", "unreachable": "cannot reach this budget"}
@@ -25,6 +25,7 @@ def exclusions(row: Row) -> list[str]:
         "fitted on or chosen by these images": row.fitted_here,
         BASELINE_OFF: row.baseline_off,
         f"first {row.n_images or '?'} images only": row.limited,
+        "no classifier, so no top-1": row.feature_cosine is not None or row.knn_top1 is not None,
         "no labels, so no top-1": row.top1 is None,
         f"top-1 is {row.top1}, not a percentage": row.top1 is not None and not 0 <= row.top1 <= 100,
         f"contradicts itself: {conflict}": conflict,
@@ -43,6 +44,7 @@ def contradiction(row: Row) -> str:
         ("drop", row.drop_lo, row.drop_hi),
         ("agreement", row.agreement_lo, row.agreement_hi),
         ("nll_rise", row.nll_rise_lo, row.nll_rise_hi),
+        *((name, getattr(row, f"{name}_lo"), getattr(row, f"{name}_hi")) for name in MEASURES),
         ("top5", row.top1, 100.0 if row.top1 is not None else None),
         ("reduction", None, 1.0),
     ):

@@ -130,7 +130,11 @@ def outline(name: str, img_size: int | None = None) -> Any:
 
 
 def load_for(
-    name: str, weights: str | None, default: DefaultWeights = "pretrained", img_size: int | None = None
+    name: str,
+    weights: str | None,
+    default: DefaultWeights = "pretrained",
+    img_size: int | None = None,
+    classifier: bool = True,
 ) -> Loaded:
     """Load a model with the weights that the user names, or with those that belong to the data.
 
@@ -140,10 +144,12 @@ def load_for(
         default: which weights to load where `weights` is None; see `Source.weights`.
         img_size: side of the input in pixels, for which position embeddings are resampled; by default the
             model's.
+        classifier: whether the model must have a classifier. Else a projection, as CLIP's towers have one, is
+            none, and `num_classes` becomes 0.
 
     Raises:
-        TokredError: there are none, they are of another architecture, have no classes or numbers that are not
-            finite, or the model cannot have that size.
+        TokredError: there are none, they are of another architecture, lack the classifier or have numbers
+            that are not finite, or the model cannot have that size.
     """
     if weights is not None and not pretrained.is_source(weights):
         loaded = load_file(name, Path(weights), img_size=img_size)
@@ -161,12 +167,20 @@ def load_for(
             "training has diverged, "
             "or the file is damaged."
         )
-    if loaded.model.num_classes < 1:
+    if not classifier and _projects(loaded.model):
+        loaded.model.num_classes = 0  # the head stays: its output is the embedding
+    if classifier and loaded.model.num_classes < 1:
         raise TokredError(
-            f"The weights ({loaded.weights}) have no classifier, so there is no accuracy to compare; choose "
-            "a tag with one."
+            f"The weights ({loaded.weights}) have no classifier, which is needed here; choose a tag with "
+            "one. tokred compare needs none."
         )
     return loaded
+
+
+def _projects(model: Any) -> bool:
+    """Whether the head projects to CLIP's embedding, by timm's names; fine-tuned towers have a classifier."""
+    config = model.pretrained_cfg
+    return "clip" in config.get("architecture", "") and "_ft_" not in f"{config.get('tag')}_"
 
 
 def _load_place(name: str, place: str, img_size: int | None) -> Loaded:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tokred.plots import COLOURS, INK, MARKERS, figure, style
+from tokred.tables.results_table import measure
 from tokred.tables.row import BASELINE, Row, rank
 from tokred.utils.text import visible
 
@@ -20,6 +21,12 @@ Axis = Literal["gflops", "images_per_s"]
 _AXES = {
     "gflops": "FLOPs (G), fewer to the left",
     "images_per_s": "Measured images per second, faster to the right",
+}
+_COLUMNS = {"accuracy": "top1", "agreement": "agreement", "features": "feature_cosine"}
+_LABELS = {
+    "accuracy": "Top-1 (%)",
+    "agreement": "Agreement with the dense model (%)",
+    "features": "Cosine of features to the dense model's (%)",
 }
 _SAME = 0.001  # fraction of the dense model's FLOPs by which methods at one budget may differ
 _MUTED = COLOURS[-1]  # of controls
@@ -41,16 +48,16 @@ class Point:
 def points(rows: Sequence[Row], x: Axis) -> list[Point]:
     """The rows that have both numbers, best first, without unfitted methods.
 
-    Without labels, agreement with the dense model takes the place of accuracy.
+    Without labels, agreement with the dense model takes the place of accuracy; without a classifier, the
+    cosine of the features.
     """
-    labelled, shown = measures_accuracy(rows), []
+    column, shown = _COLUMNS[measure(rows)], []
     for row in rank(rows):
-        values = (row.top1, row.top1_lo, row.top1_hi)
-        if not labelled:
-            agreement = 1.0 if row.method == BASELINE else row.agreement
-            shares = (agreement, row.agreement_lo, row.agreement_hi)
-            values = tuple(None if share is None else 100 * share for share in shares)  # type: ignore[assignment]
-        cost, (y, lo, hi) = getattr(row, x), values
+        y, lo, hi = (getattr(row, f"{column}{end}") for end in ("", "_lo", "_hi"))
+        if column != "top1":
+            y = 1.0 if row.method == BASELINE else y
+            y, lo, hi = (None if share is None else 100 * share for share in (y, lo, hi))
+        cost = getattr(row, x)
         if (
             row.status != "ok"
             or row.unfitted
@@ -63,11 +70,6 @@ def points(rows: Sequence[Row], x: Axis) -> list[Point]:
             lo = hi = None
         shown.append(Point(method=row.method, x=cost, y=y, lo=lo, hi=hi, control=row.control))
     return shown
-
-
-def measures_accuracy(rows: Sequence[Row]) -> bool:
-    """Whether the images have labels."""
-    return any(row.top1 is not None for row in rows)
 
 
 def front(x: np.ndarray, y: np.ndarray, same: float = 0.0) -> np.ndarray:
@@ -113,7 +115,7 @@ def pareto(
         axes = drawn.add_subplot()
         axes.set_title(textwrap.fill(visible(title), 64), parse_math=False)
         axes.set_xlabel(_AXES[x])
-        axes.set_ylabel("Top-1 (%)" if measures_accuracy(rows) else "Agreement with the dense model (%)")
+        axes.set_ylabel(_LABELS[measure(rows)])
         axes.margins(x=0.08)
         if not shown:
             axes.set(xticks=[], yticks=[])

@@ -55,12 +55,12 @@ class Drops:
 
 
 def drops(data: RunData) -> Drops | None:
-    """The drops of all methods that were measured; None without labels or predictions."""
+    """The drops of all methods that were measured; None without labels, predictions or a classifier."""
     methods = [row for row in data.ordered if row.status == "ok" and row.method != BASELINE]
     every = {data.called(row): data.predicted(data.name(row)) for row in methods}
     predictions = {name: predicted for name, predicted in every.items() if predicted is not None}
     dense = data.predicted(BASELINE)
-    if data.predictions is None or dense is None or not predictions:
+    if data.predictions is None or data.predictions.encodes or dense is None or not predictions:
         return None
     chosen = data.predictions.labels >= 0
     if data.about["configuration"].get("on_error") == "skip":

@@ -8,6 +8,7 @@ from typing import Any
 from tokred.evaluation.significance import competes
 from tokred.report.main_table import signed
 from tokred.report.run_data import RunData, setting
+from tokred.tables.results_table import measure
 from tokred.tables.row import BASELINE, Row
 
 _NO_RESULT = {"failed": "failed", "unfitted": "not fitted yet", "unreachable": "cannot meet the budget"}
@@ -32,6 +33,10 @@ def summary(data: RunData) -> str:
     first = next((row for row in rows if row.best), None)
     best = [first] if first else _best(rows)
     start = f"At {_spent(budgets[0])}" if budgets else "With plans set by hand"
+    if best[0].feature_cosine is not None:
+        are = "is" if len(best) == 1 else "are"
+        what = f"{are} closest to the dense model, {_share(best[0])}"
+        return f"{start}, {_names(best)} {what}."
     if best[0].top1 is None:
         verb = "agrees" if len(best) == 1 else "agree"
         what = f"{verb} with the dense model on {_share(best[0])} of the images"
@@ -65,10 +70,12 @@ def _spent(budget: float) -> str:
 
 
 def _worth(row: Row) -> float | None:
-    return row.agreement if row.top1 is None else row.top1
+    return row.score
 
 
 def _share(row: Row) -> str:
+    if row.feature_cosine is not None:
+        return f"a cosine of features of {row.feature_cosine:.4f}"
     return "" if row.agreement is None else f"{100 * row.agreement:.2f} %"
 
 
@@ -76,7 +83,7 @@ def _loss(rows: Sequence[Row]) -> str:
     """The drop of rows with the same accuracy, with its interval for a single row."""
     row = rows[0]
     if row.drop is None:
-        return f"agreement {_share(row)}"
+        return _share(row) if row.agreement is None else f"agreement {_share(row)}"
     one = len(rows) == 1 and row.drop_lo is not None
     interval = f" (95 % interval {signed(row.drop_lo)} to {signed(row.drop_hi)})" if one else ""
     return f"a drop of {signed(row.drop)} points{interval}"
@@ -88,12 +95,17 @@ def figures(data: RunData) -> list[tuple[str, str, str]]:
     if base and base.top1 is not None:
         shown.append(("Dense model", f"{base.top1:.2f} %", f"top-1 at {base.gflops or 0:.3f} GFLOPs"))
     elif base and base.gflops is not None:
-        shown.append(("Dense model", f"{base.gflops:.3f}", "GFLOPs; these images have no labels"))
+        encodes = any(row.feature_cosine is not None for row in rows)
+        lack = "the model has no classifier" if encodes else "these images have no labels"
+        shown.append(("Dense model", f"{base.gflops:.3f}", f"GFLOPs; {lack}"))
     if (least := _most(rows, lambda row: None if row.drop is None else -row.drop)) is not None:
         shown.append(("Smallest drop", signed(least.drop), f"points, {_called(data, least)}"))
     if (alike := _most(rows, lambda row: row.agreement)) is not None:
         note = f"of predictions agree, {_called(data, alike)}"
         shown.append(("Closest to the dense model", _share(alike), note))
+    if (near := _most(rows, lambda row: row.feature_cosine)) is not None:
+        note = f"cosine of features, {_called(data, near)}"
+        shown.append(("Closest to the dense model", f"{near.feature_cosine:.4f}", note))
     if (fast := _most(rows, lambda row: row.speedup)) is not None:
         shown.append(("Fastest", f"{fast.speedup:.2f} ×", f"measured, {_called(data, fast)}"))
     return shown
@@ -131,7 +143,7 @@ def _image_warnings(data: RunData) -> list[str]:
         published = f"{_percent(base.published_top1)} is published for these weights"
         advice = "check the data, its preparation and the weights before reading on"
         texts.append(f"The dense model has {_percent(base.top1)} here, and {published}; {advice}.")
-    if base and base.top1 is None:
+    if base and base.top1 is None and measure(data.rows) == "agreement":
         texts.append("These images have no labels: agreement with the dense model stands in for accuracy.")
     elif isinstance(notes, list):
         texts += map(str, notes)

@@ -21,7 +21,7 @@ from tokred.plots import inline, pareto
 from tokred.report import classes, headlines, main_table, merge_maps, template, token_schedule
 from tokred.report.run_data import RunData
 from tokred.report.template import ASSETS
-from tokred.tables.row import BASELINE, COLUMNS, Row, csv_cell
+from tokred.tables.row import BASELINE, COLUMNS, MEASURES, Row, csv_cell
 from tokred.utils.text import visible
 
 _PLOTS: dict[pareto.Axis, str] = {
@@ -68,7 +68,7 @@ def page(run: Run) -> str:
 def _sound(row: Row) -> Row:
     """A copy of the row without non-finite values and incomplete intervals."""
     odd = [name for name, value in vars(row).items() if isinstance(value, float) and not math.isfinite(value)]
-    for column in ("top1", "drop", "agreement", "nll_rise"):
+    for column in ("top1", "drop", "agreement", "nll_rise", *MEASURES):
         limits = (f"{column}_lo", f"{column}_hi")
         if any(name in odd or getattr(row, name) is None for name in limits):
             odd += limits

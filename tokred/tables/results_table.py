@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tokred.tables.render import Table
 from tokred.tables.row import BASELINE, COLUMNS, PUBLISHED, Row, to_csv
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 _ACCURACY = ("Top-1", "Drop [95 % interval]")
 _RISE = "NLL rise"
 _AGREEMENT = ("Agreement [95 % interval]", "KL")
+_FEATURES = ("Cosine [95 % interval]", "Error", "Patch cosine", "Patch error", "k-NN agreement")
+_KNN = ("k-NN top-1", "k-NN drop [95 % interval]")
 _COST, _REDUCTION, _SPEEDUP = "GFLOPs", "Reduction", "Speed-up"
+Measure = Literal["accuracy", "agreement", "features"]
+MEASURED: dict[Measure, str] = {
+    "accuracy": "Top-1 (%)",
+    "agreement": "Agreement (%)",
+    "features": "Cosine of features",
+}
 _TRAINED = {"reducer": "own parameters trained", "full": "all weights trained"}
 
 
@@ -44,7 +52,7 @@ def results_table(rows: Sequence[Row], title: str = "", defaults: Mapping[str, s
 
 
 def headers(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The column names: without labels agreement instead of accuracy, and only what was measured.
+    """The column names: what was measured of accuracy, or without labels agreement, or features.
 
     At one budget there is no reduction: the title has the budget, and a note says where a row misses it.
     """
@@ -52,26 +60,32 @@ def headers(rows: Sequence[Row]) -> tuple[str, ...]:
     timed = (_SPEEDUP,) if any(row.speedup is not None for row in rows) else ()
     budgets = {row.budget for row in rows if row.method != BASELINE and not row.control}
     saved = () if len(budgets) == 1 and None not in budgets else (_REDUCTION,)
-    return ("Method", *(_AGREEMENT if _unlabelled(rows) else _ACCURACY + rise), _COST, *saved, *timed)
+    scores = {"accuracy": _ACCURACY + rise, "agreement": _AGREEMENT, "features": _FEATURES}[measure(rows)]
+    knn = _KNN if any(row.knn_top1 is not None for row in rows) else ()
+    return ("Method", *scores, *knn, _COST, *saved, *timed)
 
 
 def cells(row: Row) -> dict[str, str]:
     """The cells of a row, by the names of the columns."""
     if row.method == BASELINE:  # what compares it with itself is left out
-        row = replace(row, drop=None, nll_rise=None, speedup=None)
-    agreement = [
+        row = replace(row, drop=None, nll_rise=None, speedup=None, knn_drop=None)
+    agreement, low, high = [
         None if value is None else 100 * value
         for value in (row.agreement, row.agreement_lo, row.agreement_hi)
     ]
     texts = (
         row.method,
         *(_number(row.top1, "{:.2f}"), _between(row.drop, row.drop_lo, row.drop_hi), _rise(row)),
-        *(_between(*agreement), _number(row.kl, "{:.4f}")),
+        *(_between(agreement, low, high), _number(row.kl, "{:.4f}")),
+        _between(row.feature_cosine, row.feature_cosine_lo, row.feature_cosine_hi, "{:.4f}"),
+        *(_number(value, "{:.3f}") for value in (row.feature_error, row.patch_cosine, row.patch_error)),
+        *(_number(row.knn_agreement, "{:.3f}"), _number(row.knn_top1, "{:.2f}")),
+        _between(row.knn_drop, row.knn_drop_lo, row.knn_drop_hi),
         _number(row.gflops, "{:.3f}"),
         _number(None if row.reduction is None else 100 * row.reduction, "{:.2f} %"),
         _number(row.speedup, "{:.2f}"),
     )
-    names = ("Method", *_ACCURACY, _RISE, *_AGREEMENT, _COST, _REDUCTION, _SPEEDUP)
+    names = ("Method", *_ACCURACY, _RISE, *_AGREEMENT, *_FEATURES, *_KNN, _COST, _REDUCTION, _SPEEDUP)
     return dict(zip(names, texts, strict=True))
 
 
@@ -129,12 +143,15 @@ def row_notes(row: Row, rows: Sequence[Row] = (), defaults: Mapping[str, str] | 
 
 
 def sweep_table(rows: Sequence[Row], title: str = "") -> Table:
-    """Accuracy, or agreement, by method and budget; a dash where a method cannot reach a budget."""
+    """Accuracy, agreement or similarity by method and budget; a dash where a method cannot reach a budget."""
     budgets, lines = by_budget(rows)
     firsts = [next(iter(line.values())) for line in lines.values()]
     return Table(
         title=title,
-        headers=(f"{_score_name(rows)} at a reduction of", *(f"{100 * budget:.12g} %" for budget in budgets)),
+        headers=(
+            f"{MEASURED[measure(rows)]} at a reduction of",
+            *(f"{100 * budget:.12g} %" for budget in budgets),
+        ),
         rows=[[method, *(_score(line.get(budget)) for budget in budgets)] for method, line in lines.items()],
         bold=frozenset(
             (place, column)
@@ -201,30 +218,31 @@ def _rise(row: Row) -> str:
     return f"{rise:+.3f}{width}"
 
 
-def _between(value: float | None, low: float | None, high: float | None) -> str:
+def _between(value: float | None, low: float | None, high: float | None, pattern: str = "{:.2f}") -> str:
     """A value with the limits of its interval."""
-    limits = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    return "" if value is None else f"{value:.2f}{limits}"
+    limits = "" if low is None or high is None else f" [{pattern.format(low)}, {pattern.format(high)}]"
+    return "" if value is None else f"{pattern.format(value)}{limits}"
 
 
 def _number(value: float | None, pattern: str) -> str:
     return "" if value is None else pattern.format(value)
 
 
-def _unlabelled(rows: Sequence[Row]) -> bool:
+def measure(rows: Sequence[Row]) -> Measure:
+    """What rows are ordered by: accuracy, without labels agreement, without a classifier features."""
+    if any(row.feature_cosine is not None for row in rows):
+        return "features"
     measured = [row for row in rows if row.top1 is not None or row.agreement is not None]
-    return bool(measured) and all(row.top1 is None for row in measured)
-
-
-def _score_name(rows: Sequence[Row]) -> str:
-    return "Agreement (%)" if _unlabelled(rows) else "Top-1 (%)"
+    return "agreement" if measured and all(row.top1 is None for row in measured) else "accuracy"
 
 
 def _score(row: Row | None) -> str:
-    """A row's accuracy, or agreement, in the table of a sweep."""
-    if row is None or (row.top1 is None and row.agreement is None):
+    """A row's accuracy, agreement or similarity in the table of a sweep."""
+    if row is None or row.score is None:
         return "-"
-    return f"{100 * (row.agreement or 0) if row.top1 is None else row.top1:.2f}{aside(row)}"
+    if row.feature_cosine is not None:
+        return f"{row.feature_cosine:.4f}{aside(row)}"
+    return f"{row.score if row.top1 is not None else 100 * row.score:.2f}{aside(row)}"
 
 
 def _shared(rows: Sequence[Row]) -> list[str]:

@@ -19,7 +19,7 @@ PUBLISHED = (
     "published"  # training of rows whose weights come from elsewhere, trained with the reduction in place
 )
 TOLERANCE = 0.001  # of the dense model's FLOPs, by which a budget may be missed: 0.1 percentage points
-SCHEMA = 4  # one more whenever a column is appended or comes to mean something else
+SCHEMA = 5  # one more whenever a column is appended or comes to mean something else
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,22 @@ class Row:
         gflops_lo, gflops_hi: limits of gflops where images have different counts; then this, `reduction` and
             `tokens` are means.
         gflops_sd: standard deviation of gflops over images.
+        feature_cosine: mean cosine similarity of the pooled features to the baseline's; None with a
+            classifier, as are the following.
+        feature_cosine_lo, feature_cosine_hi: its limits.
+        feature_error: mean relative error of the pooled features, the norm of the difference over the
+            baseline's norm.
+        feature_error_lo, feature_error_hi: its limits.
+        patch_cosine: mean cosine similarity of the features of each patch, a dropped one having none.
+        patch_cosine_lo, patch_cosine_hi: its limits.
+        patch_error: mean relative error of the features of all patches of an image.
+        patch_error_lo, patch_error_hi: its limits.
+        knn_agreement: the fraction of an image's nearest neighbours that are those of the baseline.
+        knn_agreement_lo, knn_agreement_hi: its limits.
+        knn_top1: accuracy of the nearest neighbours' vote; None without labels.
+        knn_top1_lo, knn_top1_hi: its limits.
+        knn_drop: the baseline's knn_top1 minus this one.
+        knn_drop_lo, knn_drop_hi: its limits, paired by image.
     """
 
     method: str
@@ -168,6 +184,27 @@ class Row:
     gflops_lo: float | None = None
     gflops_hi: float | None = None
     gflops_sd: float | None = None
+    feature_cosine: float | None = None
+    feature_cosine_lo: float | None = None
+    feature_cosine_hi: float | None = None
+    feature_error: float | None = None
+    feature_error_lo: float | None = None
+    feature_error_hi: float | None = None
+    patch_cosine: float | None = None
+    patch_cosine_lo: float | None = None
+    patch_cosine_hi: float | None = None
+    patch_error: float | None = None
+    patch_error_lo: float | None = None
+    patch_error_hi: float | None = None
+    knn_agreement: float | None = None
+    knn_agreement_lo: float | None = None
+    knn_agreement_hi: float | None = None
+    knn_top1: float | None = None
+    knn_top1_lo: float | None = None
+    knn_top1_hi: float | None = None
+    knn_drop: float | None = None
+    knn_drop_lo: float | None = None
+    knn_drop_hi: float | None = None
 
     @property
     def gap(self) -> float:
@@ -175,8 +212,16 @@ class Row:
         gap = 0.0 if self.budget is None or self.reduction is None else self.reduction - self.budget
         return gap if abs(gap) > TOLERANCE else 0.0
 
+    @property
+    def score(self) -> float | None:
+        """What rows are ordered by: top-1, else agreement, else the cosine of the features."""
+        scores = (self.top1, self.agreement, self.feature_cosine)
+        return next((score for score in scores if score is not None), None)
+
 
 COLUMNS = tuple(field.name for field in fields(Row))
+MEASURES = tuple(COLUMNS[COLUMNS.index("feature_cosine") :: 3])
+"""The columns of models without a classifier; each has limits."""
 _FIRST_COLUMNS = COLUMNS.index("date") + 1  # how many the first leaderboards had
 
 
@@ -206,15 +251,15 @@ def _rounded(name: str) -> str:
 def rank(rows: Iterable[Row]) -> list[Row]:
     """The rows in the order of tables: the baseline, then the methods from the most accurate on.
 
-    Without labels agreement counts. Ties go by FLOPs, then by name. Rows that failed are last.
+    Without labels agreement counts, without a classifier the cosine of the features. Ties go by FLOPs, then
+    by name. Rows that failed are last.
     """
 
     def key(row: Row) -> tuple[Any, ...]:
-        good = row.agreement if row.top1 is None else row.top1
         return (
             row.method != BASELINE,
             row.status != "ok",
-            -(good or 0),
+            -(row.score or 0),
             row.gflops or 0,
             row.method,
             row.budget or 0,

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokred.evaluation.predictions import FEATURES
 from tokred.evaluation.run_folder import Run
 from tokred.leaderboard.evidence import NO_EVIDENCE, Evidence, differences
 from tokred.leaderboard.ranked_row import RankedRow
 from tokred.tables.row import BASELINE, COLUMNS, SCHEMA, Row
 
 if TYPE_CHECKING:
-    from tokred.evaluation.predictions import Evaluation
+    from tokred.evaluation.predictions import Evaluation, Predictions
 
 FROM_RUN = {
     *("images_per_s", "latency_ms", "speedup", "promise_share", "peak_mem_mb"),
@@ -89,7 +90,9 @@ class Check:
         self.objections += differences(row, values, strict=row.schema == SCHEMA)
 
     def compare_sample(self, evaluation: Evaluation, run: Run | None, dtype: str) -> None:
-        """Object to predictions, labels and, for a run, KL divergences that differ from the stored ones.
+        """Object to predictions, labels, KL divergences or features that differ from the stored ones.
+
+        A board stores of features their cosine to the dense model's, and no KL divergence.
 
         Args:
             evaluation: the predictions of the sample.
@@ -105,6 +108,10 @@ class Check:
             return
         chosen = evaluation.done[evidence.places]  # the images of the sample that count
         images, n = evidence.places[chosen], int(chosen.sum())
+        if evidence.cosine is not None:
+            self._compare_features(now, run, evidence.cosine[chosen], images, limits)
+            self._compare_labels(run, evaluation, images)
+            return
         prediction, stored = now.prediction[images], evidence.prediction[chosen]
         right, correct = prediction == evaluation.labels[images], evidence.correct[chosen]
         right &= prediction >= 0
@@ -127,13 +134,40 @@ class Check:
         if evidence.nll is not None:
             self._compare_loss("NLL", evidence.nll[chosen], now.nll[images], limits)
 
-    def _compare_loss(self, name: str, before: np.ndarray, after: np.ndarray, limits: Limits) -> None:
-        """Object if the KL or NLL of images, [n], differs from the stored one; NaN if there is none."""
+    def _compare_features(
+        self, now: Predictions, run: Run | None, cosine: np.ndarray, images: np.ndarray, limits: Limits
+    ) -> None:
+        """Object if features, or their distances from the dense model's, differ from the stored ones."""
+        before = {"cosine": cosine}
+        if run is not None and run.predictions is not None:
+            places = np.searchsorted(run.predictions.images, images)
+            stored = run.predictions.models[self.evidence.name].take(places).arrays()
+            before = {name: stored[name] for name in FEATURES if name in stored}
+        self.images, self.exact, differs = len(images), run is not None, np.zeros(len(images), dtype=bool)
+        for name, values in before.items():
+            differs |= self._compare_loss(name.replace("_", " "), values, getattr(now, name)[images], limits)
+        self.agreeing = int((~differs).sum())
+
+    def _compare_labels(self, run: Run | None, evaluation: Evaluation, images: np.ndarray) -> None:
+        """Object if the labels by which neighbours vote are not those of the images."""
+        if run is not None and run.predictions is not None:
+            stored = run.predictions.labels[np.searchsorted(run.predictions.images, images)]
+            if count := int((stored != evaluation.labels[images]).sum()):
+                self.objections.append(f"{count} of {len(images)} labels differ")
+
+    def _compare_loss(self, name: str, before: np.ndarray, after: np.ndarray, limits: Limits) -> np.ndarray:
+        """Object if the KL, NLL or features of images differ from the stored ones; NaN if there are none.
+
+        Returns:
+            [n] bool, the images whose values differ.
+        """
         off = ~(np.abs(after - before) <= limits.kl[0] + limits.kl[1] * np.abs(before))
         off &= ~(np.isnan(before) & np.isnan(after))
+        off = off.reshape(len(off), -1).any(1)
         if off.sum() > max(1, limits.kl_images * len(off)):
             self.objections.append(f"the {name} of {off.sum()} of {len(off)} images differs")
         self.exact &= np.array_equal(before, after, equal_nan=True)
+        return off
 
 
 def unchecked(checks: Sequence[Check]) -> list[str]:

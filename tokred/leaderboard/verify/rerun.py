@@ -20,7 +20,7 @@ from tokred.evaluation.predictions import Evaluation, Predictions, RunPrediction
 from tokred.evaluation.rows import build_rows
 from tokred.evaluation.run_folder import Run
 from tokred.leaderboard.evidence import Evidence
-from tokred.tables.row import BASELINE, Row, outcome_name
+from tokred.tables.row import BASELINE, MEASURES, Row, outcome_name
 from tokred.utils.devices import precision_name, resolve_device
 
 _NO_CLASS = -3  # a label that differs from every prediction
@@ -28,6 +28,8 @@ _AGAINST_DENSE = {
     *("drop", "drop_lo", "drop_hi", "p_value", "agreement", "agreement_lo", "agreement_hi"),
     *("nll_rise", "nll_rise_lo", "nll_rise_hi"),
 }
+
+_OF_FEATURES = {f"{name}{end}" for name in MEASURES[1:] for end in ("", "_lo", "_hi")}
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def rebuild(job: Job, evidence: Sequence[Evidence], run: Run | None) -> tuple[di
     rows = build_rows(facts, known, stored, about.get("speeds") or {})
     unknown = set[str]()
     if run is None:
-        unknown |= {"top5", "kl", "smallest_batch"}
+        unknown |= {"top5", "kl", "smallest_batch", *_OF_FEATURES}
         unknown |= {"unbeaten", "best"} if set(job.models) - names else set()
         unknown |= set() if BASELINE in names else _AGAINST_DENSE
         unknown |= _MEASURED if any(job.models[name].adaptive for name in names & set(job.models)) else set()
@@ -175,8 +177,12 @@ def _merged(job: Job, evidence: Sequence[Evidence]) -> RunPredictions:
         models[one.name].prediction[one.places] = one.prediction
         if one.nll is not None:
             models[one.name].nll[one.places] = one.nll
+        if one.cosine is not None:
+            models[one.name].compare(one.places, {"cosine": one.cosine})
     models.setdefault(BASELINE, models[evidence[0].name])
-    unreadable = np.flatnonzero(models[BASELINE].prediction < 0).tolist()
+    dense = models[BASELINE]
+    missing = dense.prediction < 0 if dense.cosine is None else np.isnan(dense.cosine)
+    unreadable = np.flatnonzero(missing).tolist()
     about = {"unreadable": dict.fromkeys(map(str, unreadable), "")}
     return RunPredictions(images=np.arange(total), labels=labels, groups=groups, models=models, about=about)
 
