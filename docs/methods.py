@@ -53,6 +53,12 @@ NOT_OFFERED = """\
 IA-RED² (Pan et al., NeurIPS 2021, arXiv:2106.12620) has no public code: its project page announces a
 repository that does not exist. Its policy networks are trained by reinforcement learning with a curriculum
 that the paper does not describe in enough detail to repeat.
+
+Evo-ViT's fast tokens (Xu et al., AAAI 2022, arXiv:2108.01390) leave for some layers, change with their
+representative, and come back. Here a decision maps N tokens to no more than N, and plans, FLOPs, sizes and
+source maps rest on that: a stage that gives tokens back would be a second kind of state for one method. Its
+published models also classify by the mean of all patches and are trained for it from the start. `evovit` is
+its selection without the way back.
 """
 
 

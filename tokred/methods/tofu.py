@@ -1,0 +1,57 @@
+"""ToFu: pruning in early layers, norm-preserving merging in late ones."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from tokred.core.ops import bipartite_labels
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Merge
+from tokred.core.registry import register
+from tokred.errors import TokredError
+
+
+@register("tofu", paper="Kim et al., WACV 2024, arXiv:2312.01026")
+class ToFu(Reducer):
+    """Match tokens as ToMe does; drop the matched ones in early layers, merge them in late ones.
+
+    Token fusion of the paper: averages of tokens serve where a layer is nearly linear between them, which is
+    so in late layers. Matching and the order of the output are ToMe's. Up to the layer that `prune` sets, the
+    r sources are dropped and their partners stay as they are. From there on a group becomes its mean,
+    stretched to the largest norm among its tokens (MLERP). Means are not weighted and later attention does
+    not depend on sizes.
+
+    There is no code of the authors. Two public re-implementations divide by the norm of the token that stays
+    in place of that of the mean, so that the result does not have the largest norm, and prune in seven of
+    twelve layers; the paper reports six as best. A mean of length 0 stays 0.
+    Cost: N²/4 d.
+
+    Args:
+        prune: fraction of the model's layers, the first ones, that prune.
+    """
+
+    groups = ("merging", "pruning", "training-free")
+    stages = "all"
+    knob = "removed"
+
+    def __init__(self, n: int, keep: int, dim: int, heads: int, *, prune: float = 0.5) -> None:
+        super().__init__(n, keep, dim, heads)
+        if not 0 <= prune <= 1:
+            raise TokredError(f"tofu.prune is a fraction of the layers, from 0 to 1, got {prune:g}.")
+        self.prune = prune
+
+    @classmethod
+    def floor(cls, n: int) -> int:
+        return n - n // 2
+
+    def forward(self, view: View) -> Merge:
+        keys = F.normalize(view.key_metric, dim=-1, eps=1e-12)
+        first = view.num_prefix % 2  # patch i stands at position prefix + i; even positions are set A
+        a, b = slice(first, None, 2), slice(1 - first, None, 2)
+        label = bipartite_labels(keys, a, b, self.n - self.keep)
+        if view.layer > self.prune * view.depth:
+            return Merge(label, self.keep, reduce="norm")
+        stays = self.keep - label[:, b].shape[1]  # tokens of A that have no partner come first
+        label[:, a] = torch.where(label[:, a] < stays, label[:, a], -1)
+        return Merge(label, self.keep, drops=True)
