@@ -27,8 +27,9 @@ INTRODUCTION = f"""\
 
 `--methods` takes names and groups; `all` is every method, and without it `core` are compared. *Layers* are
 the default ones. *Knob* is the parameter of the uniform schedule: tokens *removed* at each layer, or the
-keep *rate*. *Parameters* and *MFLOPs* are those of one stage of DeiT-T, from {BEFORE} to {AFTER} tokens,
-deciding and applying the decision; the whole model has 1,258 MFLOPs. *Top-1* is that of the README's table:
+keep *rate*; or a *threshold*, by which the counts depend on the image. *Parameters* and *MFLOPs* are those of
+one stage of DeiT-T, from {BEFORE} to {AFTER} tokens, deciding and applying the decision; the whole model has
+1,258 MFLOPs. *Top-1* is that of the README's table:
 DeiT-S at 30 % fewer FLOPs on PhotoDigits (dense: {{dense}} %), where that has a row.
 """
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from tokred.core import registry
+from tokred.core.calibrate import calibrate
 from tokred.core.costs import CostTable
-from tokred.core.match import match
+from tokred.core.match import at_knob, match
 from tokred.core.plan import Plan, Protocol, counts_at_rate, resolve_stages
+from tokred.core.reducer import Reducer
 from tokred.core.vit import ReducedViT, check_supported
 from tokred.errors import TokredError
 from tokred.evaluation import foreign_plans
@@ -31,6 +36,8 @@ def reduce(
     tokens: Sequence[int] | None = None,
     protocol: Protocol = "native",
     stages: Sequence[int] | None = None,
+    threshold: float | None = None,
+    images: Iterable[Tensor] | None = None,
     seed: int = 0,
     adapter: str | Path | None = None,
     allow_unfitted: bool = False,
@@ -44,11 +51,14 @@ def reduce(
     Args:
         model: a timm `VisionTransformer` of standard blocks.
         method: a registered name (`tokred methods` lists them).
-        budget: between 0 and 1, by default 0.3; in its place `keep` or `tokens`.
+        budget: between 0 and 1, by default 0.3; in its place `keep`, `tokens` or `threshold`.
         keep: fraction of its patch tokens that each stage keeps.
         tokens: patch tokens kept after each stage.
         protocol: "native" for the method's published layers, "common" for 4, 7, 10.
         stages: layers, one-based, that take the place of the protocol's.
+        threshold: between 0 and 1, for a method whose counts depend on the image.
+        images: batches of prepared images [B, channels, H, W] on which the threshold of such a method is set,
+            so that they save the budget in the mean: training images, or unlabelled ones.
         seed: seed for methods that draw random numbers.
         adapter: fitted parameters, a file or a folder of them; by default those that tokred ships for these
             very weights. With an adapter of a full fit the result holds that fit's own backbone.
@@ -66,11 +76,12 @@ def reduce(
         raise TokredError(
             "This model is on the meta device, without weights; call to_empty and load its weights first."
         )
-    if sum(value is not None for value in (budget, keep, tokens)) > 1:
-        raise TokredError("Give one of budget, keep and tokens.")
+    if sum(value is not None for value in (budget, keep, tokens, threshold)) > 1:
+        raise TokredError("Give one of budget, keep, tokens and threshold.")
+    cls = registry.get(method)
+    _check_counts(cls, keep is not None or tokens is not None, threshold, images)
     budget = 0.3 if budget is None else budget
     given, costs = [] if adapter is None else foreign.find([adapter]), CostTable(model)
-    cls = registry.get(method)
     stages = None if stages is None else resolve_stages(cls, costs.model.depth, protocol, stages)
     near = foreign_plans.nearest(given, costs, budget, {method: options}, stages)
     if method in near.refused:
@@ -78,7 +89,12 @@ def reduce(
     # Without an adapter of the method nobody asks for the hash, which reads all weights.
     weights_hash = tensor_files.hash_weights(model) if adapters.of_method(near.adapters, method) else ""
     options = adapters.fitted_options(near.adapters, method, options, weights_hash)
-    if keep is None and tokens is None:
+    if cls.adaptive():
+        if method in near.matches:  # a checkpoint has its own layers and options
+            stages, options = near.matches[method].plan.stages, dict(near.matches[method].plan.options)
+        knob = cls.threshold if threshold is None else threshold
+        plan = at_knob(costs, method, knob, protocol=protocol, stages=stages, options=options).plan
+    elif keep is None and tokens is None:
         found = near.matches.get(method) or match(
             costs, method, budget, protocol=protocol, stages=stages, options=options
         )
@@ -88,11 +104,12 @@ def reduce(
         plan = _plan(method, layers, costs.n, keep, tokens, options)
     costs.save()
     reduced = ReducedViT(model, plan, seed=seed)
+    calibrated = partial(_calibrated, costs=costs, budget=budget, images=images)
     if adapter is None and not reduced.learned:
-        return reduced
+        return calibrated(reduced)
     chosen = adapters.choose(near.adapters, plan, weights_hash)
     if chosen is not None:
-        return chosen.apply(model, plan, weights_hash, seed)
+        return calibrated(chosen.apply(model, plan, weights_hash, seed))
     if adapter is not None:
         raise TokredError(
             f"There is no adapter of {method} at {adapter}; train one with `tokred fit {method}`."
@@ -106,10 +123,48 @@ def reduce(
             weights="FILE",
         )
         raise adapters.unfitted(plan, weights_hash, command, setting="adapter")
-    return reduced
+    return calibrated(reduced)
 
 
 REDUCE_SETTINGS = frozenset(inspect.signature(reduce).parameters) - {"model", "method", "options"}
+
+
+def _check_counts(
+    cls: type[Reducer], fixed: bool, threshold: float | None, images: Iterable[Tensor] | None
+) -> None:
+    """Check that what sets the token counts is what the method has; `fixed` where it is `keep` or `tokens`.
+
+    Raises:
+        TokredError: it is not.
+    """
+    if not cls.adaptive():
+        if threshold is not None or images is not None:
+            raise TokredError(
+                f"{cls.name} keeps as many tokens of every image and takes no threshold or images; give a "
+                "budget, keep or tokens."
+            )
+    elif fixed or (threshold is None) == (images is None) or not isinstance(threshold or 0, Real):
+        raise TokredError(
+            f"How many tokens {cls.name} keeps depends on the image: give images, on which its threshold is "
+            "set for a budget, or else a threshold between 0 and 1."
+        )
+
+
+def _calibrated(
+    reduced: ReducedViT, costs: CostTable, budget: float, images: Iterable[Tensor] | None
+) -> ReducedViT:
+    """The model with its threshold set on images, where there are any; its mode stays as it is."""
+    if images is None:
+        return reduced
+    batches = [images] if isinstance(images, Tensor) else images
+    modes = [(part, part.training) for part in reduced.modules()]
+    reduced.eval()
+    try:
+        calibrate(reduced, costs, budget, batches)
+    finally:
+        for part, training in modes:
+            part.training = training
+    return reduced
 
 
 def _plan(

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers.adaptive import Runs, Standouts
 
+import tokred
 from tokred.core.calibrate import calibrate, image_flops, reducer_flops
 from tokred.core.costs import CostTable
 from tokred.core.flops import analyse
@@ -86,6 +87,48 @@ def test_calibration_does_not_depend_on_the_batch_size():
     costs = CostTable(tiny_vit())
     plans = [calibrate(model(Standouts), costs, 0.25, images(12).split(size)).plan for size in (1, 12)]
     assert plans[0].knob == plans[1].knob
+
+
+def test_reduce_sets_a_threshold_on_images_or_takes_one():
+    backbone = tiny_vit().train()
+    try:
+        met = tokred.reduce(backbone, "ats", 0.2, stages=(2, 3), images=images(24).split(8))
+        assert backbone.training
+        assert met.backbone is backbone
+    finally:
+        backbone.eval()
+    with torch.no_grad():
+        counts = met.run(images(24)).counts.numpy()
+        alone = met.run(images(1))
+    saved = 1 - image_flops(CostTable(backbone), met.plan, counts).mean() / CostTable(backbone).dense
+    assert saved == pytest.approx(0.2, abs=0.005)
+    assert alone.x.shape[1] == 1 + alone.counts[0, -1] < 37  # at batch 1 the tokens are gone
+    fixed = tokred.reduce(backbone, "ats", stages=(2, 3), threshold=met.plan.knob)
+    with torch.no_grad():
+        assert torch.equal(fixed(images(5)), met(images(5)))
+    assert "tokens depend on the image" in str(fixed.tokred.summary().title)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "sentence"),
+    [
+        (
+            "ats",
+            {"budget": 0.3},
+            "tokens ats keeps depends on the image: give images, .* or else a threshold",
+        ),
+        ("ats", {"keep": 0.5}, "tokens ats keeps depends on the image"),
+        ("ats", {"threshold": "0.5"}, "tokens ats keeps depends on the image"),
+        ("ats", {"threshold": 1.5}, "The knob of ats is a threshold between 0 and 1; got 1.5"),
+        ("ats", {"budget": "0.5", "images": []}, "A budget is the fraction of FLOPs"),
+        ("ats", {"budget": 0.5, "images": []}, "no image to calibrate"),
+        ("ats", {"budget": 0.5, "threshold": 0.5}, "Give one of budget, keep, tokens and threshold"),
+        ("lotm", {"threshold": 0.5}, "lotm keeps as many tokens of every image and takes no threshold"),
+    ],
+)
+def test_what_sets_the_counts_is_what_the_method_has(method, settings, sentence):
+    with pytest.raises(TokredError, match=sentence):
+        tokred.reduce(tiny_vit(), method, stages=(2, 3), **settings)
 
 
 def test_a_budget_out_of_reach_is_refused():

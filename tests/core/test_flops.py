@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from helpers.methods import FIXED
 from timm.layers import set_fused_attn
 from torch import nn
 from torch.nn import functional as F
@@ -88,7 +89,7 @@ def test_keep_rate_schedules_between_attention_and_mlp(rate):
 def test_reducers_own_work_in_closed_form():
     n, dim, heads, d = 36, 48, 3, 16
     costs = CostTable(tiny_vit())
-    at = {name: costs.stage(Plan(name, (2,), (24,)), 2, n, 24) for name in registry.names()}
+    at = {name: costs.stage(Plan(name, (2,), (24,)), 2, n, 24) for name in FIXED}
     assert at["random"] == 0
     assert at["topk"] == at["evit"] == heads * (n + 1) * d  # one query row against all keys
     assert at["tome"] == 18 * 18 * d
@@ -99,7 +100,7 @@ def test_reducers_own_work_in_closed_form():
     )  # the map, the distances, three updates
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", FIXED)
 @pytest.mark.parametrize("options", [
     {},
     pytest.param(

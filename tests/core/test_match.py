@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers.methods import FIXED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ def table(name):
     return CostTable(timm.create_model(name))
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", FIXED)
 @pytest.mark.parametrize(("model", "budget"), [
     (TINY, 0.3),
     pytest.param(TINY, 0.05, marks=pytest.mark.slow),
@@ -48,7 +49,7 @@ def test_within_a_tenth_of_a_point(method, model, budget):
     assert all(registry.get(method).floor(n) <= keep <= n for n, keep in itertools.pairwise(counts))
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", FIXED)
 @pytest.mark.parametrize(("model", "arguments"), [
     (TINY, {"budget": 0.3}),
     pytest.param(SMALL, {"budget": 0.17, "stages": (3, 8)}, marks=pytest.mark.slow),
@@ -140,7 +141,7 @@ def test_the_uniform_plan_wins_where_it_is_close_enough():
     assert found.plan.knob == 40
 
 
-@pytest.mark.parametrize("method", registry.names())
+@pytest.mark.parametrize("method", FIXED)
 def test_common_protocol_and_own_stages(method):
     costs = table(TINY)
     assert match(costs, method, 0.3, protocol="common").plan.stages == (4, 7, 10)

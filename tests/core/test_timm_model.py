@@ -15,7 +15,8 @@ from tokred.testing import tiny_vit
 
 
 def build(method="lotm", **options):
-    return ReducedViT(copy.deepcopy(tiny_vit(**options)), Plan(method, (2, 3), (28, 20)))
+    tokens = (36, 36) if registry.get(method).adaptive() else (28, 20)
+    return ReducedViT(copy.deepcopy(tiny_vit(**options)), Plan(method, (2, 3), tokens))
 
 
 def test_settings_are_those_of_the_backbone():

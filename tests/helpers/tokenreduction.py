@@ -172,17 +172,23 @@ def dpcknn(model, s, x, neighbors=5):
 
 
 def attend(model, i, x):
-    """The attention of a block, and what CLS attends to among the patches, mean over heads."""
+    """The attention of a block, what CLS attends to among the patches, and that weighted by their values.
+
+    The former is the mean over heads, the latter the sum.
+    """
     b, n, _ = x.shape
     q, k, v = linear(model, f"blocks.{i}.attn.qkv", x).reshape(b, n, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
     weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
-    return linear(model, f"blocks.{i}.attn.proj", (weights @ v).transpose(1, 2).reshape(b, n, -1)), weights[
-        :, :, 0, 1:
-    ].mean(1)
+    cls, norms = weights[:, :, 0, 1:], v[:, :, 1:].norm(dim=-1)
+    y = linear(model, f"blocks.{i}.attn.proj", (weights @ v).transpose(1, 2).reshape(b, n, -1))
+    return y, cls.mean(1), (cls * norms).sum(1)
 
 
-def forward(model, images, before=None, between=None):
-    """Logits of a reduced DeiT: `before` a block or `between` its attention and its MLP the tokens change."""
+def forward(model, images, before=None, between=None, scored=None):
+    """Logits of a reduced DeiT: `before` a block or `between` its attention and its MLP the tokens change.
+
+    `scored` is as `between`, by attention that is weighted by the values.
+    """
     x = (
         F.conv2d(images, model["patch_embed.proj.weight"], model["patch_embed.proj.bias"], stride=8)
         .flatten(2)
@@ -193,10 +199,12 @@ def forward(model, images, before=None, between=None):
         s = LAYERS.index(i) if i in LAYERS else None
         if before and s is not None:
             x = torch.cat([x[:, :1], before(model, s, x[:, 1:])], dim=1)
-        y, cls = attend(model, i, layer_norm(model, f"blocks.{i}.norm1", x, 1e-6))
+        y, cls, weighted = attend(model, i, layer_norm(model, f"blocks.{i}.norm1", x, 1e-6))
         x = x + y
         if between and s is not None:
             x = torch.cat([x[:, :1], between(s, x[:, 1:], cls)], dim=1)
+        if scored and s is not None:
+            x = torch.cat([x[:, :1], scored(s, x[:, 1:], weighted)], dim=1)
         y = gelu(linear(model, f"blocks.{i}.mlp.fc1", layer_norm(model, f"blocks.{i}.norm2", x, 1e-6)))
         x = x + linear(model, f"blocks.{i}.mlp.fc2", y)
     return linear(model, "head", layer_norm(model, "norm", x, 1e-6)[:, 0])

@@ -105,6 +105,13 @@ class ReadsNumbers(OnHost):
         return super().forward(view) if float(view.x.sum()) < 1e9 else None
 
 
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_counts_that_depend_on_the_image_are_refused(tmp_path, form):
+    model = tokred.reduce(tiny_vit(), "ats", stages=(2,), threshold=0.5)
+    with pytest.raises(UnsupportedModel, match="ats cannot be exported: how many tokens it keeps depends"):
+        tokred.export(model, tmp_path / f"x.{form}")
+
+
 def test_what_cannot_be_traced_is_one_sentence(tmp_path):
     model = ReducedViT(tiny_vit(), Plan(ReadsNumbers, (2,), (20,)))
     with pytest.raises(UnsupportedModel, match="readsnumbers cannot be exported to pt2: "):

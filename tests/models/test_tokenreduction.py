@@ -11,6 +11,7 @@ from helpers.tokenreduction import (
     LAYERS,
     LEARNED,
     PATCHES,
+    RATE,
     dpcknn,
     draw,
     dynamicvit,
@@ -26,7 +27,7 @@ from helpers.tokenreduction import (
 import tokred
 from tokred.core.costs import CostTable
 from tokred.errors import TokredError
-from tokred.evaluation import foreign_plans
+from tokred.evaluation import calibration, foreign_plans
 from tokred.evaluation.candidates import build
 from tokred.evaluation.config import Config
 from tokred.models import foreign, tensor_files, zoo
@@ -107,6 +108,29 @@ def test_methods_without_parameters(tmp_path, images, method):
         return torch.cat([rows, torch.stack(left)[:, None]], dim=1) if method == "evit" else rows
 
     assert torch.allclose(logits, forward(state(method), images, between=between), atol=1e-4)
+
+
+def picked(s, x, score):
+    """Of one image the tokens whose sums are nearest to the benchmark's points."""
+    sums, k = (score / (score.sum() + 1e-6)).cumsum(1), COUNTS[s] + 1
+    points = torch.arange(1 / (2 * k), (2 * k - 1) / (2 * k), 2 / (2 * k))
+    return x[:, (sums - points[:, None]).abs().argmin(1).unique()]
+
+
+def test_counts_that_depend_on_the_image(tmp_path, images, monkeypatch):
+    """At the rate of its training a file of ATS gives the benchmark's logits; a budget sets another rate."""
+    path = written(tmp_path / "x.pth", "ats")
+    reduced = tokred.reduce(tiny_vit(), "ats", adapter=path, threshold=RATE)
+    assert reduced.plan.stages == (2, 3)
+    assert reduced.plan.options == {"variant": "benchmark"}
+    with torch.no_grad():
+        wanted = torch.cat([forward(state("ats"), image[None], scored=picked) for image in images])
+        assert torch.allclose(reduced(images), wanted, atol=1e-4)
+    monkeypatch.setattr(calibration, "IMAGES", 16)
+    made, logits = entry(path, "ats", images, budget=0.2)
+    assert made.match.reduction == pytest.approx(0.2, abs=0.01)  # of 16 images with few tokens
+    assert made.match.plan.knob != RATE
+    assert not torch.allclose(logits, wanted, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -201,10 +225,9 @@ def test_what_contradicts_itself_is_refused(tmp_path):
         foreign.find([tmp_path / "x.pth"])
 
 
-@pytest.mark.parametrize("method", ["ats", "heuristic"])
-def test_methods_that_tokred_does_not_have_are_refused_by_name(tmp_path, method):
-    with pytest.raises(TokredError, match=f"was trained with {method}, which tokred does not have"):
-        foreign.find([written(tmp_path / "x.pth", method)])
+def test_methods_that_tokred_does_not_have_are_refused_by_name(tmp_path):
+    with pytest.raises(TokredError, match="was trained with heuristic, which tokred does not have"):
+        foreign.find([written(tmp_path / "x.pth", "heuristic")])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokred.core.costs import CostTable
-from tokred.core.match import Match
+from tokred.core.match import Match, check_budget
 from tokred.core.plan import Plan
 from tokred.core.stage import State
 from tokred.core.vit import ReducedViT
@@ -92,9 +92,10 @@ def calibrate(model: ReducedViT, costs: CostTable, budget: float, images: Iterab
         images: batches of prepared images [B, channels, H, W]; training images or unlabelled ones.
 
     Raises:
-        TokredError: there is no image.
+        TokredError: a budget outside (0, 1), or no image.
         Unreachable: the method cannot save that much at these stages.
     """
+    check_budget(budget)
     with torch.inference_mode():
         starts = [model.advance(model.embed(batch), stop=model.first_point) for batch in images]
     if not starts:

@@ -33,13 +33,13 @@ _REDUCTIONS = """
     all amax amin any argmax argmin cummax cumsum frobenius_norm linalg_vector_norm logsumexp mean min norm
     prod std sum var
 """
-_SORTING = "argsort sort topk"
+_SORTING = "argsort searchsorted sort topk"
 _INDEXING = """
     alias as_strided broadcast_tensors clone diagonal expand_as fill_ index_add index_copy index_put
     index_select lift_fresh masked_fill_ movedim mT numpy_T one_hot pad repeat repeat_interleave resolve_conj
     scatter scatter_ scatter_add scatter_add_ scatter_reduce tile tril triu unflatten zero_
 """
-_CREATION = "bernoulli_ eye feature_dropout new_ones ones_like real upsample_bicubic2d"
+_CREATION = "bernoulli_ eye feature_dropout linspace new_ones ones_like real upsample_bicubic2d"
 
 #: Operators that count zero: no multiply-accumulates by the convention. fvcore itself ignores a
 #: few more of the kind.

@@ -43,6 +43,8 @@ class Inspection:
         rows.append(["head", str(prefix + n), *_giga(head, 0, costs.part("head", depth, costs.n))])
         rows.append(["total", "", *_giga(total + head, all_reducers, costs.dense)])
         saved = f"{1 - (total + head) / costs.dense:.1%} of FLOPs saved"
+        if self._model.adaptive:
+            saved = "tokens depend on the image, these are the most"
         name = f"{plan.reducer.name} at layers {spaced(plan.stages)}" if plan.method else "the dense model"
         return Table(
             title=f"{name}: {saved}",

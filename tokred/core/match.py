@@ -89,21 +89,30 @@ def match(
         UnsupportedModel: the method needs a CLS token and the model has none.
         Unreachable: the method cannot save that much at these stages; the message tells how much it can.
     """
-    if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget < 1:
-        raise TokredError(
-            f"A budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3; got {budget!r}."
-        )
+    check_budget(budget)
     cls = registry.get(method)
     layers = resolve_stages(cls, costs.model.depth, protocol, stages)
     if cls.adaptive():
         raise TokredError(
-            f"How many tokens {method} removes depends on the image; `tokred compare` sets its threshold on "
-            "images that are not those of the test."
+            f"How many tokens {method} removes depends on the image, so its threshold is set on images: "
+            "`tokred compare` does it, and tokred.reduce with images."
         )
     search = _Search(costs, Plan(method, layers, (costs.n,) * len(layers), options or {}), budget)
     search.check_reachable()
     plan = search.adjusted(search.uniform())
     return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, budget, costs.n)
+
+
+def check_budget(budget: float) -> None:
+    """Refuse a budget that is no number between 0 and 1, exclusive.
+
+    Raises:
+        TokredError
+    """
+    if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget < 1:
+        raise TokredError(
+            f"A budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3; got {budget!r}."
+        )
 
 
 def at_knob(

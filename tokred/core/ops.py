@@ -131,7 +131,12 @@ def pairwise_distance(x: Tensor) -> Tensor:
 
 
 def row_attention(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Attention of one query to all keys, mean over heads: softmax(q k^T + bias).mean(1), as [B, N].
+    """Attention of one query to all keys, mean over heads, as [B, N]; arguments as for `row_of_heads`."""
+    return row_of_heads(q, k, bias).mean(1)
+
+
+def row_of_heads(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention of one query to all keys in each head: softmax(q k^T + bias), as [B, H, N].
 
     Args:
         q: [B, H, 1, d], scaled.
@@ -143,7 +148,7 @@ def row_attention(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
     ).mT  # in the keys' own layout, not a copy
     if bias is not None:
         scores = scores + bias.float().squeeze(2)
-    return scores.softmax(-1).mean(1)
+    return scores.softmax(-1)
 
 
 def received_attention(

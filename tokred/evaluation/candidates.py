@@ -214,17 +214,22 @@ def _calibrated(
     files: list[Adapter],
     calibration: Calibration,
 ) -> Candidate:
-    """The candidate at the threshold that saves its budget on the images of the calibration."""
+    """The candidate at the threshold that saves its budget on the images of the calibration.
+
+    A foreign checkpoint has brought its layers.
+    """
     method, budget = candidate.method, candidate.budget
     assert budget is not None
+    if candidate.refused is not None:
+        return candidate
     try:
-        start = at_knob(
+        start = candidate.match or at_knob(
             costs,
             method,
             registry.get(method).threshold,
             protocol=config.protocol,
             stages=config.stages,
-            options=config.options.get(method, {}),
+            options=candidate.options,
         )
         candidate = _with_model(replace(candidate, match=start), config, loaded, files)
         if candidate.model is None:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokred.core import registry
 from tokred.core.costs import CostTable
-from tokred.core.match import Match, match
+from tokred.core.match import Match, at_knob, match
 from tokred.core.plan import Plan
 from tokred.errors import TokredError
 from tokred.models.adapters import Adapter
@@ -73,6 +74,8 @@ def plan_of(
 ) -> Match:
     """The plan of a checkpoint: at its own token counts if they are fixed, else matched to the budget.
 
+    Where counts depend on the image it is the plan at the keep rate of its training.
+
     Raises:
         TokredError: it belongs to another model, the user set other layers or options, or the budget is
             unreachable.
@@ -85,6 +88,9 @@ def plan_of(
             "out --stages."
         )
     complete = {**card["options"], **options}
+    if registry.get(card["method"]).adaptive():  # from its own keep rate on, calibration meets the budget
+        rate = card["rates"][0] if card["rates"] else registry.get(card["method"]).threshold
+        return at_knob(costs, card["method"], rate, stages=own, options=complete)
     if not checkpoint.fixed:
         return match(costs, card["method"], budget, stages=own, options=complete)
     rates = card["rates"]

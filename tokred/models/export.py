@@ -36,6 +36,11 @@ def export(
     """
     path = Path(path)
     form = check_form(form or path.suffix.removeprefix("."))
+    if model.adaptive:
+        raise UnsupportedModel(
+            f"{_name(model)} cannot be exported: how many tokens it keeps depends on the image, and the "
+            "shapes in a file do not; choose another method."
+        )
     if form == "onnx":
         _check_onnx(model)
     modes = [(part, part.training) for part in model.modules()]

@@ -21,8 +21,10 @@ from tokred.models.tensor_files import read_checkpoint, state_dict
 from tokred.tables.row import PUBLISHED
 from tokred.utils.text import spaced
 
-_METHODS = ("patchmerger", "sinkhorn", "sit", "topk", "evit", "tome", "kmedoids", "dpcknn", "dynamicvit")
-_NAMES = {name: name for name in (*_METHODS, "ats", "heuristic")} | {"dyvit": "dynamicvit"}
+_METHODS = (
+    *("patchmerger", "sinkhorn", "sit", "topk", "evit", "tome", "kmedoids", "dpcknn", "dynamicvit", "ats"),
+)
+_NAMES = {name: name for name in (*_METHODS, "heuristic")} | {"dyvit": "dynamicvit"}
 """Words in the benchmark's model names, and what tokred calls the method."""
 
 _KEYS = {"queries": "patchmerger", "norm": "patchmerger", "v": "sinkhorn", "score": "dpcknn"}
@@ -232,6 +234,7 @@ def _options(
             "does not have."
         )
     said: dict[str, dict[str, Any]] = {
+        "ats": {"variant": "benchmark"},
         "kmedoids": {"update": "published", "iterations": int(settings.get("cluster_iters", 3))},
         # Noise on densities breaks ties there; here the index does, since a result must not depend on a draw.
         "dpcknn": {

@@ -1,0 +1,98 @@
+"""ATS: sample tokens from the distribution of their scores, as many as differ."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokred.core.ops import row_of_heads
+from tokred.core.reducer import Reducer, View
+from tokred.core.reduction import Merge
+from tokred.core.registry import register
+
+_FEWEST, _MOST = 8, 32  # points; points for each patch
+
+
+@register("ats", paper="Fayyaz et al., ECCV 2022, arXiv:2111.15667")
+class ATS(Reducer):
+    """Keep the tokens that evenly spaced points of the cumulative distribution of scores fall on.
+
+    Adaptive token sampling of the paper, as in its authors' code. A token's score is its CLS attention times
+    the norm of its values. The cumulative sum of the scores, in ascending order, is scaled to go from 0 to 1;
+    points are spaced evenly from its smallest value above 0 to 1, and each picks the token of the nearest
+    value. Tokens that are picked several times count once: where few tokens have most of the score, few are
+    kept. The token of the lowest score is never picked. An image of n patches has n t / (1 - t) points at
+    the threshold t, so that 0.5 gives the published number, one for each patch, in every layer.
+
+    The variant of the TokenReduction benchmark (Haurum et al., ICCVW 2023) weights the attention of each head
+    by the norm of that head's values, sums the scores in the order of the tokens, and does not scale the sum.
+    Its points are the odd multiples of 1 / (2K) below (2K - 1) / (2K), where stage s has K = int(n t^s) + 1
+    at the keep rate t; rounding lets the bound itself in for some K, as there. Its layers are 4, 7 and 10.
+
+    Differences from both: tokens leave after the attention of the layer, where the published code leaves out
+    their queries as well; padding has no part in the authors' scaling. The benchmark computes distances with
+    a rounding error of 3e-4, which decides between tokens that are equally near.
+    Cost: N C, one row of attention; N C for the norms and N log N for sorting count no FLOPs.
+
+    Args:
+        variant: "published", that of the authors, or "benchmark".
+    """
+
+    groups = ("pruning", "training-free")
+    stages = (4, 5, 6, 7, 8, 9, 10, 11, 12)
+    knob = "threshold"
+    needs_cls = True
+
+    def __init__(
+        self,
+        n: int,
+        keep: int,
+        dim: int,
+        heads: int,
+        *,
+        variant: Literal["published", "benchmark"] = "published",
+    ) -> None:
+        super().__init__(n, keep, dim, heads)
+        self.variant = variant
+
+    def forward(self, view: View) -> Merge:
+        index = self._published(view) if self.variant == "published" else self._benchmark(view)
+        stays = torch.zeros_like(view.size, dtype=torch.long).scatter(1, index, 1)
+        return Merge(torch.where(stays > 0, stays.cumsum(1) - 1, -1), self.n, drops=True)
+
+    def _published(self, view: View) -> Tensor:
+        """Indices of the tokens that points fall on, [B, points], repeated ones included."""
+        score = view.cls_attention * torch.linalg.vector_norm(view.values.float(), dim=(1, 3))
+        order = torch.where(view.valid, score, -1.0).argsort(dim=1, stable=True)  # padding first
+        score, valid = score.gather(1, order), view.valid.gather(1, order)
+        total = (score / score.sum(1, keepdim=True).clamp(min=1e-12)).cumsum(1)
+        lowest = torch.where(valid, total, 2.0).amin(1, keepdim=True)
+        scaled = (total - lowest) / (total[:, -1:] - lowest).clamp(min=1e-12)
+        scaled = torch.where(valid, scaled, -1.0)
+        start = torch.where(scaled > 0, scaled, 1.0).amin(1, keepdim=True)
+        ratio = self.threshold / max(1 - self.threshold, 1 / _MOST)
+        points = torch.linspace(0, 1, max(_FEWEST, round(self.n * ratio)), device=score.device)
+        return order.gather(1, _nearest(scaled, start + (1 - start) * points))
+
+    def _benchmark(self, view: View) -> Tensor:
+        """As `_published`."""
+        a = view.attention
+        assert a is not None
+        row = row_of_heads(a.q[:, :, :1].float() * a.scale, a.k.float(), a.bias)[..., view.num_prefix :]
+        score = (row * torch.linalg.vector_norm(view.values.float(), dim=-1)).sum(1)
+        total = (score / (score.sum(1, keepdim=True) + 1e-6)).cumsum(1)
+        stage = 1 + (len(view.history.reductions) if view.history else 0)
+        k = max(1, int(self.n * self.threshold**stage)) + 1
+        points = torch.arange(1 / (2 * k), (2 * k - 1) / (2 * k), 1 / k, device=score.device)
+        return _nearest(total, points.expand(len(score), -1))
+
+
+def _nearest(values: Tensor, points: Tensor) -> Tensor:
+    """Index of the value [B, n], ascending, nearest to each point [B, m]; the first one wins a tie."""
+    right = torch.searchsorted(values, points.contiguous()).clamp(max=values.shape[1] - 1)
+    left = (right - 1).clamp(min=0)
+    before, after = (points - values.gather(1, side) for side in (left, right))
+    nearest = torch.where(before.abs() <= after.abs(), left, right)
+    return torch.searchsorted(values, values.gather(1, nearest))
