@@ -83,8 +83,17 @@ def main() -> None:
     )  # libraries warn each other; users need not read it
     try:
         app(standalone_mode=True)
-    except TokredError as error:
+    except (TokredError, OSError) as error:
         err.quiet = False
-        text = error.named(flag(error.setting)) if isinstance(error, InvalidSetting) else str(error)
-        say(text, err, "Error:", "red")
+        say(_sentence(error), err, "Error:", "red")
         raise SystemExit(2) from None
+
+
+def _sentence(error: TokredError | OSError) -> str:
+    """What an error says; what the operating system refuses, such as a file without permission, is named."""
+    if isinstance(error, InvalidSetting):
+        return error.named(flag(error.setting))
+    if isinstance(error, TokredError):
+        return str(error)
+    reason = error.strerror or str(error)
+    return f"{reason}." if error.filename is None else f"{error.filename} cannot be used: {reason}."

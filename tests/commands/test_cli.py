@@ -35,6 +35,12 @@ def test_errors_as_a_user_sees_them():
     assert done.stdout == ""
 
 
+def test_what_the_operating_system_refuses_is_one_sentence():
+    code, text = run("report", "n" * 300)
+    assert code == 2
+    assert text == f"Error: {'n' * 300} cannot be used: File name too long.\n"
+
+
 def test_help_and_methods_do_not_import_torch():
     program = (
         "import sys; from typer.testing import CliRunner; from tokred.cli import app\n"

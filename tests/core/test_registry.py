@@ -385,11 +385,14 @@ def test_a_plugin_that_is_wrong_is_one_sentence_and_leaves_nothing(plugin, text,
 
 
 @pytest.mark.parametrize(
-    "target", ["missing.py", "./folder", "no_such_module", "no_such.module", "tokred.no_such", ""]
+    "target",
+    ["missing.py", "./folder", "no_such_module", "no_such.module", "tokred.no_such", "", "loop", "loop.py"],
 )
 def test_a_plugin_that_is_not_there(target, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
+    for link in ("loop", "loop.py"):
+        (tmp_path / link).symlink_to(link)
     with pytest.raises(TokredError, match="expected the path of a .py file or the dotted name of a module"):
         registry.load_plugin(target)
 

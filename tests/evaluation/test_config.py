@@ -45,7 +45,7 @@ def test_a_configuration_comes_back_from_yaml():
         ({"options": {"lotm": {"wighted": 1}}}, "Did you mean: weighted"),
         ({"options": {"lotm": {"weighted": "maybe"}}}, "lotm.weighted must be true or false"),
         ({"options": {"tome": {"metric": "x"}}, "methods": ["lotm"]}, "options sets an option of tome"),
-        ({"img_size": 99_999_999}, "img_size can be 4096 pixels at most"),
+        ({"img_size": 99_999_999}, "img_size is the side of the model's input in pixels, from 1 to 4096"),
         ({"data": ""}, "data is empty"),
         ({"weights": ""}, "weights is empty"),
         ({"model": ""}, "model is empty"),
@@ -70,7 +70,7 @@ def test_a_message_names_the_argument_or_the_flag():
         (("--data", ""), "--data is empty"),
         (("--weights", ""), "--weights is empty"),
         (("--methods", "lotm", "--set", "tome.metric=x"), "--set sets an option of tome"),
-        (("--img-size", "99999999"), "--img-size can be 4096 pixels"),
+        (("--img-size", "99999999"), "--img-size is the side of the model's input in pixels, from 1 to 4096"),
     ],
 )
 def test_the_command_line_refuses_what_is_empty_or_means_nothing(arguments, words):

@@ -159,3 +159,6 @@ def test_another_image_size_resamples_positions_as_timm_does(tmp_path):
     for size in (8, 100):
         with pytest.raises(TokredError, match="multiple of the model's patches of 16 pixels"):
             zoo.build("deit_t", img_size=size)
+    for size in (-1, 0, 4097, 10**20):
+        with pytest.raises(TokredError, match=f"from 1 to 4096; got {size}"):
+            zoo.outline("deit_t", img_size=size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import sys
 from collections.abc import Iterable
@@ -37,11 +38,11 @@ def _with_helpers(name: str) -> str:
     """SHA-256 over the source of a third party's method and the modules beside it that it has imported."""
     digest = hashlib.sha256(source_hash(name).encode())
     source = getattr(sys.modules.get(registry.get(name).__module__), "__file__", None)
-    folder = Path(source or ".").resolve().parent
+    folder = Path(os.path.realpath(source or ".")).parent
     if source is None or folder.name in ("site-packages", "dist-packages"):
         return digest.hexdigest()  # beside a single installed file is what belongs to everybody
     files = {
-        Path(found).resolve()
+        Path(os.path.realpath(found))
         for found in (getattr(module, "__file__", None) for module in list(sys.modules.values()))
         if found and Path(found).is_absolute()  # torch has modules whose file is a bare name
     }

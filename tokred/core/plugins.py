@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ def module_name(target: str) -> str:
     """Name of a plugin in `sys.modules`: a module's own name, or a unique one for a path."""
     if not _is_path(target):
         return target
-    path = Path(target).resolve()
+    path = Path(os.path.realpath(target))
     digest = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()
     return f"tokred_plugin_{path.stem}_{digest[:12]}"
 
@@ -39,7 +40,7 @@ def load(target: str) -> ModuleType:
     name = module_name(target)
     if name in sys.modules:
         return sys.modules[name]
-    path = Path(target).resolve()
+    path = Path(os.path.realpath(target))
     if _is_path(target) and not (path.is_file() and path.suffix == ".py"):
         raise TokredError(f"There is no Python file {target!r}; {_EXPECTED}.")
     try:

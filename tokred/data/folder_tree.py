@@ -57,7 +57,7 @@ def walk(root: Path) -> FolderTree:
         TokredError: a folder cannot be read.
     """
     tree, endings = FolderTree(root), get_img_extensions(as_set=True)
-    above = {str(parent) for parent in root.resolve().parents}
+    above = {str(parent) for parent in Path(os.path.realpath(root)).parents}
     folders, links, seen = deque([str(root)]), deque[str](), set[str]()
     while folders or links:  # links last, so that what lies in the folder itself counts where it lies
         folder = folders.popleft() if folders else links.popleft()

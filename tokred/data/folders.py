@@ -54,7 +54,7 @@ def open_folder(data: str, split: str | None, labels: bool = True, devkit: str |
             f"No images can be read from {data!r}, split {chosen!r} (no file ends with {endings}); expected "
             "one folder per class."
         )
-    name = (Path(data) if base == Path(data) else base).resolve().name
+    name = os.path.basename(os.path.realpath(base))
     return _Folder(tree, name, chosen).source(labels, devkit).noted(tree.note)
 
 
@@ -81,7 +81,7 @@ def _split_folder(base: Path, split: str | None) -> tuple[Path, str]:
         if (base / name).is_dir():
             return base / name, wanted
     splits = sorted(splits_in(base))
-    if not (splits or split) or base.resolve().name in accepted:
+    if not (splits or split) or os.path.basename(os.path.realpath(base)) in accepted:
         return base, wanted
     raise TokredError(
         f"{base} has no split {wanted!r} (there are: {', '.join(splits) or 'none'}); "

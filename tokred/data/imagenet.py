@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -52,7 +53,7 @@ def origin(paths: Sequence[str]) -> Origin:
 
 def find_labels(root: Path) -> Path | None:
     """The devkit, its parts or Kaggle's table, beside the images or in one of the next folders above."""
-    root = root.resolve()
+    root = Path(os.path.realpath(root))
     for folder in (root, *list(root.parents)[:_ABOVE]):
         for name in _DEVKITS:
             if (folder / name).exists():

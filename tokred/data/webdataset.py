@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -112,7 +113,7 @@ def open_shards(place: str, split: str | None, data_dir: str | None, wanted: boo
     labelled = bool((labels != UNLABELLED).all())
     images_hash = digest.hexdigest()
     full = hashlib.sha256(images_hash.encode() + labels.tobytes()).hexdigest()
-    name = (path if path.is_dir() else path.parent).resolve().name
+    name = os.path.basename(os.path.realpath(path if path.is_dir() else path.parent))
     return Source(
         images=StrictImages(Shards(samples, labels)),
         name=f"wds/{name}",

@@ -14,6 +14,7 @@ from tokred.core.options import typed_options
 from tokred.core.plan import Protocol
 from tokred.data.loading import OnError
 from tokred.errors import InvalidSetting, TokredError, UnknownName, did_you_mean
+from tokred.models.zoo import check_img_size
 from tokred.utils.text import spaced
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
@@ -22,7 +23,7 @@ PLACES = ("data", "weights", "class_map", "devkit", "data_dir", "plugins", "cali
 """Settings that are paths. The contents determine the results, wherever they are stored."""
 
 RANDOM = "random"
-_MAX_BUDGETS, _MAX_PIXELS = 100, 4096
+_MAX_BUDGETS = 100
 
 
 @dataclass(frozen=True)
@@ -191,16 +192,12 @@ class Config:
         least = {
             "limit": "the number of images to evaluate",
             "batch_size": "the number of images in a batch",
-            "img_size": "the side of the model's input in pixels",
         }
         for name, meaning in least.items():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidSetting(name, f"{{}} is {meaning} and must be at least 1, got {value}.")
-        if self.img_size is not None and self.img_size > _MAX_PIXELS:
-            raise InvalidSetting(
-                "img_size", f"{{}} can be {_MAX_PIXELS} pixels at most, got {self.img_size}."
-            )
+        check_img_size(self.img_size)
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise InvalidSetting(
                 "crop_pct",

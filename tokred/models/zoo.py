@@ -15,7 +15,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import nn
 
 from tokred.core.vit import check_supported
-from tokred.errors import TokredError, UnknownName
+from tokred.errors import InvalidSetting, TokredError, UnknownName
 from tokred.models import catalog, pretrained
 from tokred.models.tensor_files import hash_file, hash_weights, read_card, read_weights, unwrap
 from tokred.utils.text import some
@@ -28,6 +28,7 @@ ALIASES = {
     "deit_s_distilled": "deit_small_distilled_patch16_224",
     "deit_b_distilled": "deit_base_distilled_patch16_224",
 }
+_MAX_PIXELS = 4096
 SHIPPED = Path(__file__).parents[1] / "weights"
 
 DefaultWeights = Literal["shipped", "pretrained"]  # tokred's own, trained on PhotoDigits; or timm's
@@ -90,6 +91,20 @@ def timm_name(name: str) -> str:
     return resolved
 
 
+def check_img_size(size: int | None) -> None:
+    """Refuse a side of images that no model has; None stands for the model's own.
+
+    Raises:
+        InvalidSetting
+    """
+    if size is None or 1 <= size <= _MAX_PIXELS:
+        return
+    raise InvalidSetting(
+        "img_size",
+        f"{{}} is the side of the model's input in pixels, from 1 to {_MAX_PIXELS}; got {size}.",
+    )
+
+
 def build(name: str, num_classes: int | None = None, img_size: int | None = None, **options: Any) -> Any:
     """An untrained model by name; `num_classes` and `img_size` None keep timm's own.
 
@@ -100,6 +115,7 @@ def build(name: str, num_classes: int | None = None, img_size: int | None = None
             divide
             into patches.
     """
+    check_img_size(img_size)
     given = {"num_classes": num_classes, "img_size": img_size}
     model = pretrained.create(
         timm_name(name), **options, **{key: value for key, value in given.items() if value is not None}
