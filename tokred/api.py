@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from tokred.core import registry
+from tokred.core.backbone import check_supported
 from tokred.core.calibrate import calibrate
 from tokred.core.costs import CostTable
 from tokred.core.match import at_knob, match
 from tokred.core.plan import Plan, Protocol, counts_at_rate, resolve_stages
 from tokred.core.reducer import Reducer
-from tokred.core.vit import ReducedViT, check_supported
+from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError
 from tokred.evaluation import foreign_plans
 from tokred.models import adapters, foreign, tensor_files
@@ -82,7 +83,7 @@ def reduce(
     _check_counts(cls, keep is not None or tokens is not None, threshold, images)
     budget = 0.3 if budget is None else budget
     given, costs = [] if adapter is None else foreign.find([adapter]), CostTable(model)
-    stages = None if stages is None else resolve_stages(cls, costs.model.depth, protocol, stages)
+    stages = None if stages is None else resolve_stages(cls, costs.depth, protocol, stages)
     near = foreign_plans.nearest(given, costs, budget, {method: options}, stages)
     if method in near.refused:
         raise near.refused[method]
@@ -100,7 +101,7 @@ def reduce(
         )
         plan = found.plan
     else:
-        layers = stages or resolve_stages(cls, costs.model.depth, protocol)
+        layers = stages or resolve_stages(cls, costs.depth, protocol)
         plan = _plan(method, layers, costs.n, keep, tokens, options)
     costs.save()
     reduced = ReducedViT(model, plan, seed=seed)

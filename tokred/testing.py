@@ -19,13 +19,14 @@ import timm
 import torch
 from torch import Tensor
 
+from tokred.core.backbone import num_heads, num_patches
 from tokred.core.options import default_options
 from tokred.core.plan import Plan, uniform_counts
 from tokred.core.reducer import Attention, Reducer, View
 from tokred.core.reduction import Merge, Mix, Reduction, compose, unmerge
 from tokred.core.rng import Rng
 from tokred.core.rules import broken_rule
-from tokred.core.vit import ReducedViT, num_heads, num_patches
+from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError
 from tokred.models.residual import scale_residual
 

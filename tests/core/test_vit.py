@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 import tokred
 from tokred.core import registry
+from tokred.core.backbone import check_supported
 from tokred.core.flops import count
 from tokred.core.plan import Plan
 from tokred.core.reducer import Reducer
 from tokred.core.reduction import History, Keep, Merge
 from tokred.core.stage import State
-from tokred.core.vit import ReducedViT, check_supported
+from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, UnsupportedModel
 from tokred.methods.tome import ToMe
 from tokred.testing import tiny_plan, tiny_vit
@@ -29,6 +30,9 @@ VARIANTS = {
     "no_cls": {"class_token": False, "global_pool": "avg"},
     "layerscale_qknorm_prenorm": {"init_values": 0.1, "qk_norm": True, "pre_norm": True},
     "dynamic": {"dynamic_img_size": True},
+    "map": {"class_token": False, "global_pool": "map"},
+    "maximum": {"global_pool": "max"},
+    "average_with_prefix": {"global_pool": "avgmax", "pool_include_prefix": True},
 }
 
 
@@ -110,14 +114,27 @@ def test_proportional_attention_equals_repeated_keys():
     assert torch.allclose(got[0], want[0, [0, 1, 2, 5, 6]], atol=1e-5)
 
 
-def test_average_pooling_weighs_by_size():
-    model = tiny_vit(global_pool="avg")
-    reduced = ReducedViT(model)
-    x = torch.randn(1, 3, 48, generator=torch.Generator().manual_seed(0))
+POOLS = {
+    "avg": {"global_pool": "avg"},
+    "avg_with_prefix": {"global_pool": "avg", "pool_include_prefix": True},
+    "max": {"global_pool": "max"},
+    "avgmax": {"global_pool": "avgmax"},
+    "map": {"global_pool": "map", "class_token": False},
+    "map_with_prefix": {"global_pool": "map", "pool_include_prefix": True},
+}
+
+
+@pytest.mark.parametrize("options", POOLS.values(), ids=POOLS)
+def test_a_token_of_size_s_is_pooled_as_s_equal_tokens_and_padding_not_at_all(options):
+    model = tiny_vit(**options)
+    reduced, prefix = ReducedViT(model), model.num_prefix_tokens
+    x = torch.randn(1, prefix + 3, 48, generator=torch.Generator().manual_seed(0))
+    merge = Merge(torch.tensor([[0, 1, 1, 1]]), 3, drops=True)  # sizes 1, 3 and 0
     with torch.no_grad():
-        got = reduced.logits(State(x, history=History(Merge(torch.tensor([[0, 1, 1, 1]]), 2))))
-        want = model.forward_head(model.norm(x[:, [0, 1, 2, 2, 2]]))
-    assert torch.allclose(got, want, atol=1e-6)
+        got = reduced.logits(State(x, history=History(merge)))
+        rows = [*range(prefix), prefix, *[prefix + 1] * 3]
+        want = model.forward_head(model.norm(x[:, rows]))
+    assert torch.allclose(got, want, atol=1e-5)
 
 
 def test_cls_attention_equals_the_explicit_map(images):
@@ -236,12 +253,14 @@ def test_a_method_that_needs_a_cls_token_is_refused_without_one():
         ("swin_tiny_patch4_window7_224", "SwinTransformer"),
         ("vit_tiny_patch16_224:block", "ParallelThingsBlock"),
         ("eva02_tiny_patch14_224", "Eva"),
-        ("vit_base_patch16_siglip_224", "map"),
+        ("vit_tiny_patch16_224:prr", "pools by 'prr'"),
         ("resnet18", "ResNet"),
     ],
 )
 def test_unknown_models_are_refused_by_name(name, word):
-    if ":" in name:
+    if name.endswith(":prr"):
+        model = timm.create_model(name[:-4], depth=1, embed_dim=48, num_heads=3, global_pool="prr")
+    elif ":" in name:
         from timm.models.vision_transformer import ParallelThingsBlock
 
         model = timm.create_model(

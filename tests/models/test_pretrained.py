@@ -19,7 +19,7 @@ import timm
 import torch
 from helpers.hub import REVISION, TINY, config, in_cache, small
 
-from tokred.core.vit import check_supported
+from tokred.core.backbone import check_supported
 from tokred.data import preprocessing
 from tokred.errors import TokredError, UnknownName
 from tokred.models import pretrained, tensor_files, zoo

@@ -31,7 +31,6 @@ MAY_IMPORT = {
     "registry.py",
     "plugins.py",
     "timm_hook.py",
-    "timm_model.py",
 }  # own modules, entry points, and what --plugin names
 SAFE_YAML = {"safe_load", "safe_dump", "compose", "YAMLError"}  # compose makes nodes of text and no objects
 

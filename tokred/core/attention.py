@@ -39,22 +39,22 @@ def call_attention(
     """
     if alive is None and not record:
         return attn(x, attn_mask=bias), None
-    stand_in = _stand_in(attn)
+    copy = stand_in(attn)
     seen: dict[str, Tensor] = {}
     if alive is not None:
-        _mask(stand_in, alive)
+        _mask(copy, alive)
     if record:
-        _record(stand_in, seen)
-    output = stand_in(x, attn_mask=bias)
+        _record(copy, seen)
+    output = copy(x, attn_mask=bias)
     if not record:
         return output, None
     if len(seen) < len(_SEEN):
         raise UnsupportedModel(_other(attn))
-    v = seen["qkv"].chunk(3, dim=-1)[2].unflatten(-1, (stand_in.num_heads, stand_in.head_dim)).transpose(1, 2)
-    return output, Attention(seen["q_norm"], seen["k_norm"], v, stand_in.scale, bias)
+    v = seen["qkv"].chunk(3, dim=-1)[2].unflatten(-1, (copy.num_heads, copy.head_dim)).transpose(1, 2)
+    return output, Attention(seen["q_norm"], seen["k_norm"], v, copy.scale, bias)
 
 
-def _record(stand_in: Any, seen: dict[str, Tensor]) -> None:
+def _record(attn: Any, seen: dict[str, Tensor]) -> None:
     """Let the parts that make queries, keys and values leave what they return in `seen`."""
 
     def recorder(name: str, part: Any) -> Any:
@@ -65,24 +65,24 @@ def _record(stand_in: Any, seen: dict[str, Tensor]) -> None:
         return call
 
     for name in _SEEN:
-        if not hasattr(stand_in, name):
-            raise UnsupportedModel(_other(stand_in))
-        stand_in.__dict__[name] = recorder(name, getattr(stand_in, name))
+        if not hasattr(attn, name):
+            raise UnsupportedModel(_other(attn))
+        attn.__dict__[name] = recorder(name, getattr(attn, name))
 
 
-def _mask(stand_in: Any, alive: Tensor) -> None:
+def _mask(attn: Any, alive: Tensor) -> None:
     """Mask the attention map, which must then exist, for its gradient to the mask too."""
-    dropout = stand_in.attn_drop
-    stand_in.__dict__["attn_drop"] = lambda attention: dropout(_masked_softmax(attention, alive))
-    stand_in.fused_attn = False
+    dropout = attn.attn_drop
+    attn.__dict__["attn_drop"] = lambda attention: dropout(_masked_softmax(attention, alive))
+    attn.fused_attn = False
 
 
-def _stand_in(attn: nn.Module) -> Any:
+def stand_in(module: nn.Module) -> Any:
     """A shallow copy of a module that shares its parts; attributes set on the copy leave the module alone."""
-    attn = getattr(attn, "_orig_mod", attn)  # what `torch.compile` has wrapped
-    stand_in: Any = object.__new__(type(attn))  # `copy.copy` cannot be traced
-    stand_in.__dict__.update(attn.__dict__, _compiled_call_impl=None)
-    return stand_in
+    module = getattr(module, "_orig_mod", module)  # what `torch.compile` has wrapped
+    copy: Any = object.__new__(type(module))  # `copy.copy` cannot be traced
+    copy.__dict__.update(module.__dict__, _compiled_call_impl=None)
+    return copy
 
 
 def _other(attn: nn.Module) -> str:

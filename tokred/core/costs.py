@@ -14,11 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from tokred.core import stored_counts
+from tokred.core.backbone import (
+    attend,
+    blank_image,
+    check_supported,
+    classify,
+    embed,
+    has_cls,
+    mlp,
+    num_heads,
+    num_patches,
+)
 from tokred.core.flops import analyse
 from tokred.core.plan import Plan
 from tokred.core.reducer import Attention
-from tokred.core.stage import State
-from tokred.core.vit import ReducedViT, blank_image, build_stage, num_heads, num_patches
+from tokred.core.stage import State, build_stage
 
 
 class CostTable:
@@ -30,9 +40,13 @@ class CostTable:
     """
 
     def __init__(self, backbone: Any) -> None:
-        self.model = ReducedViT(backbone)
+        check_supported(backbone)
         self.backbone = backbone
-        self.n = num_patches(backbone)
+        self.n, self.depth, self.num_prefix = (
+            num_patches(backbone),
+            len(backbone.blocks),
+            backbone.num_prefix_tokens,
+        )
         self._differences: dict[str, list[int]] = {}
         self._stages: dict[tuple[Any, ...], int] = {}
         self._quadratics: dict[tuple[Any, ...], np.ndarray] = {}
@@ -45,7 +59,7 @@ class CostTable:
     @cached_property
     def embedding(self) -> int:
         """FLOPs of what comes before layer 1."""
-        return _count(self.model, lambda image: self.model.embed(image).x, blank_image(self.backbone))
+        return _count(self.backbone, lambda image: embed(self.backbone, image), blank_image(self.backbone))
 
     @cached_property
     def _layers(self) -> list[str]:
@@ -77,14 +91,14 @@ class CostTable:
     def _geometry(self) -> str:
         """What the count of a reducer depends on of the backbone, beside the tokens and the layer."""
         weight = self.backbone.patch_embed.proj.weight
-        heads, prefix, cls = num_heads(self.backbone), self.model.num_prefix, self.model.has_cls
+        heads, prefix, cls = num_heads(self.backbone), self.num_prefix, has_cls(self.backbone)
         grid = self.backbone.patch_embed.grid_size
-        sizes = f"{self.backbone.embed_dim} {heads} {prefix} {cls} {self.model.depth} {grid}"
+        sizes = f"{self.backbone.embed_dim} {heads} {prefix} {cls} {self.depth} {grid}"
         return f"{sizes} {weight.dtype} {weight.device.type}"
 
     @torch.no_grad()
     def _counted(self, plan: Plan, layer: int, n: int, keep: int) -> int:
-        stage, p = build_stage(self.backbone, plan, layer, n, keep), self.model.num_prefix
+        stage, p = build_stage(self.backbone, plan, layer, n, keep), self.num_prefix
         head_dim = self.backbone.blocks[layer - 1].attn.head_dim
         qkv = self._like(1, num_heads(self.backbone), p + n, head_dim)
         before_all = layer == 1 and stage.reducer.site == "pre"
@@ -129,11 +143,11 @@ class CostTable:
         site = plan.reducer.site if plan.stages else "mid"
         split_before = {("attend" if site == "pre" else "mlp", layer) for layer in plan.stages}
         segments: list[list[tuple[str, int]]] = [[]]
-        for part in [(part, layer) for layer in range(1, self.model.depth + 1) for part in ("attend", "mlp")]:
+        for part in [(part, layer) for layer in range(1, self.depth + 1) for part in ("attend", "mlp")]:
             if part in split_before:
                 segments.append([])
             segments[-1].append(part)
-        segments[-1].append(("head", self.model.depth))
+        segments[-1].append(("head", self.depth))
         return segments
 
     def part(self, part: str, layer: int, n: int) -> int:
@@ -165,11 +179,11 @@ class CostTable:
         """Newton's forward differences of the counts at 1, 2 and 3 tokens: the exact quadratic."""
         block = self.backbone.blocks[layer - 1]
         module, run = {
-            "attend": (block, lambda x: self.model.attend(State(x, layer)).x),
-            "mlp": (block, lambda x: self.model.mlp(State(x, layer)).x),
-            "head": (self.model, lambda x: self.model.logits(State(x))),
+            "attend": (block, lambda x: attend(block, x)[0]),
+            "mlp": (block, lambda x: mlp(block, x)),
+            "head": (self.backbone, lambda x: classify(self.backbone, self.backbone.norm(x))),
         }[part]
-        shapes = [(1, self.model.num_prefix + n, self.backbone.embed_dim) for n in (1, 2, 3)]
+        shapes = [(1, self.num_prefix + n, self.backbone.embed_dim) for n in (1, 2, 3)]
         column = [_count(module, run, self._like(*shape)) for shape in shapes]
         differences = []
         while column:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tokred.core.costs import CostTable
 from tokred.core.plan import Plan
 from tokred.core.reduction import compose_labels
-from tokred.core.vit import ReducedViT
 from tokred.tables.render import Table
 from tokred.utils.text import spaced
 
 
 class Inspection:
-    """`reduced.tokred` of a reduced model."""
+    """`reduced.tokred` of a reduced model.
 
-    def __init__(self, model: ReducedViT) -> None:
+    Args:
+        model: a `ReducedViT`.
+    """
+
+    def __init__(self, model: Any) -> None:
         self._model = model
 
     @property
     def plan(self) -> Plan:
         """Which tokens go where: method, options, layers and the tokens kept after each."""
-        return self._model.plan
+        plan: Plan = self._model.plan
+        return plan
 
     def summary(self) -> Table:
         """Tokens and GFLOPs by layer, of the dense and the reduced model; `print` shows the table."""

@@ -15,10 +15,10 @@ from numbers import Real
 from typing import Any
 
 from tokred.core import registry
+from tokred.core.backbone import has_cls, num_heads
 from tokred.core.costs import CostTable
 from tokred.core.options import complete_options
 from tokred.core.plan import Plan, Protocol, floor_counts, resolve_stages, uniform_counts
-from tokred.core.vit import num_heads
 from tokred.errors import TokredError, UnknownName, Unreachable, UnsupportedModel
 from tokred.tables.row import TOLERANCE
 
@@ -91,7 +91,7 @@ def match(
     """
     check_budget(budget)
     cls = registry.get(method)
-    layers = resolve_stages(cls, costs.model.depth, protocol, stages)
+    layers = resolve_stages(cls, costs.depth, protocol, stages)
     if cls.adaptive():
         raise TokredError(
             f"How many tokens {method} removes depends on the image, so its threshold is set on images: "
@@ -130,7 +130,7 @@ def at_knob(
         TokredError: as `match`, or a knob out of range.
     """
     cls = registry.get(method)
-    layers = resolve_stages(cls, costs.model.depth, protocol, stages)
+    layers = resolve_stages(cls, costs.depth, protocol, stages)
     highest = costs.n if cls.knob == "removed" else 1
     if not 0 <= knob <= highest:
         what = {
@@ -197,7 +197,7 @@ class _Search:
         n, dim, heads = self.costs.n, self.costs.backbone.embed_dim, num_heads(self.costs.backbone)
         first = self.cls(n, n, dim, heads, **self.empty.options)
         first.check_first()
-        if first.needs_cls and not self.costs.model.has_cls:
+        if first.needs_cls and not has_cls(self.costs.backbone):
             raise UnsupportedModel(
                 f"{self.cls.name} needs a CLS token, which this model does not have; leave it out with "
                 "--methods."

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tokred.core.backbone import has_cls, num_heads
+from tokred.core.plan import Plan
 from tokred.core.reducer import Attention, Reducer, Site, View
 from tokred.core.reduction import History, Mask, Merge, Reduction
-from tokred.core.rng import Rng
-from tokred.errors import TokredError
+from tokred.core.rng import Rng, seeded
+from tokred.errors import TokredError, UnsupportedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,3 +160,23 @@ class Stage(nn.Module):
                 f"{self._name} was to leave {self.reducer.keep} tokens at layer {self.layer}, but leaves {m}."
             )
         return state.reduced(x, reduction)
+
+
+def build_stage(backbone: Any, plan: Plan, layer: int, n: int, keep: int, seed: int = 0) -> Stage:
+    """The stage of a plan at one layer, from n to keep patch tokens, with parameters drawn by the seed.
+
+    Raises:
+        UnsupportedModel: the method needs a CLS token and the model has none.
+    """
+    cls = plan.reducer
+    with seeded(seed + layer):
+        reducer = cls(n, keep, backbone.embed_dim, num_heads(backbone), **plan.options)
+    if cls.adaptive() and plan.knob is not None:
+        reducer.threshold = plan.knob
+    reducer.to(backbone.patch_embed.proj.weight.device)
+    if reducer.needs_cls and not has_cls(backbone):
+        raise UnsupportedModel(
+            f"{cls.name} needs a CLS token, which this model does not have; choose another method."
+        )
+    facts = (len(backbone.blocks), backbone.num_prefix_tokens, has_cls(backbone))
+    return Stage(reducer, layer, *facts, seed, backbone.patch_embed.grid_size)

@@ -7,19 +7,19 @@ attributes, so that weights and scripts for the backbone serve the reduced model
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from typing import Any
 
-import torch
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from tokred.core.backbone import check_pool, classify, pools_patches
+from tokred.core.inspection import Inspection
 from tokred.core.reducer import Site
 from tokred.core.reduction import unmerge
 from tokred.core.stage import State
-from tokred.errors import TokredError, UnsupportedModel
+from tokred.errors import TokredError
 
-_SIZE = "token_size"  # the attribute in which features of models with average pooling carry their sizes
+_SIZE = "token_size"  # the attribute in which features of models that pool patches carry their sizes
 
 
 class TimmModel(nn.Module):
@@ -35,10 +35,9 @@ class TimmModel(nn.Module):
         self.register_load_state_dict_post_hook(_name_as_outside)
 
     @property
-    def tokred(self) -> Any:
+    def tokred(self) -> Inspection:
         """What the reduction does: `plan`, `summary()` and `trace(images)`."""
-        # Named by its place, because it counts by subclasses of this one.
-        return import_module("tokred.core.inspection").Inspection(self)
+        return Inspection(self)
 
     def embed(self, x: Tensor, images: Tensor | None = None) -> State:
         """The state before layer 1."""
@@ -55,12 +54,12 @@ class TimmModel(nn.Module):
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Tokens after the last layer and its norm, [B, P + M, C]: as many patch tokens as the plan leaves.
 
-        Under average pooling the tensor carries the tokens' sizes, by which `forward_head` weighs them.
-        `forward_intermediates` gives features on the grid of patches.
+        Where the head pools patch tokens, the tensor carries their sizes, by which `forward_head` weighs
+        them. `forward_intermediates` gives features on the grid of patches.
         """
         state = self.run(x, attn_mask)
         features: Tensor = self.backbone.norm(state.x)
-        if self._averages and state.size is not None:
+        if pools_patches(self.backbone) and state.size is not None:
             setattr(features, _SIZE, state.size)
         return features
 
@@ -73,30 +72,16 @@ class TimmModel(nn.Module):
             size: [B, M] patches that each token stands for; by default those that `x` carries.
 
         Raises:
-            TokredError: tokens are averaged by their sizes, which are lost.
+            TokredError: tokens are pooled by their sizes, which are lost.
         """
-        if self._averages and len(self.stages):
+        if pools_patches(self.backbone) and len(self.stages):
             size = getattr(x, _SIZE, None) if size is None else size
             if size is None:
                 raise TokredError(
-                    "This model averages tokens by their sizes, which these features do not carry; give them "
+                    "This model pools tokens by their sizes, which these features do not carry; give them "
                     "as forward_features returned them, or with size=model.run(images).size."
                 )
-        return self._classify(x, size, pre_logits)
-
-    @property
-    def _averages(self) -> bool:
-        return bool(self.backbone.global_pool == "avg")
-
-    def _classify(self, x: Tensor, size: Tensor | None, pre_logits: bool = False) -> Tensor:
-        """The head on normalised tokens; under average pooling they count by size unless it is None."""
-        if self._averages and size is not None:
-            # The head averages patch tokens; one token that is their mean by size gives it what it would have
-            # averaged.
-            weight = size.to(x.dtype).unsqueeze(-1)
-            mean = (x[:, self.num_prefix :] * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
-            x = torch.cat([x[:, : self.num_prefix], mean], dim=1)
-        return self.backbone.forward_head(x, pre_logits=pre_logits)
+        return classify(self.backbone, x, size, pre_logits)
 
     def forward_intermediates(
         self,
@@ -185,10 +170,7 @@ class TimmModel(nn.Module):
         Raises:
             UnsupportedModel: a pooling in which tokens cannot count by their sizes.
         """
-        if global_pool not in (None, "", "token", "avg"):
-            raise UnsupportedModel(
-                f"tokred pools by 'token' or 'avg', or not at all, not by {global_pool!r}."
-            )
+        check_pool(global_pool)
         self.backbone.reset_classifier(num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

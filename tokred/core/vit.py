@@ -1,6 +1,6 @@
 """`ReducedViT`: a timm ViT with reducers between its layers. The backbone is called, never changed.
 
-This is the only file that knows a timm class by name. A forward pass is a `State` that moves through sites:
+A forward pass is a `State` that moves through sites:
 before each layer ("pre") and between its attention and its MLP ("mid"). It can start from any state, which
 lets many plans share one dense prefix. All that belongs to one call is in its states, so threads may share a
 model; and all parts of the backbone are read when they are called, so that what has been replaced, wrapped,
@@ -14,18 +14,15 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from timm.layers import Attention as TimmAttention
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokred.core.attention import call_attention
-from tokred.core.embedding import embed_patches
+from tokred.core import backbone as parts
+from tokred.core.backbone import check_supported, has_cls, num_patches
 from tokred.core.plan import Plan
 from tokred.core.reducer import Site
-from tokred.core.rng import check_seed, seeded
-from tokred.core.stage import Stage, State
+from tokred.core.rng import check_seed
+from tokred.core.stage import Stage, State, build_stage
 from tokred.core.timm_model import TimmModel
 from tokred.errors import TokredError, UnsupportedModel
 
@@ -38,8 +35,8 @@ class ReducedViT(TimmModel):
     It has the interface of the backbone, its settings and the names of its parameters; see `TimmModel`.
 
     Args:
-        backbone: built from timm's standard `Block`, with token or average pooling. It is shared, not copied:
-            any number of `ReducedViT` may hold the same one.
+        backbone: built from timm's standard `Block`. It is shared, not copied: any number of `ReducedViT` may
+            hold the same one.
         plan: which tokens go where; by default none.
         record: further layers whose attention `advance` leaves in the state.
         seed: the seed of `View.rng`, and of parameters that are drawn.
@@ -54,13 +51,13 @@ class ReducedViT(TimmModel):
     """
 
     def __init__(
-        self, backbone: VisionTransformer, plan: Plan | None = None, record: Iterable[int] = (), seed: int = 0
+        self, backbone: Any, plan: Plan | None = None, record: Iterable[int] = (), seed: int = 0
     ) -> None:
         super().__init__()
         check_supported(backbone)
         self.backbone, self.plan = backbone, plan or Plan()
         self.depth, self.num_prefix = len(backbone.blocks), backbone.num_prefix_tokens
-        self.has_cls = backbone.cls_token is not None
+        self.has_cls = has_cls(backbone)
         self.stages = nn.ModuleDict()
         self._build_stages(check_seed(seed))
         self.training = (
@@ -159,20 +156,17 @@ class ReducedViT(TimmModel):
             TokredError: the backbone drops patches in training, so that no plan holds; it has another number
                 of layers than before; or it cannot take such images.
         """
-        backbone = self.backbone
-        if len(self.stages) and backbone.training and not isinstance(backbone.patch_drop, nn.Identity):
+        if len(self.stages) and parts.drops_patches(self.backbone):
             raise TokredError(
                 "This model drops random patches in training, so no plan of its tokens holds; build it with "
                 "patch_drop_rate=0, or call eval()."
             )
-        if len(backbone.blocks) != self.depth:
+        if len(self.backbone.blocks) != self.depth:
             raise UnsupportedModel(
-                f"The model had {self.depth} layers when it was reduced and has {len(backbone.blocks)} now; "
-                "reduce it again."
+                f"The model had {self.depth} layers when it was reduced and has {len(self.backbone.blocks)} "
+                "now; reduce it again."
             )
-        patches = embed_patches(backbone.patch_embed, x)
-        tokens = backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(patches)))
-        return State(tokens, images=images)
+        return State(parts.embed(self.backbone, x), images=images)
 
     def advance(self, state: State, stop: Point | None = None) -> State:
         """Run layers and stages from a state up to a point, whose own stage is not applied, or to the end."""
@@ -199,23 +193,22 @@ class ReducedViT(TimmModel):
 
     def logits(self, state: State) -> Tensor:
         """Logits of a state after the last layer."""
-        return self._classify(self.backbone.norm(state.x), state.size if self._averages else None)
+        size = state.size if parts.pools_patches(self.backbone) else None
+        return parts.classify(self.backbone, self.backbone.norm(state.x), size)
 
     def attend(self, state: State) -> State:
         """The state after the attention of its layer, with what entered the scores where that is recorded."""
         block, alive = self._block(state.layer), state.alive
         if alive is not None:
             alive = torch.cat([alive.new_ones(alive.shape[0], self.num_prefix), alive], dim=1)
-        x, attention = call_attention(
-            block.attn, block.norm1(state.x), self._log_size(state), alive, state.layer in self.recorded
+        x, attention = parts.attend(
+            block, state.x, self._log_size(state), alive, state.layer in self.recorded
         )
-        x = state.x + block.drop_path1(block.ls1(x))
         return replace(state, x=x, site="mid", attention=attention)
 
     def mlp(self, state: State) -> State:
         """The state after the MLP of its layer."""
-        block = self._block(state.layer)
-        x = state.x + block.drop_path2(block.ls2(block.mlp(block.norm2(state.x))))
+        x = parts.mlp(self._block(state.layer), state.x)
         return replace(state, x=x, layer=state.layer + 1, site="pre")
 
     def _block(self, layer: int) -> Any:
@@ -225,7 +218,7 @@ class ReducedViT(TimmModel):
             UnsupportedModel: it has become a module without the parts of a block.
         """
         block = self.backbone.blocks[layer - 1]
-        if type(block) is not Block and not (hasattr(block, "attn") and hasattr(block, "mlp")):
+        if not (hasattr(block, "attn") and hasattr(block, "mlp")):
             raise UnsupportedModel(
                 f"Layer {layer} of the model is now {type(block).__name__}, whose attention and MLP tokred "
                 "cannot find; wrap its parts, such as attn and mlp."
@@ -247,85 +240,6 @@ class ReducedViT(TimmModel):
             .log()
             .to(state.x.dtype)[:, None, None, :]
         )
-
-
-def build_stage(
-    backbone: VisionTransformer, plan: Plan, layer: int, n: int, keep: int, seed: int = 0
-) -> Stage:
-    """The stage of a plan at one layer, from n to keep patch tokens, with parameters drawn by the seed.
-
-    Raises:
-        UnsupportedModel: the method needs a CLS token and the model has none.
-    """
-    cls, has_cls = plan.reducer, backbone.cls_token is not None
-    with seeded(seed + layer):
-        reducer = cls(n, keep, backbone.embed_dim, num_heads(backbone), **plan.options)
-    if cls.adaptive() and plan.knob is not None:
-        reducer.threshold = plan.knob
-    reducer.to(backbone.patch_embed.proj.weight.device)
-    if reducer.needs_cls and not has_cls:
-        raise UnsupportedModel(
-            f"{cls.name} needs a CLS token, which this model does not have; choose another method."
-        )
-    facts = (len(backbone.blocks), backbone.num_prefix_tokens, has_cls)
-    return Stage(reducer, layer, *facts, seed, backbone.patch_embed.grid_size)
-
-
-def check_supported(model: nn.Module) -> None:
-    """Refuse, by name, a model that `ReducedViT` would run wrongly.
-
-    Raises:
-        UnsupportedModel
-    """
-    name = type(model).__name__
-    if (
-        not isinstance(model, VisionTransformer)
-        or type(model).forward_features is not VisionTransformer.forward_features
-    ):
-        raise UnsupportedModel(
-            f"{name} is not a standard timm VisionTransformer; tokred reduces ViT and DeiT models, such as "
-            "deit_s."
-        )
-    if type(model.patch_embed) is not PatchEmbed:
-        raise UnsupportedModel(
-            f"{name} makes its tokens by {type(model.patch_embed).__name__}; tokred knows timm's PatchEmbed."
-        )
-    for block in model.blocks:
-        if type(block) is not Block:
-            raise UnsupportedModel(
-                f"{name} is built from {type(block).__name__}, but tokred supports timm's standard Block "
-                "only."
-            )
-        if type(block.attn) is not TimmAttention:
-            raise UnsupportedModel(
-                f"{name} uses {type(block.attn).__name__}, but tokred supports timm's standard Attention "
-                "only."
-            )
-    if (
-        model.global_pool not in ("token", "avg")
-        or model.attn_pool is not None
-        or getattr(model, "pool_include_prefix", False)
-    ):
-        raise UnsupportedModel(
-            f"{name} pools by {model.global_pool or 'nothing'!r}; tokred supports pooling by CLS token and "
-            "by patch average."
-        )
-
-
-def num_patches(model: VisionTransformer) -> int:
-    """Patch tokens of an image of the model's own size."""
-    return int(model.patch_embed.num_patches)
-
-
-def num_heads(model: VisionTransformer) -> int:
-    """Attention heads of each layer."""
-    return int(model.blocks[0].attn.num_heads)
-
-
-def blank_image(model: VisionTransformer) -> Tensor:
-    """A black image of the model's size, [1, channels, H, W], with the model's dtype and device."""
-    weight = model.patch_embed.proj.weight
-    return weight.new_zeros(1, weight.shape[1], *model.patch_embed.img_size)
 
 
 def _key(layer: int, site: Site) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from tokred.core.backbone import num_patches
 from tokred.core.fingerprint import software
-from tokred.core.vit import num_patches
 from tokred.data import loading, preflight
 from tokred.errors import TokredError
 from tokred.evaluation import published_accuracy

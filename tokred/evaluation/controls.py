@@ -105,8 +105,8 @@ def _grids(costs: CostTable) -> list[tuple[int, int]]:
 
 
 def _estimate(costs: CostTable, patches: int) -> float:
-    parts = [(part, layer) for layer in range(1, costs.model.depth + 1) for part in ("attend", "mlp")] + [
-        ("head", costs.model.depth)
+    parts = [(part, layer) for layer in range(1, costs.depth + 1) for part in ("attend", "mlp")] + [
+        ("head", costs.depth)
     ]
     return costs.embedding * patches / costs.n + sum(
         costs.part(part, layer, patches) for part, layer in parts

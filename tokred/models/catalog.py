@@ -18,7 +18,7 @@ from timm.models import model_entrypoint
 from torch import nn
 
 from tokred import __version__
-from tokred.core.vit import check_supported, num_patches
+from tokred.core.backbone import check_supported, num_patches
 from tokred.errors import UnsupportedModel
 from tokred.utils import cache as cache_files
 
@@ -115,7 +115,15 @@ def flops(model: Any) -> int:
     attention = sum(2 * tokens**2 * block.attn.num_heads * block.attn.head_dim for block in model.blocks)
     pooled = sum(_layers(part, 1) for part in (model.fc_norm, model.head))
     body = sum(_layers(part, tokens) for part in (model.norm_pre, model.blocks, model.norm))
+    if model.attn_pool is not None:
+        pooled += _pool(model.attn_pool, tokens if model.pool_include_prefix else n)
     return _layers(model.patch_embed, n) + body + attention + pooled
+
+
+def _pool(pool: Any, tokens: int) -> int:
+    """FLOPs of attention pooling, whose one query sees some tokens."""
+    keys_and_values = _layers(pool.kv, tokens) + 2 * tokens * pool.num_heads * pool.head_dim
+    return keys_and_values + sum(_layers(part, 1) for part in (pool.q, pool.proj, pool.norm, pool.mlp))
 
 
 def _layers(part: nn.Module, tokens: int) -> int:

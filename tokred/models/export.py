@@ -11,7 +11,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from tokred.core.vit import ReducedViT, blank_image
+from tokred.core.backbone import blank_image
+from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, UnsupportedModel
 from tokred.utils.atomic import replace_file
 

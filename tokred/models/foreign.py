@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from tokred.core import registry
+from tokred.core.backbone import num_patches
 from tokred.core.plan import Plan
-from tokred.core.vit import ReducedViT, num_patches
+from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError
 from tokred.models import tokenreduction
 from tokred.models.adapters import Adapter, in_folder

@@ -14,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import nn
 
-from tokred.core.vit import check_supported
+from tokred.core.backbone import check_supported
 from tokred.errors import InvalidSetting, TokredError, UnknownName
 from tokred.models import catalog, pretrained
 from tokred.models.tensor_files import hash_file, hash_weights, read_card, read_weights, unwrap

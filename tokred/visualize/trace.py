@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from tokred.core.backbone import num_patches
 from tokred.core.reduction import Mix, Reduction, compose_labels
 from tokred.core.stage import State
-from tokred.core.vit import ReducedViT, num_patches
+from tokred.core.vit import ReducedViT
 from tokred.data import loading, preprocessing
 from tokred.data.loading import Batch
 from tokred.data.preprocessing import Preparation

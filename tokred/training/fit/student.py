@@ -14,11 +14,12 @@ from timm.layers import DropPath
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokred.core.backbone import num_patches
 from tokred.core.plan import Plan, uniform_counts
 from tokred.core.reduction import compose_labels, unmerge
 from tokred.core.rng import seeded
 from tokred.core.stage import State
-from tokred.core.vit import ReducedViT, num_patches
+from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError
 from tokred.training.fit.recipe import FitRecipe
 
