@@ -169,3 +169,21 @@ def test_no_header_number_or_name_is_broken_at_80_columns():
     assert max(map(len, lines)) <= 80
     words = " ".join(lines).split()
     assert {*" ".join((*headers, *cells)).split()} <= set(words)
+
+
+@pytest.mark.parametrize("width", [60, 72, 80])
+def test_long_words_are_folded_where_columns_would_be_cut_off(width):
+    reason = "timm's vision_transformer_hybrid is not a standard VisionTransformer."
+    cells = ("vit_tiny_patch16_dinov3_qkvb", "alias", "196", "1.26", reason)
+    table = Table(
+        headers=("Model", "Alias", "Patches", "GFLOPs", "Works"), rows=[cells], words=frozenset((0, 1, 4))
+    )
+    lines = printed(table, width)
+    assert max(map(len, lines)) <= width
+    starts = [lines[0].index(header) for header in ("Model", "Alias", "Works")]
+    columns = [
+        [line[start:stop] for line in lines[2:]]
+        for start, stop in zip(starts, (*starts[1:], None), strict=True)
+    ]
+    assert "".join("".join(columns[0]).split()) == cells[0]
+    assert "".join("".join(columns[2]).split()) == reason.replace(" ", "")

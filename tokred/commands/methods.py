@@ -11,18 +11,25 @@ from tokred.core import registry
 from tokred.tables.render import Table, check_format
 from tokred.utils.text import spaced
 
-HEADERS = ("Method", "What it does", "Groups", "Site", "Layers", "Knob", "Source")
+HEADERS = ("Method", "What it does", "Layers", "Knob", "Source")
 
 
 def methods(plugins: Plugins = None, form: Format = "table") -> None:
-    """List all methods: what they do, groups for `--methods`, site, default layers and knob."""
+    """List all methods: what they do, default layers, knob, source, and groups for `--methods`."""
     check_format(form)
     load(plugins)
-    records = [_record(entry) for entry in registry.catalog().values()]
+    entries = registry.catalog().values()
+    records = [_record(entry) for entry in entries]
+    columns = ("method", "summary", "stages", "knob", "source")
+    groups = dict.fromkeys(group for entry in entries for group in entry.groups)
     table = Table(
         headers=HEADERS,
-        rows=[tuple(record.values()) for record in records],
+        rows=[[record[column] for column in columns] for record in records],
         words=frozenset(range(len(HEADERS))),
+        notes=[
+            f"--methods {group}: {', '.join(entry.name for entry in entries if group in entry.groups)}"
+            for group in groups
+        ],
     )
     show_records(table, records, form)
 

@@ -12,12 +12,14 @@ from tokred.errors import TokredError, did_you_mean
 from tokred.utils.text import for_latex, for_markdown, visible
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table as RichTable
 
 Format = Literal["table", "markdown", "latex", "csv", "json"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 _WORD = 32  # characters of the longest word that a column makes room for
+_NARROW = 12  # and where there is no room for that
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -95,8 +97,26 @@ def terminal(table: Table) -> RenderableType:
 
     Numbers are never broken, and words only where they are longer than `_WORD` or there is no room at all.
     """
-    from rich import box
     from rich.console import Group
+    from rich.text import Text
+
+    below = [f"{_superscript([number])} {note}" for number, note in enumerate(table.numbered()[0], start=1)]
+    notes = [Text(visible(note), style="dim") for note in (*below, *table.notes)]
+    return Group(_Fitted(table), *notes)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Lays a table out when rich tells how wide the terminal is."""
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
+        yield _laid_out(self.table, options.max_width)
+
+
+def _laid_out(table: Table, width: int) -> RichTable:
+    from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text  # unlike a string, a Text has no markup and no emoji codes
 
@@ -106,28 +126,49 @@ def terminal(table: Table) -> RenderableType:
         header_style="bold",
         show_header=any(table.headers),
         box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
+        padding=(0, 1, 0, 0),
         show_edge=False,
     )
-    for column in range(len(table.headers)):
+    _, numbers = table.numbered()
+    marks = [f" {_superscript(row)}" if row else "" for row in numbers]
+    for column, characters in enumerate(_widths(table, marks, width)):
         rich.add_column(
             Text(_header(table, column)),
             justify="left" if column in table.words else "right",
             overflow="fold",
             no_wrap=column not in table.words,
-            min_width=_longest_word(table, column),
+            width=characters,
         )
-    sentences, marks = table.numbered()
     styles = table.styles or [""] * len(table.rows)
     for place, (row, style) in enumerate(zip(table.rows, styles, strict=True)):
         cells = [Text(visible(text), style=_style(table, place, column)) for column, text in enumerate(row)]
-        if marks[place]:
-            cells[0].append(f" {_superscript(marks[place])}")
+        cells[0].append(marks[place])
         rich.add_row(*cells, style=style, end_section=place in table.sections)
-    below = [f"{_superscript([number])} {note}" for number, note in enumerate(sentences, start=1)]
-    notes = [Text(visible(note), style="dim") for note in (*below, *table.notes)]
-    return Group(rich, *notes) if notes else rich
+    return rich
+
+
+def _widths(table: Table, marks: Sequence[str], width: int) -> list[int]:
+    """The widths of the columns in characters; where room is short, words share what the numbers leave.
+
+    rich's own choice can be wider than the terminal, which cuts the last columns off.
+    """
+    columns = range(len(table.headers))
+    texts = [
+        [*_header(table, column).split("\n"), *(visible(row[column]) for row in table.rows)]
+        for column in columns
+    ]
+    texts[0] += [visible(row[0]) + mark for row, mark in zip(table.rows, marks, strict=True)]
+    full = [max(map(len, cells)) for cells in texts]
+    longest = [max((len(word) for text in cells for word in text.split()), default=0) for cells in texts]
+    widths = [min(_WORD, longest[i]) if i in table.words else full[i] for i in columns]
+    room = width - sum(widths) - 2 * len(widths) + 1
+    for column in sorted(table.words, key=lambda column: -widths[column]):
+        cut = min(max(-room, 0), max(widths[column] - _NARROW, 0))
+        widths[column], room = widths[column] - cut, room + cut
+    while room > 0 and widths != full:
+        column = max(columns, key=lambda column: full[column] / max(widths[column], 1))
+        widths[column], room = widths[column] + 1, room - 1
+    return widths
 
 
 def markdown(table: Table) -> str:
@@ -209,12 +250,6 @@ def _header(table: Table, column: int) -> str:
     parts = header.replace("-", "- ").split()
     widest = max((len(text) for text in (*(row[column] for row in table.rows), *parts)), default=1)
     return "\n".join(textwrap.wrap(header, max(1, widest)))
-
-
-def _longest_word(table: Table, column: int) -> int:
-    """The width that a column needs for its words, of header and cells."""
-    texts = (_header(table, column), *(row[column] for row in table.rows))
-    return min(_WORD, max((len(word) for text in texts for word in text.split()), default=0))
 
 
 def _superscript(numbers: Iterable[int]) -> str:
