@@ -42,6 +42,8 @@ def test_a_configuration_comes_back_from_yaml():
         ({"protocol": "nativ"}, "protocol: should be 'native' or 'common', got 'nativ'"),
         ({"fixed": [{"method": "lotm", "knob": "a"}]}, "fixed.0.knob: should be a valid number"),
         ({"fixed": [{"method": "lotmm", "knob": 1}], "methods": ["lotm"]}, "Unknown method 'lotmm'"),
+        ({"fixed": [{"method": "lotm", "knob": 4, "stages": []}]}, "fixed gives lotm no layers"),
+        ({"plugins": ["a\0b.py"]}, "There is no Python file"),
         ({"options": {"lotm": {"wighted": 1}}}, "Did you mean: weighted"),
         ({"options": {"lotm": {"weighted": "maybe"}}}, "lotm.weighted must be true or false"),
         ({"options": {"tome": {"metric": "x"}}, "methods": ["lotm"]}, "options sets an option of tome"),

@@ -44,6 +44,8 @@ def test_smoke_is_small():
         ("methods: [lotmm]\n", "Unknown method 'lotmm'. Did you mean: lotm"),
         ("model: [\n", "cannot be read: line 2"),
         ("- 1\n", "must be a mapping"),
+        ("model: &a {b: *a}\n", "cannot be read: more than 10,000 values"),
+        ("[" * 5000, "cannot be read: maximum recursion depth"),
         ("model: !!python/object/apply:os.getcwd []\n", "cannot be read: line 1: could not determine"),
     ],
 )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.pictures import draw
 
+from tokred import configs
 from tokred.errors import TokredError
 from tokred.testing import tiny_vit
 from tokred.training.fit.data import Shuffled, check_labels, open_images, training_transform
@@ -72,3 +73,23 @@ def test_splits_that_do_not_go_together_are_refused(tmp_path):
     (tmp_path / "train").rename(tmp_path / "elsewhere")
     with pytest.raises(TokredError, match="has no training split"):
         open_images(str(tmp_path), 0, 2)
+
+
+def test_a_policy_that_timm_does_not_know_is_one_sentence():
+    recipe = FitRecipe(images=8, auto_augment="nonsense")
+    with pytest.raises(TokredError, match="a policy of timm, such as .* got 'nonsense'"):
+        training_transform(tiny_vit(), recipe, as_drawn=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"lr": float("inf")}, "lr is wrong: .*finite"),
+        ({"betas": [0.9, 1.5]}, "betas.1 is wrong: .*less than 1"),
+        ({"min_lr": 1.0}, "In mine.yaml: min_lr is above lr"),
+        ({"epochs": 1}, "In mine.yaml: give either images or epochs"),
+    ],
+)
+def test_values_of_a_recipe_that_cannot_be_are_one_sentence(values, words):
+    with pytest.raises(TokredError, match=words):
+        configs.parse(FitRecipe, {"images": 8, **values}, "mine.yaml")

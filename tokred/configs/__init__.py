@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from tokred.errors import TokredError, UnknownName, did_you_mean
 
 FOLDER = Path(__file__).parent
+_MOST = 10_000
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -41,7 +42,8 @@ def load(kind: str, name: str) -> dict[str, Any]:
     path = _path(kind, name)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        _check_size(values)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = "" if mark is None else f"line {mark.line + 1}: "
         reason = f"{place}{problem or str(error).splitlines()[0]}"
@@ -49,6 +51,19 @@ def load(kind: str, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TokredError(f"The configuration {path} must be a mapping of names to values.")
     return values
+
+
+def _check_size(values: Any) -> None:
+    """Raise a ValueError if there are too many values, as where aliases repeat or contain themselves."""
+    waiting, count = [values], 0
+    while waiting:
+        value, count = waiting.pop(), count + 1
+        if count > _MOST:
+            raise ValueError(f"more than {_MOST:,} values, or a value that contains itself")
+        if isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
 
 
 def place(kind: str, name: str, keys: Sequence[str | int]) -> str:
@@ -83,9 +98,11 @@ def parse(schema: type[T], values: dict[str, Any], origin: str) -> T:
         return schema(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
+        where, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        if not where:  # several values do not fit together
+            raise TokredError(f"In {origin}: {message}.") from error
         raise TokredError(
-            f"In {origin}, {where} is wrong: {first['msg'].lower()} (got {first.get('input')!r})."
+            f"In {origin}, {where} is wrong: {message.lower()} (got {first.get('input')!r})."
         ) from error
 
 

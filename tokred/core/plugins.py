@@ -21,7 +21,7 @@ _EXPECTED = "expected the path of a .py file or the dotted name of a module"
 
 def module_name(target: str) -> str:
     """Name of a plugin in `sys.modules`: a module's own name, or a unique one for a path."""
-    if not _is_path(target):
+    if not _is_path(target) or "\0" in target:  # which no path has
         return target
     path = Path(os.path.realpath(target))
     digest = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()
@@ -40,6 +40,8 @@ def load(target: str) -> ModuleType:
     name = module_name(target)
     if name in sys.modules:
         return sys.modules[name]
+    if "\0" in target:
+        raise TokredError(f"There is no Python file {target!r}; {_EXPECTED}.")
     path = Path(os.path.realpath(target))
     if _is_path(target) and not (path.is_file() and path.suffix == ".py"):
         raise TokredError(f"There is no Python file {target!r}; {_EXPECTED}.")

@@ -46,7 +46,7 @@ def load(path: Path) -> dict[str, int]:
         )
     try:
         pairs = [(str(name).strip(), int(index)) for name, index in _READERS[path.suffix](path)]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
         raise TokredError(
             f"The class map {path} cannot be read ({error}); expected a name and the index of its class."
         ) from error

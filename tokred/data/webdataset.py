@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from timm.utils.misc import natural_key
@@ -140,20 +139,36 @@ def _expand(pattern: str) -> Iterator[Path]:
             yield from _expand(f"{part[: match.start()]}{number:0{len(first)}d}{part[match.end() :]}")
 
 
+def _listed(info: Path) -> dict[str, list[str]]:
+    """The names of shards of each split in an _info.json.
+
+    Raises:
+        TokredError: it has another form.
+    """
+    try:
+        splits = json.loads(info.read_text(encoding="utf-8")).get("splits", {})
+        return {split: [str(name) for name in facts["filenames"]] for split, facts in splits.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise TokredError(
+            f"{info} does not list the shards of each split, as timm's webdataset format does; repair it, or "
+            "remove it."
+        ) from error
+
+
 def _of_split(folder: Path, split: str | None) -> list[Path]:
     """The shards of a split: those that _info.json lists, else those named by it, else all."""
     wanted = split or "validation"
     accepted = split_names(wanted)
     for info in (folder / "_info.json", folder / "info.json"):
         if info.exists():
-            splits: dict[str, Any] = json.loads(info.read_text(encoding="utf-8")).get("splits", {})
+            splits = _listed(info)
             chosen = next((splits[name] for name in (wanted, *sorted(accepted)) if name in splits), None)
             if chosen is None:
                 raise TokredError(
                     f"{info} has no split {wanted!r} (there are: {', '.join(splits) or 'none'}); choose "
                     "with --split."
                 )
-            return [folder / name for name in chosen["filenames"]]
+            return [folder / name for name in chosen]
     shards = sorted(folder.glob("*.tar"), key=lambda path: natural_key(path.name))
     named = {path: set(re.split(r"[-_.\d]+", path.name)) & (SPLIT_NAMES | {wanted}) for path in shards}
     if not any(named.values()) and not split:
@@ -196,7 +211,7 @@ def _labels(samples: Sequence[Sample]) -> np.ndarray:
                 labels[index] = int(sample.read("cls"))
             elif "json" in sample.parts:
                 labels[index] = int(json.loads(sample.read("json")).get("label", UNLABELLED))
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise TokredError(
                 f"The label of {sample.shard}/{sample.key} is not a number ({error})."
             ) from error

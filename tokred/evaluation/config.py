@@ -161,6 +161,7 @@ class Config:
         object.__setattr__(self, "budgets", tuple(dict.fromkeys(self.budgets)))
         self._check_budgets()
         self._check_numbers()
+        self._check_fixed()
         for name, choices in (
             ("on_error", OnError),
             ("interpolation", Interpolation),
@@ -209,15 +210,21 @@ class Config:
         if self.stages is not None and not self.stages:
             raise InvalidSetting("stages", '{} needs at least one layer, such as "4 7 10".')
 
+    def _check_fixed(self) -> None:
+        for fixed in self.fixed:
+            if fixed.stages is not None and not fixed.stages:
+                raise InvalidSetting(
+                    "fixed", f"{{}} gives {fixed.method} no layers; leave out its stages, or give some."
+                )
+            if fixed.method not in registry.names():
+                raise UnknownName(did_you_mean("method", fixed.method, registry.names()))
+
     def _checked_methods(self) -> tuple[str, ...]:
         """The names of the methods without repetition; for None, the core ones."""
         if self.methods is None:
             return tuple(registry.select())
         if not self.methods:
             raise InvalidSetting("methods", "{} is empty; leave it out to compare the core methods.")
-        for fixed in self.fixed:
-            if fixed.method not in registry.names():
-                raise UnknownName(did_you_mean("method", fixed.method, registry.names()))
         return tuple(registry.select(self.methods))
 
     def _checked_options(self) -> dict[str, dict[str, Any]]:

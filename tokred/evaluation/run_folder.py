@@ -103,7 +103,7 @@ def read_about(file: Path, advice: str) -> dict[str, Any]:
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
         dict(run["configuration"]), dict(run.get("software", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TokredError(f"{file} is not a run of tokred; {advice}.") from error
     return dict(run)
 

@@ -218,7 +218,7 @@ def read_verified(folder: Path) -> dict[str, Any]:
     """Results of earlier verifications of a run, by the names of its predictions."""
     try:
         return dict(json.loads((folder / VERIFIED).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 

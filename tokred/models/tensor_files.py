@@ -136,7 +136,7 @@ def read_card(path: Path) -> dict[str, Any]:
     """The card beside a weight file; a file of that name which is no card is somebody else's."""
     try:
         card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return card if isinstance(card, dict) else {}
 

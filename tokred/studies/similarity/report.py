@@ -122,7 +122,7 @@ def check_folder(out: Path) -> None:
         ours = isinstance(run, dict) and run.get("command") == "similarity"
     except FileNotFoundError:
         ours = not any((out / name).exists() for name in FILES)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         ours = False
     if not ours:
         raise TokredError(

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Recipe(BaseModel):
     """Everything that determines the trained weights. Shares are fractions of `images`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = "deit_t"
     images: int = Field(100_000, gt=0)

@@ -201,7 +201,11 @@ def drawn_from(*key: int) -> Iterator[None]:
 
 
 def training_transform(model: Any, recipe: FitRecipe, as_drawn: bool) -> Any:
-    """timm's training transform with the recipe's settings; PhotoDigits (`as_drawn`) is not augmented."""
+    """timm's training transform with the recipe's settings; PhotoDigits (`as_drawn`) is not augmented.
+
+    Raises:
+        TokredError: timm does not know the policy of augmentation.
+    """
     plain = (
         not (recipe.flip or recipe.color_jitter or recipe.auto_augment or recipe.erase)
         and recipe.crop_scale == 1
@@ -209,17 +213,23 @@ def training_transform(model: Any, recipe: FitRecipe, as_drawn: bool) -> Any:
     if as_drawn or plain:
         return preprocessing.prepare(model, 1.0 if as_drawn else None).transform
     config = preprocessing.data_config(model)
-    return create_transform(
-        config["input_size"],
-        is_training=True,
-        **{name: config[name] for name in ("mean", "std", "interpolation")},
-        hflip=recipe.flip,
-        scale=(recipe.crop_scale, 1.0),
-        color_jitter=recipe.color_jitter or None,
-        auto_augment=recipe.auto_augment,
-        re_prob=recipe.erase,
-        re_mode="pixel",
-    )
+    try:
+        return create_transform(
+            config["input_size"],
+            is_training=True,
+            **{name: config[name] for name in ("mean", "std", "interpolation")},
+            hflip=recipe.flip,
+            scale=(recipe.crop_scale, 1.0),
+            color_jitter=recipe.color_jitter or None,
+            auto_augment=recipe.auto_augment,
+            re_prob=recipe.erase,
+            re_mode="pixel",
+        )
+    except (AssertionError, ValueError) as error:  # as timm refuses the name of a policy
+        raise TokredError(
+            "auto_augment of the recipe must be a policy of timm, such as rand-m9-mstd0.5-inc1; got "
+            f"{recipe.auto_augment!r}."
+        ) from error
 
 
 def training_batches(

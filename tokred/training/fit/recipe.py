@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tokred import configs
 from tokred.errors import TokredError
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FitRecipe(BaseModel):
@@ -18,7 +21,7 @@ class FitRecipe(BaseModel):
     and the method's own penalty.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     full: bool = False  # train all weights, not only the reducers'
     images: int | None = Field(None, gt=0)  # length in images; either this
@@ -29,7 +32,7 @@ class FitRecipe(BaseModel):
     min_lr: float = Field(0.0, ge=0)
     warmup: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
     clip: float | None = Field(1.0, gt=0)  # gradient norm
     ema: float | None = Field(None, gt=0, lt=1)  # decay of a running mean of the weights, also validated
     label_weight: float = Field(1.0, ge=0)
@@ -53,6 +56,8 @@ class FitRecipe(BaseModel):
     def _one_length(self) -> FitRecipe:
         if (self.images is None) == (self.epochs is None):
             raise ValueError("give either images or epochs")
+        if self.min_lr > self.lr:
+            raise ValueError("min_lr is above lr")
         return self
 
     def steps(self, n: int | None) -> int:
