@@ -16,7 +16,7 @@ from tokred.core.registry import register
 from tokred.errors import TokredError
 
 
-@register("lotm2d", paper="an extension of LoTM (Haroun et al., ICONIP 2024, hal-04781040)")
+@register("lotm2d", paper="An extension of LoTM (Haroun et al., ICONIP 2024, hal-04781040)")
 class LoTM2D(Reducer):
     """Merge the most similar disjoint pairs of neighbours along rows and columns of patches into their means.
 
@@ -70,7 +70,7 @@ class LoTM2D(Reducer):
         return Merge(label, self.keep, weight)
 
     def _free(self, tokens: Tensor, position: Tensor) -> Tensor:
-        first = torch.arange(2 * self.n, device=tokens.device).expand(len(tokens), -1) % self.n
+        first = torch.arange(2 * self.n, device=tokens.device).expand(tokens.shape[0], -1) % self.n
         second, exists = beside(position)  # [B, 2 n]
         similarity = F.cosine_similarity(take_rows(tokens, first), take_rows(tokens, second), dim=-1)
         similarity = torch.where(exists, similarity, -torch.inf)
