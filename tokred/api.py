@@ -50,7 +50,7 @@ def reduce(
     `reduced.tokred` tells what the reduction does.
 
     Args:
-        model: a timm `VisionTransformer` of standard blocks.
+        model: a timm `VisionTransformer` or `Eva` of standard blocks.
         method: a registered name (`tokred methods` lists them).
         budget: between 0 and 1, by default 0.3; in its place `keep`, `tokens` or `threshold`.
         keep: fraction of its patch tokens that each stage keeps.

@@ -252,7 +252,7 @@ def test_a_method_that_needs_a_cls_token_is_refused_without_one():
     [
         ("swin_tiny_patch4_window7_224", "SwinTransformer"),
         ("vit_tiny_patch16_224:block", "ParallelThingsBlock"),
-        ("eva02_tiny_patch14_224", "Eva"),
+        ("beit_base_patch16_224", "Beit"),
         ("vit_tiny_patch16_224:prr", "pools by 'prr'"),
         ("resnet18", "ResNet"),
     ],
@@ -272,7 +272,7 @@ def test_unknown_models_are_refused_by_name(name, word):
             block_fn=ParallelThingsBlock,
         )
     else:
-        small = {"embed_dim": 48, "depth": 2, "num_heads": 3} if name.startswith(("vit", "eva")) else {}
+        small = {"embed_dim": 48, "depth": 2, "num_heads": 3} if name.startswith(("vit", "beit")) else {}
         model = timm.create_model(name, **small)
     with pytest.raises(UnsupportedModel, match=word):
         check_supported(model)

@@ -23,6 +23,7 @@ def _cache(tmp_path, monkeypatch):
         "vit_medium_patch16_gap_240",  # no CLS token, average pooling
         "vit_small_patch32_224",
         "vit_base_patch16_siglip_224",  # attention pooling
+        "vit_small_patch16_dinov3",  # an Eva
     ],
 )
 def test_flops_are_those_of_the_trace(name):

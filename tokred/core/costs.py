@@ -59,7 +59,7 @@ class CostTable:
     @cached_property
     def embedding(self) -> int:
         """FLOPs of what comes before layer 1."""
-        return _count(self.backbone, lambda image: embed(self.backbone, image), blank_image(self.backbone))
+        return _count(self.backbone, lambda image: embed(self.backbone, image)[0], blank_image(self.backbone))
 
     @cached_property
     def _layers(self) -> list[str]:

@@ -23,11 +23,11 @@ from tokred.core.backbone import blank_image
 from tokred.errors import UncountedOp
 
 _ELEMENTWISE = """
-    abs add add_ addcmul bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor clamp_
-    clamp_min clamp_min_ div div_ elu eq erf exp exp_ expm1 floor_divide ge gelu gt isfinite isnan le lerp log
-    log1p log_softmax logical_and logical_not logical_or lt maximum minimum mul mul_ ne neg pow reciprocal
-    remainder rsqrt rsub sigmoid sign sin softmax sqrt sqrt_ square sub sub_ tanh where __and__ __lshift__
-    __or__ __rshift__ __xor__
+    abs add add_ addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor
+    clamp_ clamp_min clamp_min_ cos div div_ elu eq erf exp exp_ expm1 floor_divide ge gelu gt isfinite
+    isnan le lerp log log1p log_softmax logical_and logical_not logical_or lt maximum minimum mul mul_ ne
+    neg pow reciprocal remainder round rsqrt rsub sigmoid sign silu sin softmax sqrt sqrt_ square sub sub_
+    tanh where __and__ __lshift__ __or__ __rshift__ __xor__
 """
 _REDUCTIONS = """
     all amax amin any argmax argmin cummax cumsum frobenius_norm linalg_vector_norm logsumexp mean min norm
@@ -39,7 +39,7 @@ _INDEXING = """
     index_select lift_fresh masked_fill_ movedim mT numpy_T one_hot pad repeat repeat_interleave resolve_conj
     scatter scatter_ scatter_add scatter_add_ scatter_reduce tile tril triu unflatten zero_
 """
-_CREATION = "bernoulli_ eye feature_dropout linspace new_ones ones_like real upsample_bicubic2d"
+_CREATION = "bernoulli_ eye feature_dropout linspace meshgrid new_ones ones_like real upsample_bicubic2d"
 
 #: Operators that count zero: no multiply-accumulates by the convention. fvcore itself ignores a
 #: few more of the kind.

@@ -147,6 +147,7 @@ class Attention:
     v: Tensor
     scale: float
     bias: Tensor | None = None  # [B, 1, 1, P + N], log(size) under proportional attention; -inf for padding
+    unrotated: Tensor | None = None  # k before the rotary position embedding, where the model has one
 
 
 @dataclass
@@ -208,8 +209,13 @@ class View:
 
     @property
     def keys(self) -> Tensor:
-        """Attention keys of the patch tokens, [B, H, N, d]."""
-        return self._attention().k[:, :, self.num_prefix :]
+        """Attention keys of the patch tokens, [B, H, N, d].
+
+        They are those before the rotary position embedding, where the model has one: what tokens hold, at
+        whatever place. `cls_attention` and `received_attention` follow the rotated ones, as the model does.
+        """
+        a = self._attention()
+        return (a.k if a.unrotated is None else a.unrotated)[:, :, self.num_prefix :]
 
     @property
     def values(self) -> Tensor:

@@ -13,6 +13,7 @@ from tokred.core.plan import Plan
 from tokred.core.reducer import Attention, Reducer, Site, View
 from tokred.core.reduction import History, Mask, Merge, Reduction
 from tokred.core.rng import Rng, seeded
+from tokred.core.rotation import Rotation
 from tokred.errors import TokredError, UnsupportedModel
 
 
@@ -28,6 +29,7 @@ class State:
         attention: attention of the last layer that ran, where it was recorded.
         images: [B] keys of the images for `View.rng`.
         history: the reductions so far; None before the first.
+        rotation: the rotary position embedding of the tokens, where the model has one.
     """
 
     x: Tensor
@@ -36,6 +38,7 @@ class State:
     attention: Attention | None = None
     images: Tensor | None = None
     history: History | None = None
+    rotation: Rotation | None = None
 
     @property
     def reductions(self) -> tuple[Reduction, ...]:
@@ -61,13 +64,15 @@ class State:
 
     def reduced(self, x: Tensor, reduction: Reduction) -> State:
         """The state after a stage, with its tokens [B, P + M, C] and its decision."""
-        return replace(self, x=x, history=History(reduction, self.history))
+        rotation = self.rotation and self.rotation.reduced(reduction)
+        return replace(self, x=x, history=History(reduction, self.history), rotation=rotation)
 
     def copy(self) -> State:
         """A copy with its own tensors, so that a method that writes into its view affects no other."""
         a = self.attention
         if a is not None:
-            a = replace(a, q=a.q.clone(), k=a.k.clone(), v=a.v.clone())
+            unrotated = None if a.unrotated is None else a.unrotated.clone()
+            a = replace(a, q=a.q.clone(), k=a.k.clone(), v=a.v.clone(), unrotated=unrotated)
         return replace(self, x=self.x.clone(), attention=a)
 
 

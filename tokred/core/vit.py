@@ -30,12 +30,12 @@ Point = tuple[int, Site]
 
 
 class ReducedViT(TimmModel):
-    """A timm `VisionTransformer` that runs a plan; the empty plan gives the backbone's logits exactly.
+    """A timm `VisionTransformer` or `Eva` that runs a plan; the empty plan gives the logits of the backbone.
 
     It has the interface of the backbone, its settings and the names of its parameters; see `TimmModel`.
 
     Args:
-        backbone: built from timm's standard `Block`. It is shared, not copied: any number of `ReducedViT` may
+        backbone: built from timm's standard blocks. It is shared, not copied: any number of `ReducedViT` may
             hold the same one.
         plan: which tokens go where; by default none.
         record: further layers whose attention `advance` leaves in the state.
@@ -166,7 +166,8 @@ class ReducedViT(TimmModel):
                 f"The model had {self.depth} layers when it was reduced and has {len(self.backbone.blocks)} "
                 "now; reduce it again."
             )
-        return State(parts.embed(self.backbone, x), images=images)
+        tokens, rotation = parts.embed(self.backbone, x)
+        return State(tokens, images=images, rotation=rotation)
 
     def advance(self, state: State, stop: Point | None = None) -> State:
         """Run layers and stages from a state up to a point, whose own stage is not applied, or to the end."""
@@ -201,9 +202,9 @@ class ReducedViT(TimmModel):
         block, alive = self._block(state.layer), state.alive
         if alive is not None:
             alive = torch.cat([alive.new_ones(alive.shape[0], self.num_prefix), alive], dim=1)
-        x, attention = parts.attend(
-            block, state.x, self._log_size(state), alive, state.layer in self.recorded
-        )
+        rotation = None if state.rotation is None else state.rotation.of(state.layer)
+        record = state.layer in self.recorded
+        x, attention = parts.attend(block, state.x, self._log_size(state), alive, record, rotation)
         return replace(state, x=x, site="mid", attention=attention)
 
     def mlp(self, state: State) -> State:

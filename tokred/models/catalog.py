@@ -18,11 +18,11 @@ from timm.models import model_entrypoint
 from torch import nn
 
 from tokred import __version__
-from tokred.core.backbone import check_supported, num_patches
+from tokred.core.backbone import check_supported, num_patches, pools_prefix
 from tokred.errors import UnsupportedModel
 from tokred.utils import cache as cache_files
 
-_MODULES = ("vision_transformer", "deit")  # of timm, whose models are VisionTransformers
+_MODULES = ("vision_transformer", "deit", "eva")  # of timm, whose models are VisionTransformers or Evas
 _NORM = 5  # FLOPs of a LayerNorm for each element, as fvcore counts
 
 
@@ -95,17 +95,27 @@ def examine(name: str) -> Entry:
     """Build one of timm's models without memory and see whether tokred can reduce it."""
     module = model_entrypoint(name).__module__.rpartition(".")[2]
     if module not in _MODULES:
-        return Entry(name, reason=f"timm's {module} is not a standard VisionTransformer.")
+        reason = (
+            f"timm's {module} has no standard VisionTransformer or Eva, which make tokens of patches and let "
+            "every layer see all of them."
+        )
+        return Entry(name, reason=reason)
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = timm.create_model(name, weight_init="skip")
+            model = timm.create_model(name, **outline_options(name))
         check_supported(model)
         return Entry(name, num_patches(model), round(flops(model) / 1e9, 4))
     except UnsupportedModel as error:
         return Entry(name, reason=str(error))
     except Exception as error:  # one model of timm that cannot be built must not hide the others
         return Entry(name, reason=f"It cannot be built: {type(error).__name__}: {error}")
+
+
+def outline_options(name: str) -> dict[str, Any]:
+    """Options with which timm builds a model faster, because its weights do not matter."""
+    module = model_entrypoint(name).__module__.rpartition(".")[2]
+    return {"weight_init": "skip"} if module in ("vision_transformer", "deit") else {}
 
 
 def flops(model: Any) -> int:
@@ -116,7 +126,7 @@ def flops(model: Any) -> int:
     pooled = sum(_layers(part, 1) for part in (model.fc_norm, model.head))
     body = sum(_layers(part, tokens) for part in (model.norm_pre, model.blocks, model.norm))
     if model.attn_pool is not None:
-        pooled += _pool(model.attn_pool, tokens if model.pool_include_prefix else n)
+        pooled += _pool(model.attn_pool, tokens if pools_prefix(model) else n)
     return _layers(model.patch_embed, n) + body + attention + pooled
 
 

@@ -137,9 +137,8 @@ def outline(name: str, img_size: int | None = None) -> Any:
     Raises:
         TokredError: as `build`.
     """
-    options: dict[str, Any] = {}
-    if timm_name(name).partition(".")[0] in catalog.family():
-        options["weight_init"] = "skip"
+    architecture = timm_name(name).partition(".")[0]
+    options = catalog.outline_options(architecture) if architecture in catalog.family() else {}
     with torch.device("meta"):
         model = build(name, img_size=img_size, **options)
     return model.to_empty(device="cpu")
