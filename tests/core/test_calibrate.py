@@ -6,7 +6,7 @@ import torch
 from helpers.adaptive import Runs, Standouts
 
 import tokred
-from tokred.core.calibrate import calibrate, image_flops, reducer_flops
+from tokred.core.calibrate import calibrate, image_flops, reducer_flops, set_threshold
 from tokred.core.costs import CostTable
 from tokred.core.flops import analyse
 from tokred.core.plan import Plan
@@ -83,10 +83,38 @@ def test_calibration_meets_the_budget_in_the_mean(cls, budget):
     assert match.budget == budget
 
 
+@pytest.mark.parametrize("budget", [0.05, 0.25, 0.4])
+def test_calibration_finds_what_a_scan_over_all_thresholds_finds(budget):
+    reduced, costs = model(Standouts), CostTable(tiny_vit())
+    saved = []
+    for threshold in np.linspace(0, 1, 101):
+        set_threshold(reduced, float(threshold))
+        with torch.no_grad():
+            counts = reduced.run(images(40)).counts.numpy()
+        saved.append(1 - image_flops(costs, reduced.plan, counts).mean() / costs.dense)
+    assert saved == sorted(saved)
+    match = calibrate(reduced, costs, budget, images(40).split(16))
+    place = np.searchsorted(np.linspace(0, 1, 101), match.plan.knob)
+    assert saved[place - 1] <= match.reduction <= saved[place]
+
+
+def test_calibration_passes_over_all_images_few_times(monkeypatch):
+    seen = []
+    advance = ReducedViT.advance
+    monkeypatch.setattr(
+        ReducedViT,
+        "advance",
+        lambda self, state, stop=None: seen.append(len(state.x)) or advance(self, state, stop),
+    )
+    match = calibrate(model(Standouts), CostTable(tiny_vit()), 0.25, images(200).split(50))
+    assert match.reduction == pytest.approx(0.25, abs=0.001)
+    assert sum(seen) < 9 * 200  # bisection over all takes twice as many
+
+
 def test_calibration_does_not_depend_on_the_batch_size():
     costs = CostTable(tiny_vit())
-    plans = [calibrate(model(Standouts), costs, 0.25, images(12).split(size)).plan for size in (1, 12)]
-    assert plans[0].knob == plans[1].knob
+    plans = [calibrate(model(Standouts), costs, 0.25, images(40).split(size)).plan for size in (1, 12, 40)]
+    assert plans[0].knob == plans[1].knob == plans[2].knob
 
 
 def test_reduce_sets_a_threshold_on_images_or_takes_one():

@@ -209,7 +209,7 @@ def test_an_error_with_another_reason_than_the_images_stays_itself(images):
 
 @pytest.mark.parametrize("method", registry.names())
 def test_a_model_on_the_meta_device_gives_shapes(method, images):
-    reduced = ReducedViT(copy.deepcopy(tiny_vit()), Plan(method, (2, 3), (28, 20))).to("meta")
+    reduced = ReducedViT(copy.deepcopy(tiny_vit()), tiny_plan(registry.get(method), tiny_vit())).to("meta")
     assert reduced(images.to("meta")).shape == (3, 10)
 
 

@@ -6,7 +6,7 @@ what an image costs depends on the image alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -16,12 +16,13 @@ from torch import Tensor
 from tokred.core.costs import CostTable
 from tokred.core.match import Match, check_budget
 from tokred.core.plan import Plan
-from tokred.core.stage import State
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unreachable
 from tokred.tables.row import TOLERANCE
 
-_STEPS = 24  # values of the threshold that are tried
+_HALVINGS = 20  # of the range of thresholds
+_FEW = 32  # images that the search goes over
+_CORRECTIONS = 6  # passes over all images
 
 
 def image_flops(costs: CostTable, plan: Plan, counts: np.ndarray) -> np.ndarray:
@@ -45,7 +46,8 @@ def reducer_flops(costs: CostTable, plan: Plan, counts: np.ndarray) -> np.ndarra
     """FLOPs of the reducers alone, [n] int64; arguments as for `image_flops`.
 
     What a reducer costs must follow from the number of tokens that it looks at. It is taken for quadratic in
-    that number, for even and odd ones apart, and counted at each number where the largest one contradicts.
+    that number, for even and odd ones apart; where the count at all patches contradicts, it is counted at
+    each one.
     """
     total = np.zeros(len(counts), dtype=np.int64)
     before = np.column_stack([np.full(len(counts), costs.n), counts])
@@ -66,8 +68,9 @@ def _stage_flops(costs: CostTable, plan: Plan, layer: int, lengths: np.ndarray) 
         slope, bend = few[1] - few[0], few[2] - 2 * few[1] + few[0]
         step = (lengths[places] - 16 - odd) // 2
         flops[places] = few[0] + slope * step + bend * (step * (step - 1) // 2)
-        last = int(lengths[places[-1]])
-        if costs.stage(plan, layer, last, last) != flops[places[-1]]:
+        last = (costs.n - 16 - odd) // 2
+        most, counted = 16 + odd + 2 * last, few[0] + slope * last + bend * (last * (last - 1) // 2)
+        if costs.stage(plan, layer, most, most) != counted:
             flops[places] = [costs.stage(plan, layer, n, n) for n in lengths[places].tolist()]
     return flops
 
@@ -82,8 +85,9 @@ def set_threshold(model: ReducedViT, threshold: float) -> None:
 def calibrate(model: ReducedViT, costs: CostTable, budget: float, images: Iterable[Tensor]) -> Match:
     """Set the threshold at which a model saves the fraction `budget` of the dense model's FLOPs.
 
-    The threshold is found by bisection, whether more of it removes more or less. The match that is returned
-    has the mean cost of these images.
+    The threshold is found by bisection on the first few images, whether more of it removes more or less. What
+    these are to save is then corrected by what all images save, until all save the budget in the mean. The
+    match that is returned has the mean cost of all images.
 
     Args:
         model: a reduced model whose method has a threshold.
@@ -96,37 +100,64 @@ def calibrate(model: ReducedViT, costs: CostTable, budget: float, images: Iterab
         Unreachable: the method cannot save that much at these stages.
     """
     check_budget(budget)
-    with torch.inference_mode():
-        starts = [model.advance(model.embed(batch), stop=model.first_point) for batch in images]
-    if not starts:
+    batches = list(images)
+    if not batches:
         raise TokredError("There is no image to calibrate the threshold on.")
-
-    def tried(threshold: float) -> tuple[float, float]:
-        set_threshold(model, threshold)
-        flops = image_flops(costs, model.plan, _counts(model, starts)).mean()
-        return 1 - float(flops) / costs.dense, threshold
-
-    (_, least), (highest, most) = ends = sorted((tried(0.0), tried(1.0)))
-    if highest < budget - TOLERANCE:
-        raise Unreachable(
-            f"{model.plan.reducer.name} at layers {' '.join(map(str, model.plan.stages))} can save at most "
-            f"{highest:.1%} of this model's FLOPs on these images, not {budget:.1%}; lower the budget, or "
-            "set more or earlier layers with --stages."
-        )
-    nearest = min(ends, key=lambda end: abs(end[0] - budget))
-    for _ in range(_STEPS):
-        if abs(nearest[0] - budget) <= TOLERANCE / 10:
+    everything = _Saved(model, costs, batches)
+    few = _Saved(model, costs, [torch.cat(batches[:_FEW])[:_FEW]])  # a batch may be of any size
+    ends, target, nearest = sorted((few(0.0), few(1.0))), budget, (float("inf"), 0.0)
+    for _ in range(_CORRECTIONS):
+        threshold = few.threshold(min(max(target, ends[0]), ends[1]))
+        saved = everything(threshold)
+        nearest = min(nearest, (abs(saved - budget), threshold))
+        if nearest[0] <= TOLERANCE / 10:
             break
-        saved, middle = tried((least + most) / 2)
-        least, most = (middle, most) if saved < budget else (least, middle)
-        nearest = min(nearest, (saved, middle), key=lambda end: abs(end[0] - budget))
+        target += budget - saved
+    if everything(nearest[1]) < budget - TOLERANCE:
+        most = max(everything(0.0), everything(1.0))
+        if most < budget - TOLERANCE:
+            raise Unreachable(
+                f"{model.plan.reducer.name} at layers {' '.join(map(str, model.plan.stages))} can save at "
+                f"most {most:.1%} of this model's FLOPs on these images, not {budget:.1%}; lower the budget, "
+                "or set more or earlier layers with --stages."
+            )
     set_threshold(model, nearest[1])
-    counts = _counts(model, starts)
+    counts = everything.counts[nearest[1]]
     flops, reducers = (round(part(costs, model.plan, counts).mean()) for part in (image_flops, reducer_flops))
     return Match(model.plan, flops, reducers, costs.dense, budget, costs.n)
 
 
-@torch.inference_mode()
-def _counts(model: ReducedViT, starts: Sequence[State]) -> np.ndarray:
-    """Tokens of all images after each stage, [n, S], from the states before the first one."""
-    return np.concatenate([model.advance(start).counts.cpu().numpy() for start in starts])
+class _Saved:
+    """The mean fraction of FLOPs that some images save, by the threshold.
+
+    Args:
+        model: a reduced model, whose threshold changes.
+        costs: cost table of the backbone.
+        batches: the images, at least one.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: ReducedViT, costs: CostTable, batches: Iterable[Tensor]) -> None:
+        self.model, self.costs = model, costs
+        self.starts = [model.advance(model.embed(batch), stop=model.first_point) for batch in batches]
+        self.counts: dict[float, np.ndarray] = {}
+        """Tokens of each image after each stage, [n, S], at the thresholds that were tried."""
+
+    @torch.inference_mode()
+    def __call__(self, threshold: float) -> float:
+        set_threshold(self.model, threshold)
+        if threshold not in self.counts:
+            counts = [self.model.advance(start).counts.cpu().numpy() for start in self.starts]
+            self.counts[threshold] = np.concatenate(counts)
+        flops = image_flops(self.costs, self.model.plan, self.counts[threshold]).mean()
+        return 1 - float(flops) / self.costs.dense
+
+    def threshold(self, target: float) -> float:
+        """The threshold at which the images save the fraction `target`, by bisection between 0 and 1."""
+        least, most = (0.0, 1.0) if self(0.0) <= self(1.0) else (1.0, 0.0)
+        for _ in range(_HALVINGS):
+            middle = (least + most) / 2
+            if abs(self(middle) - target) <= TOLERANCE / 10:
+                return middle
+            least, most = (middle, most) if self(middle) < target else (least, middle)
+        return min(least, most, key=lambda end: abs(self(end) - target))

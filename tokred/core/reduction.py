@@ -227,8 +227,11 @@ class Merge(Reduction):
         return weighted / (torch.where(total == 0, 1, total) if self.drops else total)
 
     def trimmed(self) -> Merge:
-        """The decision without the last groups, which no image of the batch uses. This reads values."""
-        return replace(self, m=int(self.label.max()) + 1)
+        """The decision without the last groups, which no image of the batch uses. This reads values.
+
+        On the meta device there are none, and all groups stay.
+        """
+        return self if self.label.is_meta else replace(self, m=int(self.label.max()) + 1)
 
 
 @dataclass(frozen=True, eq=False)
