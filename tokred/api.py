@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -15,13 +15,14 @@ from tokred.core import registry
 from tokred.core.backbone import check_supported
 from tokred.core.calibrate import calibrate
 from tokred.core.costs import CostTable
-from tokred.core.match import at_knob, match
+from tokred.core.match import at_knob, at_tokens, check_counted, match
 from tokred.core.plan import Plan, Protocol, counts_at_rate, resolve_stages
 from tokred.core.reducer import Reducer
+from tokred.core.schedule import UNIFORM, Schedule, choose
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError
 from tokred.evaluation import foreign_plans
-from tokred.models import adapters, foreign, tensor_files
+from tokred.models import adapters, foreign, tensor_files, zoo
 from tokred.utils.text import spaced
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def reduce(
     keep: float | None = None,
     tokens: Sequence[int] | None = None,
     protocol: Protocol = "native",
-    stages: Sequence[int] | None = None,
+    stages: Sequence[int] | Literal["all"] | None = None,
+    schedule: str | Mapping[str, Any] | Schedule | None = None,
     threshold: float | None = None,
     images: Iterable[Tensor] | None = None,
     seed: int = 0,
@@ -56,7 +58,8 @@ def reduce(
         keep: fraction of its patch tokens that each stage keeps.
         tokens: patch tokens kept after each stage.
         protocol: "native" for the method's published layers, "common" for 4, 7, 10.
-        stages: layers, one-based, that take the place of the protocol's.
+        stages: layers, one-based, or "all", that take the place of the protocol's.
+        schedule: name or YAML file of layers and token counts for any method, see docs/protocols.md.
         threshold: between 0 and 1, for a method whose counts depend on the image.
         images: batches of prepared images [B, channels, H, W] on which the threshold of such a method is set,
             so that they save the budget in the mean: training images, or unlabelled ones.
@@ -77,32 +80,38 @@ def reduce(
         raise TokredError(
             "This model is on the meta device, without weights; call to_empty and load its weights first."
         )
-    if sum(value is not None for value in (budget, keep, tokens, threshold)) > 1:
-        raise TokredError("Give one of budget, keep, tokens and threshold.")
+    counts = choose(schedule, tokens) or UNIFORM
+    if sum(value is not None for value in (budget, keep, counts.tokens, threshold)) > 1:
+        raise TokredError("Give one of budget, keep, tokens and threshold; a schedule may have tokens.")
     cls = registry.get(method)
-    _check_counts(cls, keep is not None or tokens is not None, threshold, images)
+    _check_counts(cls, keep is not None or counts.tokens is not None, threshold, images)
+    _check_schedule(counts, model, keep, stages)
+    stages = counts.stages if stages is None else stages
     budget = 0.3 if budget is None else budget
     given, costs = [] if adapter is None else foreign.find([adapter]), CostTable(model)
     stages = None if stages is None else resolve_stages(cls, costs.depth, protocol, stages)
-    near = foreign_plans.nearest(given, costs, budget, {method: options}, stages)
+    shaped = UNIFORM if counts.tokens else counts
+    near = foreign_plans.nearest(given, costs, budget, {method: options}, stages, shaped)
     if method in near.refused:
         raise near.refused[method]
     # Without an adapter of the method nobody asks for the hash, which reads all weights.
     weights_hash = tensor_files.hash_weights(model) if adapters.of_method(near.adapters, method) else ""
     options = adapters.fitted_options(near.adapters, method, options, weights_hash)
+    place: Any = {"protocol": protocol, "stages": stages, "options": options}
     if cls.adaptive():
+        check_counted(cls, counts)
         if method in near.matches:  # a checkpoint has its own layers and options
-            stages, options = near.matches[method].plan.stages, dict(near.matches[method].plan.options)
-        knob = cls.threshold if threshold is None else threshold
-        plan = at_knob(costs, method, knob, protocol=protocol, stages=stages, options=options).plan
-    elif keep is None and tokens is None:
-        found = near.matches.get(method) or match(
-            costs, method, budget, protocol=protocol, stages=stages, options=options
-        )
-        plan = found.plan
-    else:
+            own = near.matches[method].plan
+            place |= {"stages": own.stages, "options": dict(own.options)}
+        plan = at_knob(costs, method, cls.threshold if threshold is None else threshold, **place).plan
+    elif counts.tokens is not None:
+        plan = at_tokens(costs, method, counts.tokens, **place).plan
+    elif keep is not None:
         layers = stages or resolve_stages(cls, costs.depth, protocol)
-        plan = _plan(method, layers, costs.n, keep, tokens, options)
+        plan = _at_rate(method, layers, costs.n, keep, options)
+    else:
+        found = near.matches.get(method) or match(costs, method, budget, schedule=counts, **place)
+        plan = found.plan
     costs.save()
     reduced = ReducedViT(model, plan, seed=seed)
     calibrated = partial(_calibrated, costs=costs, budget=budget, images=images)
@@ -168,27 +177,29 @@ def _calibrated(
     return reduced
 
 
-def _plan(
-    method: str,
-    layers: tuple[int, ...],
-    n: int,
-    keep: float | None,
-    tokens: Sequence[int] | None,
-    options: Mapping[str, Any],
-) -> Plan:
-    """The plan at a keep rate, or at token counts.
+def _check_schedule(
+    counts: Schedule, model: Any, keep: float | None, stages: Sequence[int] | Literal["all"] | None
+) -> None:
+    """Check a schedule against the model and the other arguments.
 
     Raises:
-        TokredError: a rate outside (0, 1], or another number of counts than of layers.
+        TokredError: it contradicts them.
     """
-    if tokens is not None:
-        counts = tuple(tokens)
-        if len(counts) != len(layers):
-            raise TokredError(
-                f"{method} reduces at {len(layers)} layers here ({spaced(layers)}), so tokens needs as many "
-                f"numbers, got {len(counts)}; set other layers by stages."
-            )
-        return Plan(method, layers, counts, options)
+    if counts.shape != "uniform" and keep is not None:
+        raise TokredError(f"keep makes a uniform schedule; give a budget for the schedule {counts.name}.")
+    if stages is not None and counts.stages is not None:
+        raise TokredError(f"The schedule {counts.name} has its own layers; leave out stages.")
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if architecture:  # a model that timm did not make has no name to compare
+        zoo.check_made_for(counts, architecture)
+
+
+def _at_rate(method: str, layers: tuple[int, ...], n: int, keep: float, options: Mapping[str, Any]) -> Plan:
+    """The plan at a keep rate.
+
+    Raises:
+        TokredError: a rate outside (0, 1].
+    """
     if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1:
         raise TokredError(f"keep is the fraction of tokens that a stage keeps, such as 0.7; got {keep!r}.")
     return Plan(method, layers, counts_at_rate(registry.get(method), n, len(layers), float(keep)), options)

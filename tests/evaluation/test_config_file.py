@@ -1,5 +1,6 @@
 """Comparisons as YAML files: named ones, mistakes with their lines, and the config.yaml of every run."""
 
+import csv
 import json
 import sys
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tokred import configs
 from tokred.core import plugins, registry
+from tokred.core.schedule import Schedule
 from tokred.errors import TokredError
 from tokred.evaluation.config import Config, Fixed
 from tokred.evaluation.config_file import config_text, read_config
@@ -41,6 +43,10 @@ def test_smoke_is_small():
         ("budgets: [1.5]\n", "line 1: budgets is the fraction of FLOPs to save"),
         ("seed: 1\nprotocol: nativ\n", "line 2: protocol: should be 'native' or 'common', got 'nativ'"),
         ("fixed:\n  - {method: lotm, knob: 4, stags: [4]}\n", "line 2: fixed.0.stags"),
+        ("seed: 1\nschedule: decresing\n", "line 2: schedule: Unknown schedule 'decresing'. Did you mean"),
+        ("schedule:\n  tokens: [3, x]\n", "line 1: schedule: tokens.1: should be a valid integer"),
+        ("budgets: [0.4]\nschedule: {tokens: [9, 8, 7]}\n", "line 1: budgets must be left out: the explicit"),
+        ("stages: [4]\nschedule: {stages: [5]}\n", "line 1: stages must be left out: the schedule"),
         ("methods: [lotmm]\n", "Unknown method 'lotmm'. Did you mean: lotm"),
         ("model: [\n", "cannot be read: line 2"),
         ("- 1\n", "must be a mapping"),
@@ -67,18 +73,22 @@ def test_an_unknown_name_suggests_another():
 @given(
     budgets=st.lists(st.floats(0.01, 0.99), max_size=3),
     knob=st.integers(1, 40),
-    stages=st.none() | st.lists(st.integers(1, 12), min_size=1, max_size=3).map(tuple),
+    stages=st.sampled_from([None, "all"]) | st.lists(st.integers(1, 12), min_size=1, max_size=3).map(tuple),
+    shape=st.sampled_from(
+        [None, Schedule(shape="decreasing"), Schedule("own", model="deit_small_patch16_224")]
+    ),
     data=st.none() | st.text(min_size=1, max_size=8).filter(str.strip),
     labels=st.booleans(),
 )
-def test_what_is_written_is_read(tmp_path_factory, budgets, knob, stages, data, labels):
+def test_what_is_written_is_read(tmp_path_factory, budgets, knob, stages, shape, data, labels):
     config = Config(
         budgets=tuple(budgets),
         options={"lotm": {"order": "append"}},
         stages=stages,
+        schedule=shape,
         data=data,
         labels=labels,
-        fixed=(Fixed("lotm", knob, stages),),
+        fixed=(Fixed("lotm", knob, None if stages == "all" else stages),),
     )
     path = tmp_path_factory.mktemp("config") / "config.yaml"
     path.write_text(config_text(config, path), encoding="utf-8")
@@ -118,6 +128,38 @@ def test_flags_win_over_the_configuration(finished, tmp_path):
     assert (chosen["methods"], chosen["seed"], chosen["limit"], chosen["model"]) == (["lotm"], 3, 2, "deit_t")
     assert chosen["options"]["lotm"]["order"] == "append"  # of the file
     assert chosen["options"]["lotm"]["weighted"] is True  # of the flag
+
+
+def test_a_schedule_file_takes_the_place_of_the_budget_and_is_kept_with_the_run(tmp_path):
+    file, out = tmp_path / "mine.yaml", tmp_path / "out"
+    file.write_text("stages: [3, 6]\ntokens: [120, 50]\n")
+    options = ("--model", "deit_t", "--methods", "topk,tome,lotm", *SMALL[:-1], "--schedule", file)
+    code, text = run("compare", *options, "--out", out)
+    assert code == 1, text  # ToMe and LoTM cannot remove more than half
+    assert "tome can reduce 120 tokens to between 60 and 120, not to 50 as at layer 6." in text
+    rows = {row["method"]: row for row in csv.DictReader((out / "leaderboard.csv").read_text().splitlines())}
+    assert set(rows) == {"baseline", "topk", "tome", "lotm", "random"}
+    assert rows["tome"]["status"] == rows["lotm"]["status"] == "unreachable"
+    for name in ("topk", "random"):
+        columns = ("schedule", "stages", "tokens", "protocol", "budget", "status")
+        assert [rows[name][column] for column in columns] == ["mine", "3 6", "120 50", "custom", "", "ok"]
+    assert ", mine schedule" in text
+    assert read_config(str(out / "config.yaml")).schedule == Schedule("mine", (3, 6), (120, 50))
+    file.unlink()
+    code, text = run("compare", "--config", out / "config.yaml", "--workers", "0", "--out", out)
+    assert "was finished on" in text
+
+
+def test_flags_of_a_schedule_win_over_the_configuration(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: deit_t\nbudgets: [0.2, 0.4]\nmethods: [topk]\nschedule: decreasing\n")
+    assert read_config(str(file)).schedule == Schedule("decreasing", shape="decreasing")
+    flags = (*SMALL, "--tokens", "150 115 89", "--out", tmp_path / "out")
+    code, text = run("compare", "--config", file, *flags)
+    assert code == 0, text
+    chosen = json.loads((tmp_path / "out" / "run.json").read_text())["configuration"]
+    assert (chosen["budgets"], chosen["schedule"]["tokens"]) == ([], [150, 115, 89])
+    assert chosen["schedule"]["name"] == "explicit"
 
 
 PLUGIN = '''

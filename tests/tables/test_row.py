@@ -68,6 +68,7 @@ def test_columns_are_fixed():
     features = ("feature_cosine", "feature_error", "patch_cosine", "patch_error")
     features += ("knn_agreement", "knn_top1", "knn_drop")
     appended += [f"{name}{end}" for name in features for end in ("", "_lo", "_hi")]
+    appended += ["schedule"]
     assert list(COLUMNS) == DESIGN_COLUMNS + appended  # only ever appended
 
 

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from tokred.commands.console import err, say, show
-from tokred.commands.groups import ReductionOptions
-from tokred.commands.options import Budget, Data, ImgSize, Model, Weights
+from tokred.commands.groups import ScheduleOptions
+from tokred.commands.options import DEFAULT_BUDGET, Budget, Data, ImgSize, Model, Weights
 from tokred.commands.parsing import grouped
+from tokred.core.schedule import UNIFORM
 
 _IMAGES = 64  # on which a file is checked
 
@@ -36,9 +37,9 @@ def export(
     *,
     out_file: OutFile,
     method: Method = "lotm",
-    budget: Budget = 0.3,
+    budget: Budget = DEFAULT_BUDGET,
     model: Model = "deit_s",
-    reduction: ReductionOptions,
+    reduction: ScheduleOptions,
     form: Form = None,
     dynamic_batch: DynamicBatch = False,
     check: Check = False,
@@ -61,7 +62,9 @@ def export(
     source = sources.open_source(data)
     loaded = zoo.load_for(model, weights, source.weights, img_size)
     options = chosen.pop("options")
-    reduced = api.reduce(loaded.model, method, budget, **chosen, **options)
+    counts = chosen["schedule"] or UNIFORM
+    alone = counts.tokens is not None and budget == DEFAULT_BUDGET
+    reduced = api.reduce(loaded.model, method, None if alone else budget, **chosen, **options)
     with err.status(f"Exporting {method}"):
         write(reduced, out_file, kind, dynamic_batch=dynamic_batch)
     say(f"Weights: {loaded.weights}. File: {out_file}, {out_file.stat().st_size / 1e6:.1f} MB.", err)
@@ -71,7 +74,8 @@ def export(
     (batch,) = loading.batches(source, preprocessing.prepare(loaded.model), [index], workers=0)
     with err.status("Running the file beside the dense model"):
         result = export_check.check(out_file, kind, reduced, batch.images, dynamic=dynamic_batch)
-    title = f"{model}, {method}, {100 * budget:g} % of FLOPs saved, {kind}, {torch.get_num_threads()} threads"
+    saved = f"{counts.name} schedule" if alone else f"{100 * budget:g} % of FLOPs saved"
+    title = f"{model}, {method}, {saved}, {kind}, {torch.get_num_threads()} threads"
     show(result.table(title).render())
     if result.same < result.images:
         raise typer.Exit(1)

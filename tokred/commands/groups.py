@@ -34,15 +34,18 @@ from tokred.commands.options import (
     ProtocolName,
     Results,
     Rounds,
+    ScheduleName,
     Seed,
     Settings,
     Split,
     Stages,
+    Tokens,
     Weights,
     Workers,
 )
-from tokred.commands.parsing import parse_layers, parse_names, parse_settings
+from tokred.commands.parsing import parse_layers, parse_names, parse_numbers, parse_settings
 from tokred.core import registry
+from tokred.core.schedule import choose
 from tokred.errors import TokredError
 
 if TYPE_CHECKING:
@@ -81,12 +84,25 @@ class ReductionOptions:
         return {**fields, "options": options.get(method, {})}
 
 
+@dataclass(frozen=True)
+class ScheduleOptions(ReductionOptions):
+    """Options of methods, and the layers and token counts at which they reduce."""
+
+    schedule: ScheduleName = None
+    tokens: Tokens = None
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of `Config`, once the methods of plugins are registered."""
+        tokens = parse_numbers(self.tokens, "--tokens", 'numbers of tokens, such as "150 115 89"')
+        return {**super().fields(), "schedule": choose(self.schedule, tokens)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """The methods, and how they reduce."""
 
     methods: Methods = None
-    reduction: ReductionOptions
+    reduction: ScheduleOptions
 
     def fields(self) -> dict[str, Any]:
         """As fields of `Config`, once the methods of plugins are registered."""
@@ -211,7 +227,12 @@ def configuration(model: str, budgets: tuple[float, ...], *groups: Any) -> Confi
     )
 
 
-_FIELDS = {"budget": "budgets", "settings": "options", "no_controls": "controls"}
+_FIELDS = {
+    "budget": "budgets",
+    "settings": "options",
+    "no_controls": "controls",
+    "tokens": "schedule",
+}
 
 
 def configured(config: Config, flags: Config, context: typer.Context) -> Config:
@@ -236,6 +257,8 @@ def configured(config: Config, flags: Config, context: typer.Context) -> Config:
         changes["options"] = {
             method: {**config.options.get(method, {}), **flags.options.get(method, {})} for method in methods
         }
+    if "schedule" in changes and flags.counts.tokens is not None:
+        changes["budgets"] = flags.budgets
     if "plugins" in changes:
         changes["plugins"] = tuple(dict.fromkeys((*config.plugins, *flags.plugins)))
     return replace(config, **changes)

@@ -37,15 +37,19 @@ def match(
     config = configuration(model, (budget,), plans)
     costs = CostTable(zoo.outline(model, img_size))
     settings: Any = {name: getattr(config, name) for name in ("protocol", "stages", "options")}
-    matches, refused = match_each(costs, config.methods or (), budget, **settings)
+    matches, refused = match_each(costs, config.methods or (), budget, schedule=config.counts, **settings)
+    parts = [f"{100 * budget:g} % to save" for budget in config.budgets]
+    parts += [] if config.counts.uniform else [f"{config.counts.name} schedule"]
     if matches:
         table = Table(
-            title=f"{model}: {costs.dense / 1e9:.3f} G, {100 * budget:g} % to save",
+            title=", ".join((f"{model}: {costs.dense / 1e9:.3f} G", *parts)),
             headers=HEADERS,
             rows=[_cells(name, match) for name, match in matches.items()],
             words=frozenset((0, 1, 2, 3)),
         )
-        show_records(table, [_record(name, match) for name, match in matches.items()], form)
+        schedule = "" if config.counts.uniform else config.counts.name
+        records = [{**_record(name, match), "schedule": schedule} for name, match in matches.items()]
+        show_records(table, records, form)
     for error in refused.values():
         say(str(error), err)
     if refused:
@@ -59,7 +63,7 @@ def _cells(name: str, match: Match) -> tuple[str, ...]:
     record = _record(name, match)
     return (
         name,
-        f"{match.plan.reducer.knob} {match.knob}",
+        f"{match.knob_name} {match.knob}",
         record["stages"],
         record["tokens"],
         f"{record['gflops']:.4f}",

@@ -16,6 +16,7 @@ ConfigName = Annotated[
         "--config", help="Name (see `tokred configs`) or YAML file of a configuration; flags override it."
     ),
 ]
+DEFAULT_BUDGET = 0.3
 Budget = Annotated[float, typer.Option("--budget", "-b", help="Fraction of FLOPs to save, between 0 and 1.")]
 Methods = Annotated[
     str | None,
@@ -28,7 +29,20 @@ Methods = Annotated[
 ProtocolName = Annotated[
     str, typer.Option(help="native: each method's published layers; common: layers 4, 7, 10 for all.")
 ]
-Stages = Annotated[str | None, typer.Option(help='Layers for all methods, one-based, such as "4 7 10".')]
+Stages = Annotated[
+    str | None, typer.Option(help='Layers for all methods, one-based, such as "4 7 10", or all.')
+]
+ScheduleName = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        help="decreasing, another name, or a YAML file: layers and token counts for all methods.",
+    ),
+]
+Tokens = Annotated[
+    str | None,
+    typer.Option(help='Tokens kept after each stage, such as "150 115 89", in place of a budget.'),
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Option of a method, such as lotm.order=append. Repeatable.")
 ]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
+from tokred.core.schedule import Layers
 from tokred.errors import TokredError
 
 
@@ -60,9 +61,12 @@ def parse_numbers(text: str | None, option: str, expected: str) -> tuple[int, ..
         raise TokredError(f"{option} takes {expected}; got {text!r}.") from None
 
 
-def parse_layers(text: str | None, option: str = "--stages") -> tuple[int, ...] | None:
-    """Parse the layers that an option takes; see `parse_numbers`."""
-    return parse_numbers(text, option, 'layer numbers, such as "4 7 10"')
+LAYERS = 'layer numbers, such as "4 7 10"'
+
+
+def parse_layers(text: str | None) -> Layers | None:
+    """Parse the layers that --stages takes, or "all"; see `parse_numbers`."""
+    return "all" if text == "all" else parse_numbers(text, "--stages", f"{LAYERS}, or all")
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import typer
 from tokred.commands.console import Progress, err, say, show
 from tokred.commands.groups import ImageOptions, RunOptions
 from tokred.commands.options import Model, Results, Workers
-from tokred.commands.parsing import grouped, parse_layers
+from tokred.commands.parsing import LAYERS, grouped, parse_numbers
 from tokred.utils.text import plain_name
 
 Layers = Annotated[
@@ -36,7 +36,7 @@ def similarity(
     from tokred.evaluation.config import Config
 
     config = Config(model=model, **images.fields(), **how.fields())
-    run_similarity(config, parse_layers(layers, "--layers"), features, folder, workers)
+    run_similarity(config, parse_numbers(layers, "--layers", LAYERS), features, folder, workers)
 
 
 def run_similarity(

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from tokred.errors import TokredError, UnknownName, did_you_mean
+from tokred.errors import InvalidSetting, TokredError, UnknownName, did_you_mean
 
 FOLDER = Path(__file__).parent
 _MOST = 10_000
 
 T = TypeVar("T", bound=BaseModel)
+S = TypeVar("S")
 
 
 def names(kind: str) -> list[str]:
-    """Names of the configurations of one kind ("compare", "fit" or "train") that tokred ships."""
+    """Names of the configurations of one kind ("compare", "fit", "schedules", "train") that tokred ships."""
     return sorted(path.stem for path in (FOLDER / kind).glob("*.yaml"))
 
 
@@ -66,11 +67,16 @@ def _check_size(values: Any) -> None:
             waiting.extend(value)
 
 
+def stem(kind: str, name: str) -> str:
+    """The name of a configuration, also of one that was given by its path."""
+    return _path(kind, name).stem
+
+
 def place(kind: str, name: str, keys: Sequence[str | int]) -> str:
     """The place of a value in a configuration that can be loaded, such as "smoke.yaml, line 3".
 
     Args:
-        kind: "compare", "fit" or "train".
+        kind: "compare", "fit", "schedules" or "train".
         name: name or path of the configuration.
         keys: keys and indices that lead to the value; the innermost place that exists is told.
     """
@@ -86,6 +92,59 @@ def place(kind: str, name: str, keys: Sequence[str | int]) -> str:
             break
         line, node = pairs[0][0].start_mark.line + 1, pairs[0][1]
     return path.name if line is None else f"{path.name}, line {line}"
+
+
+def read(kind: str, name: str, known: Sequence[str], build: Callable[[dict[str, Any]], S]) -> S:
+    """What `build` makes of a configuration, by its name or from a YAML file.
+
+    Args:
+        kind: "compare", "fit", "schedules" or "train".
+        name: name or path of the configuration.
+        known: names of the settings.
+        build: a function of the settings, by name.
+
+    Raises:
+        TokredError: there is no such configuration, or it has a mistake; the message names the line.
+    """
+    values = load(kind, name)
+    check_keys(values, known, lambda key: f"In {place(kind, name, (key,))}: ")
+    try:
+        return build(values)
+    except InvalidSetting as error:
+        cause = error.__cause__
+        keys = cause.errors()[0]["loc"] if isinstance(cause, ValidationError) else (error.setting,)
+        raise TokredError(f"In {place(kind, name, keys)}: {error}") from error
+    except TokredError as error:
+        raise TokredError(f"In {place(kind, name, ())}: {error}") from error
+
+
+def check_keys(
+    values: Iterable[str], known: Sequence[str], where: Callable[[str], str] = lambda key: ""
+) -> None:
+    """Check the names of settings.
+
+    Raises:
+        UnknownName: one is unknown; the message suggests others, after `where` it stands.
+    """
+    for name in values:
+        if name not in known:
+            raise UnknownName(f"{where(name)}{did_you_mean('setting', str(name), known)}")
+
+
+def validated(schema: TypeAdapter[S], values: Mapping[str, Any]) -> S:
+    """Values of a YAML file as a data class.
+
+    Raises:
+        InvalidSetting: a value has the wrong type.
+    """
+    try:
+        return schema.validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, *inner = map(str, first["loc"])
+        where = "".join(f".{key}" for key in inner if "[" not in key)  # "tuple[int, ...]" is a branch
+        message = first["msg"].removeprefix("Input ").replace("tuple", "list")
+        raise InvalidSetting(name, f"{{}}{where}: {message}, got {first['input']!r}.") from error
 
 
 def parse(schema: type[T], values: dict[str, Any], origin: str) -> T:
@@ -114,5 +173,6 @@ def dump(values: Mapping[str, Any]) -> str:
 def _path(kind: str, name: str) -> Path:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / kind / f"{name}.yaml"
     if not path.is_file():
-        raise UnknownName(did_you_mean("configuration", name, names(kind)))
+        what = "schedule" if kind == "schedules" else "configuration"
+        raise UnknownName(did_you_mean(what, name, names(kind)))
     return path

@@ -3,6 +3,8 @@
 The uniform knob comes first: the largest saving that a single value of the published knob gives without
 saving less than asked. Then the token counts of the stages change jointly, by as few tokens as possible,
 until the cost lies within `TOLERANCE` under the target. A plan never costs more than the target.
+
+In a decreasing schedule the number of tokens that all stages remove takes the place of the knob.
 """
 
 from __future__ import annotations
@@ -18,9 +20,19 @@ from tokred.core import registry
 from tokred.core.backbone import has_cls, num_heads
 from tokred.core.costs import CostTable
 from tokred.core.options import complete_options
-from tokred.core.plan import Plan, Protocol, floor_counts, resolve_stages, uniform_counts
+from tokred.core.plan import (
+    Plan,
+    Protocol,
+    decreasing_counts,
+    floor_counts,
+    resolve_stages,
+    uniform_counts,
+)
+from tokred.core.reducer import Reducer
+from tokred.core.schedule import UNIFORM, Layers, Schedule
 from tokred.errors import TokredError, UnknownName, Unreachable, UnsupportedModel
 from tokred.tables.row import TOLERANCE
+from tokred.utils.text import spaced
 
 REACH = 8  # tokens by which the counts of one stage may differ from the uniform knob's
 _RATE_STEPS = 4096  # resolution of the search over keep rates
@@ -35,7 +47,7 @@ class Match:
         flops: multiply-accumulates of one image.
         reducer_flops: FLOPs of the reducers alone.
         dense_flops: FLOPs of the dense model.
-        budget: the reduction asked for, a fraction; None of a plan that was made at a knob.
+        budget: the reduction asked for, a fraction; None of a plan that was made at a knob or token counts.
         patches: patch tokens before the first stage.
     """
 
@@ -57,9 +69,14 @@ class Match:
         return 0.0 if self.budget is None else self.reduction - self.budget
 
     @property
+    def knob_name(self) -> str:
+        """What `knob` is; "removed" for all plans that are not uniform."""
+        return "removed" if self.plan.knob is None else self.plan.reducer.knob
+
+    @property
     def knob(self) -> str:
         """The knob as tables print it: tokens removed at each stage, or the keep rate of the uniform plan."""
-        if self.plan.reducer.knob != "removed":
+        if self.knob_name != "removed":
             return f"{self.plan.knob:.4g}"
         removed = [before - after for before, after in pairwise((self.patches, *self.plan.tokens))]
         return " ".join(map(str, removed if len(set(removed)) > 1 else removed[:1]))
@@ -71,8 +88,9 @@ def match(
     budget: float,
     *,
     protocol: Protocol = "native",
-    stages: tuple[int, ...] | None = None,
+    stages: Layers | None = None,
     options: Mapping[str, Any] | None = None,
+    schedule: Schedule = UNIFORM,
 ) -> Match:
     """Find the plan of `method` that saves the fraction `budget` of the dense model's FLOPs.
 
@@ -81,8 +99,10 @@ def match(
         method: a registered name.
         budget: between 0 and 1, exclusive.
         protocol: "native" for the method's published layers, "common" for 4, 7, 10.
-        stages: layers, one-based, that take the place of the protocol's.
+        stages: layers, one-based, or "all", that take the place of the protocol's.
         options: options of the method.
+        schedule: a schedule without token counts; its shape divides the budget, and its layers count where
+            `stages` is None.
 
     Raises:
         TokredError: a budget outside (0, 1), unknown names or options, stages beyond the model's depth.
@@ -91,13 +111,15 @@ def match(
     """
     check_budget(budget)
     cls = registry.get(method)
-    layers = resolve_stages(cls, costs.depth, protocol, stages)
+    layers = resolve_stages(cls, costs.depth, protocol, schedule.stages if stages is None else stages)
+    check_counted(cls, schedule)
     if cls.adaptive():
         raise TokredError(
             f"How many tokens {method} removes depends on the image, so its threshold is set on images: "
             "`tokred compare` does it, and tokred.reduce with images."
         )
-    search = _Search(costs, Plan(method, layers, (costs.n,) * len(layers), options or {}), budget)
+    empty = Plan(method, layers, (costs.n,) * len(layers), options or {})
+    search = (_Search if schedule.shape == "uniform" else _Decreasing)(costs, empty, budget)
     search.check_reachable()
     plan = search.adjusted(search.uniform())
     return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, budget, costs.n)
@@ -115,13 +137,59 @@ def check_budget(budget: float) -> None:
         )
 
 
+def check_counted(cls: type[Reducer], schedule: Schedule) -> None:
+    """Refuse a schedule of token counts for a method whose counts depend on the image.
+
+    Raises:
+        TokredError: it is one.
+    """
+    if cls.adaptive() and not schedule.uniform:
+        raise TokredError(
+            f"How many tokens {cls.name} removes depends on the image, so the schedule {schedule.name} is "
+            "not for it; leave it out with --methods."
+        )
+
+
+def at_tokens(
+    costs: CostTable,
+    method: str,
+    tokens: Sequence[int],
+    *,
+    protocol: Protocol = "native",
+    stages: Layers | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Match:
+    """The plan of `method` at token counts, whatever it saves.
+
+    Raises:
+        TokredError: as `match`, or there is not one count for each stage.
+        Unreachable: the method cannot remove that many tokens, or there are not so many.
+    """
+    cls, counts = registry.get(method), Schedule(tokens=tuple(tokens))
+    layers = resolve_stages(cls, costs.depth, protocol, stages)
+    check_counted(cls, counts)
+    if len(tokens) != len(layers):
+        raise TokredError(
+            f"{method} reduces at {len(layers)} layers here ({spaced(layers)}), so tokens needs as many "
+            f"numbers, got {len(tokens)}; set other layers by stages."
+        )
+    for layer, (n, keep) in zip(layers, pairwise((costs.n, *tokens)), strict=True):
+        if not cls.floor(n) <= keep <= n:
+            raise Unreachable(
+                f"{method} can reduce {n} tokens to between {cls.floor(n)} and {n}, not to {keep} as at "
+                f"layer {layer}."
+            )
+    plan = Plan(method, layers, tuple(tokens), options or {})
+    return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, None, costs.n)
+
+
 def at_knob(
     costs: CostTable,
     method: str,
     knob: float,
     *,
     protocol: Protocol = "native",
-    stages: tuple[int, ...] | None = None,
+    stages: Layers | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Match:
     """The plan of `method` at a value of its published knob: tokens removed per stage, or keep rate.
@@ -147,15 +215,16 @@ def at_knob(
 def match_each(
     costs: CostTable,
     methods: Sequence[str],
-    budget: float,
+    budget: float | None,
     *,
     protocol: Protocol = "native",
-    stages: tuple[int, ...] | None = None,
+    stages: Layers | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    schedule: Schedule = UNIFORM,
 ) -> tuple[dict[str, Match], dict[str, TokredError]]:
     """`match` for several methods: the plans, and for the methods that have none the reason.
 
-    Args: as for `match`, but `options` by method.
+    Args: as for `match`, but `options` by method; a schedule with token counts needs no budget.
 
     Raises:
         TokredError: unknown names, options or protocol; what is wrong with one method alone is no reason to
@@ -167,9 +236,7 @@ def match_each(
     matches, refused = {}, {}
     for name in methods:
         try:
-            matches[name] = match(
-                costs, name, budget, protocol=protocol, stages=stages, options=options.get(name)
-            )
+            matches[name] = _at(schedule, costs, name, budget, protocol, stages, options.get(name))
         except UnknownName:
             raise
         except TokredError as error:
@@ -182,8 +249,27 @@ def match_each(
     return matches, refused
 
 
+def _at(
+    schedule: Schedule,
+    costs: CostTable,
+    method: str,
+    budget: float | None,
+    protocol: Protocol,
+    stages: Layers | None,
+    options: Mapping[str, Any] | None,
+) -> Match:
+    """The plan of a method at the token counts of a schedule, or else at a budget."""
+    place: Any = {"protocol": protocol, "stages": schedule.stages if stages is None else stages}
+    if schedule.tokens is not None:
+        return at_tokens(costs, method, schedule.tokens, options=options, **place)
+    return match(costs, method, budget, options=options, schedule=schedule, **place)  # type: ignore[arg-type]
+
+
 class _Search:
     """The two steps of `match` for one method on one backbone."""
+
+    manner = ""
+    """What a message adds to the layers."""
 
     def __init__(self, costs: CostTable, empty: Plan, budget: float) -> None:
         self.costs, self.empty, self.budget = costs, empty, budget
@@ -212,9 +298,9 @@ class _Search:
 
     def _unreachable(self) -> Unreachable:
         most = 1 - self.costs.plan(self._least) / self.costs.dense
-        where = " ".join(map(str, self.empty.stages))
+        where = f"layers {spaced(self.empty.stages)}{self.manner}"
         return Unreachable(
-            f"{self.cls.name} at layers {where} can save at most {most:.1%} of this model's FLOPs, not "
+            f"{self.cls.name} at {where} can save at most {most:.1%} of this model's FLOPs, not "
             f"{self.budget:.1%}; lower the budget, or set more or earlier layers with --stages."
         )
 
@@ -285,6 +371,36 @@ class _Search:
             counts = tuple(count + delta for count, delta in zip(tokens, change, strict=True))
             if all(self.cls.floor(n) <= keep <= n for n, keep in pairwise((self.costs.n, *counts))):
                 yield counts
+
+
+class _Decreasing(_Search):
+    """The search for a plan each of whose stages removes fewer tokens than the one before."""
+
+    manner = " in a decreasing schedule"
+
+    @property
+    def _least(self) -> Plan:
+        return self._with_knob(self._steps)
+
+    @property
+    def _steps(self) -> int:
+        return self.costs.n
+
+    def _with_knob(self, step: int) -> Plan:
+        counts = decreasing_counts(self.cls, self.costs.n, len(self.empty.stages), step)
+        return replace(self.empty, tokens=counts)
+
+    def _neighbours(self, tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        ties = self._steps_down(tokens).count(0)  # few tokens in many stages leave some alike
+        for counts in super()._neighbours(tokens):
+            steps = self._steps_down(counts)
+            if min(steps, default=0) >= 0 and steps.count(0) <= ties:
+                yield counts
+
+    def _steps_down(self, tokens: tuple[int, ...]) -> list[int]:
+        """By how many tokens each stage but the first removes fewer than the one before."""
+        removed = [before - after for before, after in pairwise((self.costs.n, *tokens))]
+        return [before - after for before, after in pairwise(removed)]
 
 
 @cache

@@ -6,12 +6,15 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from tokred.core import registry
 from tokred.core.options import complete_options
 from tokred.core.reducer import Reducer
+from tokred.core.schedule import Layers
 from tokred.errors import TokredError, UnknownName, did_you_mean
+from tokred.utils.text import spaced
 
 Protocol = Literal["native", "common"]
 
@@ -52,20 +55,23 @@ class Plan:
 
 
 def resolve_stages(
-    cls: type[Reducer], depth: int, protocol: Protocol = "native", stages: Sequence[int] | None = None
+    cls: type[Reducer],
+    depth: int,
+    protocol: Protocol = "native",
+    stages: Sequence[int] | Literal["all"] | None = None,
 ) -> tuple[int, ...]:
     """The layers at which a method reduces: `stages` where given, else by protocol.
 
     "native" takes the method's own published layers, "common" takes 4, 7, 10 for all. Layers beyond the
-    model's depth are an error.
+    model's depth are an error. "all" is every layer that has an attention to look at.
     """
     if protocol not in get_args(Protocol):
         raise UnknownName(did_you_mean("protocol", str(protocol), list(get_args(Protocol))))
     default = cls.stages if protocol == "native" else COMMON_STAGES
-    if stages is None and isinstance(default, str):
+    chosen: Iterable[Any] = default if stages is None else stages
+    if isinstance(chosen, str) and chosen == "all":
         # The layer before the first has no attention to look at.
         return tuple(range(1 if cls.site == "mid" else 2, depth + 1))
-    chosen: Iterable[Any] = default if stages is None else stages
     try:
         layers = tuple(sorted({operator.index(layer) for layer in chosen}))
     except TypeError:
@@ -99,6 +105,35 @@ def uniform_counts(cls: type[Reducer], n: int, stages: int, knob: float) -> tupl
 def counts_at_rate(cls: type[Reducer], n: int, stages: int, rate: float) -> tuple[int, ...]:
     """Tokens kept after each stage, int(n * rate^s), clipped to what the method can reach."""
     return _clipped(cls, n, stages, lambda stage, _: int(n * rate**stage) + cls.extra)
+
+
+def decreasing_counts(cls: type[Reducer], n: int, stages: int, total: int) -> tuple[int, ...]:
+    """Tokens kept after each stage if each removes fewer than the one before, in proportion S, S - 1, ... 1.
+
+    >>> from tokred.core import registry
+    >>> decreasing_counts(registry.get("topk"), 196, 3, 60)
+    (166, 146, 136)
+
+    Args:
+        cls: the method; a stage that would remove more than it can removes what it can.
+        n: patch tokens before the first stage.
+        stages: number of stages, S.
+        total: tokens that all stages together remove.
+    """
+    parts = [stage * (2 * stages + 1 - stage) for stage in range(stages + 1)]  # S + (S - 1) + ..., twice
+    sums = [total * part // parts[-1] for part in parts]
+    wanted = sorted((after - before for before, after in pairwise(sums)), reverse=True)
+    counts, most = [], n
+    for removed in wanted:
+        most = min(most, removed, n - cls.floor(n))
+        n -= most
+        counts.append(n)
+    return tuple(counts)
+
+
+def stages_text(stages: Layers | None) -> str | None:
+    """Layers as --stages takes them; None for None."""
+    return stages if stages is None or isinstance(stages, str) else spaced(stages)
 
 
 def _clipped(cls: type[Reducer], n: int, stages: int, wanted: Callable[[int, int], int]) -> tuple[int, ...]:

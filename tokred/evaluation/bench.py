@@ -27,12 +27,13 @@ from tokred.utils.text import plain_name
 Record = dict[str, Any]
 """One row of a benchmark, one method at one batch size, by `COLUMNS`; `Row` and `Speed` explain these."""
 
-_TEXTS = ("options", "stages", "tokens", "precision", "device", "error")
+_TEXTS = ("options", "stages", "tokens", "precision", "device", "error", "schedule")
 _VERSIONS = ("tokred", "torch", "timm", "fvcore", "commit", "date")
 COLUMNS = (
     *("method", "model", "batch_size", "budget", "reduction", "gflops", "options", "stages", "tokens"),
     *(field.name for field in fields(Speed)),
     *("unfitted", "compiled", "precision", "device", "threads", "rounds", "error", *_VERSIONS),
+    "schedule",
 )
 
 
@@ -41,7 +42,7 @@ class Bench:
 
     Args:
         config: the configuration of a comparison. Used are its model, budgets, methods, options, protocol,
-            stages, img_size, controls, device and precision.
+            stages, schedule, img_size, controls, device and precision.
         batch_sizes: numbers of images in a forward pass; by default 16 on a CPU and 256 elsewhere.
         rounds: number of times each model is timed at each batch size.
         compiled: whether to run every model through `torch.compile`.
@@ -81,15 +82,18 @@ class Bench:
     @property
     def title(self) -> str:
         """The title of the table."""
-        saved = f"{100 * self.config.budgets[0]:g} % of FLOPs to save"
-        return f"{self.config.model}, {saved}, {self.device}, {str(self.dtype).removeprefix('torch.')}"
+        parts = [f"{100 * budget:g} % of FLOPs to save" for budget in self.config.budgets]
+        parts += [] if self.config.counts.uniform else [f"{self.config.counts.name} schedule"]
+        number = str(self.dtype).removeprefix("torch.")
+        return ", ".join((self.config.model, *parts, str(self.device), number))
 
     @property
     def file_name(self) -> str:
         """The name of the CSV file, unless the user gives one."""
         config = self.config
         size = [f"{config.img_size}px"] if config.img_size else []
-        parts = ["bench", plain_name(config.model), *size, f"{config.budgets[0]:g}"]
+        parts = ["bench", plain_name(config.model), *size, *(f"{budget:g}" for budget in config.budgets)]
+        parts += [] if config.counts.uniform else [plain_name(config.counts.name)]
         parts += [*map(str, self.batch_sizes), *(["compile"] if self.compiled else [])]
         return f"{'-'.join(parts)}.csv"
 
@@ -142,6 +146,7 @@ class Bench:
             options=_options(candidate),
             stages=row.stages,
             tokens=row.tokens if row.stages else "",
+            schedule=row.schedule,
             unfitted=row.unfitted,
             compiled=self.compiled,
             precision=str(self.dtype).removeprefix("torch."),

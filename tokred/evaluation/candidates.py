@@ -9,9 +9,9 @@ from typing import Any
 
 from tokred.core import registry
 from tokred.core.costs import CostTable
-from tokred.core.match import Match, at_knob, match_each
+from tokred.core.match import Match, at_knob, check_counted, match_each
 from tokred.core.options import complete_options, default_options, options_text
-from tokred.core.plan import Plan
+from tokred.core.plan import Plan, stages_text
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unfitted, Unreachable
 from tokred.evaluation import foreign_plans
@@ -33,9 +33,11 @@ class Candidate:
 
     Attributes:
         method: name of the method or control.
-        budget: fraction of FLOPs to save; None for a method at a knob and for a control without a budget.
+        budget: fraction of FLOPs to save; None for a method at a knob or token counts and for a control
+            without a budget.
         name: name of its predictions: the method, with its budget or knob if there are several.
         protocol: "native", "common" or "custom"; empty for a dense control.
+        schedule: the schedule's name where it is not uniform.
         options: complete options of the method; for a dense control, what distinguishes it from others of
             its name.
         match: the plan and its cost; None for a dense control, and if there is no plan.
@@ -49,6 +51,7 @@ class Candidate:
     budget: float | None
     name: str
     protocol: str = ""
+    schedule: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     match: Match | None = None
     control: Control | None = None
@@ -82,6 +85,7 @@ class Candidate:
         columns: dict[str, Any] = {
             "options": options_text(match.plan.options if match else self.options),
             "protocol": self.protocol,
+            "schedule": self.schedule if match else "",
             "training": "none",
         }
         if control:
@@ -134,12 +138,13 @@ def build(
             method can run.
     """
     names = list(config.methods or ())
-    add_random = config.controls and RANDOM not in names and config.budgets
+    budgets: tuple[float | None, ...] = config.budgets if config.counts.tokens is None else (None,)
+    add_random = config.controls and RANDOM not in names and budgets
     methods = [*names, RANDOM] if add_random else names
     files = _find_adapters(config, names)
     calibration = calibration or Calibration(config, loaded)
     at_budgets = [
-        _at_budget(config, loaded, costs, methods, files, budget, calibration) for budget in config.budgets
+        _at_budget(config, loaded, costs, methods, files, budget, calibration) for budget in budgets
     ]
     candidates = [by_method[method] for method in methods for by_method in at_budgets]
     candidates += [_at_knob(config, loaded, costs, files, fixed) for fixed in config.fixed]
@@ -173,11 +178,13 @@ def _at_budget(
     costs: CostTable,
     methods: Sequence[str],
     files: list[Adapter],
-    budget: float,
+    budget: float | None,
     calibration: Calibration,
 ) -> dict[str, Candidate]:
-    """The candidates of one budget, by method."""
-    near = foreign_plans.nearest(files, costs, budget, config.options, config.stages)
+    """The candidates of one budget, by method; None for those at the token counts of the schedule."""
+    near = foreign_plans.Nearest(files)
+    if budget is not None:
+        near = foreign_plans.nearest(files, costs, budget, config.options, config.layers, config.counts)
     others = [
         name
         for name in methods
@@ -185,7 +192,13 @@ def _at_budget(
     ]
     options = {name: _options(name, config, loaded, near.adapters) for name in methods}
     matches, refused = match_each(
-        costs, others, budget, protocol=config.protocol, stages=config.stages, options=options
+        costs,
+        others,
+        budget,
+        protocol=config.protocol,
+        stages=config.layers,
+        options=options,
+        schedule=config.counts,
     )
     matches, refused = {**matches, **near.matches}, {**refused, **near.refused}
     candidates = {}
@@ -194,7 +207,8 @@ def _at_budget(
             method=method,
             budget=budget,
             name=_name(config, method, budget),
-            protocol=config.protocol if config.stages is None else "custom",
+            protocol=config.protocol if config.layers is None else "custom",
+            schedule="" if config.counts.uniform else config.counts.name,
             options=complete_options(registry.get(method), options[method]),
             match=matches.get(method),
             refused=refused.get(method),
@@ -219,16 +233,17 @@ def _calibrated(
     A foreign checkpoint has brought its layers.
     """
     method, budget = candidate.method, candidate.budget
-    assert budget is not None
     if candidate.refused is not None:
         return candidate
     try:
+        check_counted(registry.get(method), config.counts)
+        assert budget is not None  # None is for token counts
         start = candidate.match or at_knob(
             costs,
             method,
             registry.get(method).threshold,
             protocol=config.protocol,
-            stages=config.stages,
+            stages=config.layers,
             options=candidate.options,
         )
         candidate = _with_model(replace(candidate, match=start), config, loaded, files)
@@ -248,7 +263,7 @@ def _at_knob(
         fixed.method,
         fixed.knob,
         protocol=config.protocol,
-        stages=fixed.stages or config.stages,
+        stages=fixed.stages or config.layers,
         options=_options(fixed.method, config, loaded, files),
     )
     candidate = Candidate(method=fixed.method, budget=None, name=fixed.name, protocol="custom", match=match)
@@ -295,8 +310,8 @@ def _with_control(candidate: Candidate, control: Control) -> Candidate:
     return replace(candidate, control=control, model=control.model, options=control.options)
 
 
-def _name(config: Config, method: str, budget: float) -> str:
-    return method if len(config.budgets) == 1 else f"{method}@{budget!r}"
+def _name(config: Config, method: str, budget: float | None) -> str:
+    return method if budget is None or len(config.budgets) == 1 else f"{method}@{budget!r}"
 
 
 def default_texts(methods: Iterable[str]) -> dict[str, str]:
@@ -311,7 +326,7 @@ def _fit_command(config: Config, plan: Plan) -> str:
     return adapters.fit_command(
         plan,
         config.model,
-        stages=None if config.stages is None else spaced(config.stages),
+        stages=stages_text(config.layers),
         protocol=None if config.protocol == "native" else config.protocol,
         data=config.data,
         weights=config.weights,

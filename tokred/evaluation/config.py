@@ -7,11 +7,13 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from tokred.core import registry
+from tokred import configs
+from tokred.core import registry, schedule
 from tokred.core.options import typed_options
 from tokred.core.plan import Protocol
+from tokred.core.schedule import UNIFORM, Layers, Schedule
 from tokred.data.loading import OnError
 from tokred.errors import InvalidSetting, TokredError, UnknownName, did_you_mean
 from tokred.models.zoo import check_img_size
@@ -62,7 +64,9 @@ class Config:
             by default those of the group "core".
         options: options of methods, such as {"lotm": {"order": "append"}}; text is converted to values.
         protocol: "native" or "common" stages.
-        stages: layers for all methods, instead of the protocol's.
+        stages: layers for all methods, one-based, or "all"; instead of the protocol's.
+        schedule: layers and token counts for all methods; by default uniform ones that meet the budgets. With
+            token counts there are no budgets.
         data: folder or timm data set; None for PhotoDigits.
         split: split of the data.
         labels: whether to use the labels of the data; without them methods are compared with the dense model.
@@ -100,7 +104,8 @@ class Config:
     methods: tuple[str, ...] | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     protocol: Protocol = "native"
-    stages: tuple[int, ...] | None = None
+    stages: Layers | None = None
+    schedule: Schedule | None = None
     data: str | None = None
     split: str | None = None
     labels: bool = True
@@ -131,21 +136,16 @@ class Config:
         Raises:
             TokredError: a name is unknown, or a value has the wrong type or is invalid.
         """
-        names = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in names:
-                raise UnknownName(did_you_mean("setting", str(name), names))
+        configs.check_keys(values, [field.name for field in fields(cls)])
         plain = {name: _plain(value) for name, value in values.items()}
         if isinstance(plain.get("budgets"), (int, float, str)):
             plain["budgets"] = [plain["budgets"]]
-        try:
-            return _SCHEMA.validate_python(plain)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name, *inner = map(str, first["loc"])
-            where = "".join(f".{key}" for key in inner)
-            message = first["msg"].removeprefix("Input ").replace("tuple", "list")
-            raise InvalidSetting(name, f"{{}}{where}: {message}, got {first['input']!r}.") from error
+        if plain.get("schedule") is not None:
+            try:
+                plain["schedule"] = schedule.load(plain["schedule"])
+            except TokredError as error:
+                raise InvalidSetting("schedule", f"{{}}: {error}") from error
+        return configs.validated(_SCHEMA, plain)
 
     def to_mapping(self) -> dict[str, Any]:
         """All settings, including defaults, as JSON and YAML store them; the inverse of `from_mapping`."""
@@ -159,6 +159,7 @@ class Config:
         for plugin in self.plugins:
             registry.load_plugin(plugin)
         object.__setattr__(self, "budgets", tuple(dict.fromkeys(self.budgets)))
+        self._check_schedule()
         self._check_budgets()
         self._check_numbers()
         self._check_fixed()
@@ -173,8 +174,35 @@ class Config:
         object.__setattr__(self, "methods", self._checked_methods())
         object.__setattr__(self, "options", self._checked_options())
 
+    @property
+    def counts(self) -> Schedule:
+        """The schedule; uniform by default."""
+        return self.schedule or UNIFORM
+
+    @property
+    def layers(self) -> Layers | None:
+        """The layers for all methods, those of the schedule included; None for the protocol's."""
+        return self.counts.stages if self.stages is None else self.stages
+
+    def _check_schedule(self) -> None:
+        """Check the schedule against the other settings; its token counts take the place of the budgets."""
+        name = self.counts.name
+        if self.counts.model is not None:
+            from tokred.models import zoo  # timm takes a second to import
+
+            zoo.check_made_for(self.counts, self.model)
+        if self.stages is not None and self.counts.stages not in (None, self.stages):
+            raise InvalidSetting("stages", f"{{}} must be left out: the schedule {name} has its own layers.")
+        if self.counts.tokens is not None:
+            if self.budgets not in ((), type(self).budgets):
+                raise InvalidSetting(
+                    "budgets",
+                    f"{{}} must be left out: the {name} schedule sets the numbers of tokens.",
+                )
+            object.__setattr__(self, "budgets", ())
+
     def _check_budgets(self) -> None:
-        if not self.budgets and not self.fixed:
+        if not self.budgets and not self.fixed and self.counts.tokens is None:
             raise InvalidSetting(
                 "budgets", "{} is empty; give at least one budget to compare at, such as 0.3."
             )
@@ -230,7 +258,7 @@ class Config:
     def _checked_options(self) -> dict[str, dict[str, Any]]:
         """The options of each method as values of their types."""
         compared = {*(self.methods or ()), *(fixed.method for fixed in self.fixed)}
-        compared |= {RANDOM} if self.controls and self.budgets else set()
+        compared |= {RANDOM} if self.controls and (self.budgets or self.counts.tokens) else set()
         for name in self.options:
             if name not in registry.names():
                 raise UnknownName(did_you_mean("method", name, registry.names()))
@@ -248,7 +276,7 @@ def _plain(value: Any) -> Any:
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, Fixed):
+    if isinstance(value, (Fixed, Schedule)):
         return _plain(asdict(value))
     return str(value) if isinstance(value, Path) else value
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from tokred import configs
-from tokred.errors import InvalidSetting, TokredError, UnknownName, did_you_mean
 from tokred.evaluation.config import Config
 from tokred.utils.text import visible
 
@@ -24,23 +20,8 @@ def read_config(name: str) -> Config:
     Raises:
         TokredError: there is no such configuration, or it has a mistake; the message names the line.
     """
-    values = configs.load("compare", name)
-
-    def place(keys: tuple[Any, ...]) -> str:
-        return configs.place("compare", name, keys)
-
     known = [field.name for field in fields(Config)]
-    for key in values:
-        if key not in known:
-            raise UnknownName(f"In {place((key,))}: {did_you_mean('setting', str(key), known)}")
-    try:
-        return Config.from_mapping(values)
-    except InvalidSetting as error:
-        cause = error.__cause__
-        keys = cause.errors()[0]["loc"] if isinstance(cause, ValidationError) else (error.setting,)
-        raise TokredError(f"In {place(keys)}: {error}") from error
-    except TokredError as error:
-        raise TokredError(f"In {place(())}: {error}") from error
+    return configs.read("compare", name, known, Config.from_mapping)
 
 
 def config_text(config: Config, path: Path) -> str:

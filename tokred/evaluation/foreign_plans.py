@@ -9,7 +9,8 @@ from typing import Any
 from tokred.core import registry
 from tokred.core.costs import CostTable
 from tokred.core.match import Match, at_knob, match
-from tokred.core.plan import Plan
+from tokred.core.plan import Plan, stages_text
+from tokred.core.schedule import UNIFORM, Layers, Schedule
 from tokred.errors import TokredError
 from tokred.models.adapters import Adapter
 from tokred.models.foreign import Checkpoint
@@ -36,7 +37,8 @@ def nearest(
     costs: CostTable,
     budget: float,
     options: Mapping[str, Mapping[str, Any]],
-    stages: tuple[int, ...] | None = None,
+    stages: Layers | None = None,
+    schedule: Schedule = UNIFORM,
 ) -> Nearest:
     """Choose for each method the checkpoint that was trained nearest to the budget.
 
@@ -46,6 +48,7 @@ def nearest(
         budget: fraction of FLOPs to save.
         options: options set by the user, by method.
         stages: layers set by the user.
+        schedule: how the user divides the budget among the stages.
     """
     adapters = list(adapters)
     choice = Nearest([adapter for adapter in adapters if not isinstance(adapter, Checkpoint)])
@@ -59,7 +62,8 @@ def nearest(
             checkpoint = min(checkpoints, key=lambda one: _distance(one, costs, budget))
         choice.adapters.append(checkpoint)
         try:
-            choice.matches[method] = plan_of(checkpoint, costs, budget, options.get(method, {}), stages)
+            chosen = options.get(method, {})
+            choice.matches[method] = plan_of(checkpoint, costs, budget, chosen, stages, schedule)
         except TokredError as error:
             choice.refused[method] = error
     return choice
@@ -70,7 +74,8 @@ def plan_of(
     costs: CostTable,
     budget: float,
     options: Mapping[str, Any],
-    stages: tuple[int, ...] | None = None,
+    stages: Layers | None = None,
+    schedule: Schedule = UNIFORM,
 ) -> Match:
     """The plan of a checkpoint: at its own token counts if they are fixed, else matched to the budget.
 
@@ -84,7 +89,7 @@ def plan_of(
     card, own = checkpoint.card, tuple(checkpoint.card["stages"])
     if stages is not None and stages != own:
         raise TokredError(
-            f"{checkpoint.path} was trained at layers {spaced(own)}, not at {spaced(stages)}; leave "
+            f"{checkpoint.path} was trained at layers {spaced(own)}, not at {stages_text(stages)}; leave "
             "out --stages."
         )
     complete = {**card["options"], **options}
@@ -92,7 +97,12 @@ def plan_of(
         rate = card["rates"][0] if card["rates"] else registry.get(card["method"]).threshold
         return at_knob(costs, card["method"], rate, stages=own, options=complete)
     if not checkpoint.fixed:
-        return match(costs, card["method"], budget, stages=own, options=complete)
+        return match(costs, card["method"], budget, stages=own, options=complete, schedule=schedule)
+    if not schedule.uniform:
+        raise TokredError(
+            f"{checkpoint.path} has token counts of its own, so the schedule {schedule.name} is not for it; "
+            "leave out --schedule."
+        )
     rates = card["rates"]
     plan = Plan(card["method"], own, tuple(card["tokens"]), complete, rates[0] if len(rates) == 1 else None)
     return Match(plan, costs.plan(plan), costs.reducers(plan), costs.dense, budget, costs.n)

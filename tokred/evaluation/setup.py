@@ -94,13 +94,15 @@ class Setup:
         """One line about model, images and budgets."""
         images = f"{self.source.name} {self.source.split} ({len(self.source)} images)"
         saved = ", ".join(f"{100 * budget:g}" for budget in self.config.budgets)
-        return f"{self.config.model} on {images}" + (f", {saved} % fewer FLOPs" if saved else "")
+        schedule = "" if self.config.counts.uniform else f", {self.config.counts.name} schedule"
+        return f"{self.config.model} on {images}" + (f", {saved} % fewer FLOPs" if saved else "") + schedule
 
     @property
     def folder_name(self) -> str:
         """The default name of the output folder."""
         budgets = dict.fromkeys((*self.config.budgets[:1], *self.config.budgets[-1:]))
-        saved = "-".join(f"{budget:g}" for budget in budgets)
+        counts = self.config.counts
+        saved = "-".join([*(f"{budget:g}" for budget in budgets), *([counts.name] if counts.tokens else [])])
         return f"{plain_name(self.config.model)}-{plain_name(self.source.name)}-{saved}-{self.key}"
 
     def batches(self, chosen: Sequence[range], workers: int | None = None) -> Iterator[Batch]:

@@ -23,6 +23,7 @@ _TRAINING = {
 }
 _VARIANTS = {
     "protocol": "{} stages",
+    "schedule": "{} schedule",
     "stages": "layers {}",
     "seed": "seed {}",
     "device": "{}",
@@ -71,7 +72,7 @@ def options(ranked: RankedRow, among: Sequence[RankedRow]) -> str:
     for name, pattern in _VARIANTS.items():
         value = csv_cell(getattr(row, name))
         several = len({getattr(other, name) for other in same}) > 1
-        if value and (several or (name, value) == ("protocol", "common")):
+        if value and (several or name == "schedule" or (name, value) == ("protocol", "common")):
             texts.append(pattern.format(value))
     return "; ".join(filter(None, [row.options, ", ".join(texts)]))
 

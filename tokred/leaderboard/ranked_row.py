@@ -27,7 +27,7 @@ QUESTION = (
 
 Some columns count in part. Without a `weights_hash` or `data_hash` the name in `weights` or `dataset` is used
 instead. `stages` count if they were chosen (protocol "custom"); otherwise they follow from method and
-protocol. `knob` counts without a budget, and `device` without its number."""
+protocol. A schedule counts with the protocol, `knob` without a budget, and `device` without its number."""
 
 IDENTITY = (*QUESTION, "training", "adapter", "unfitted")
 """The columns that define a row: the experiment, and the fitted parameters in it.
@@ -42,6 +42,7 @@ def identity(row: Row, columns: Sequence[str] = IDENTITY) -> tuple[str, ...]:
         "weights_hash": row.weights_hash or row.weights,
         "data_hash": row.data_hash or row.dataset,
         "knob": row.knob if row.budget is None else "",
+        "protocol": f"{row.protocol} {row.schedule}".strip(),
         "stages": row.stages if row.protocol == "custom" else "",
         "device": row.device.partition(":")[0],
     }

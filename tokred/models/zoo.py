@@ -15,6 +15,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import nn
 
 from tokred.core.backbone import check_supported
+from tokred.core.schedule import Schedule
 from tokred.errors import InvalidSetting, TokredError, UnknownName
 from tokred.models import catalog, pretrained
 from tokred.models.tensor_files import hash_file, hash_weights, read_card, read_weights, unwrap
@@ -103,6 +104,22 @@ def check_img_size(size: int | None) -> None:
         "img_size",
         f"{{}} is the side of the model's input in pixels, from 1 to {_MAX_PIXELS}; got {size}.",
     )
+
+
+def check_made_for(schedule: Schedule, name: str) -> None:
+    """Check that a schedule is for the architecture of a model, whatever its weights.
+
+    Raises:
+        TokredError: it was made for another one.
+    """
+    if schedule.model is None:
+        return
+    wanted, architecture = (timm_name(one).partition(".")[0] for one in (schedule.model, name))
+    if wanted != architecture:
+        raise TokredError(
+            f"The schedule {schedule.name} is for {schedule.model}, not for {name}; for another model write "
+            "a file with its layers and tokens and without its model."
+        )
 
 
 def build(name: str, num_classes: int | None = None, img_size: int | None = None, **options: Any) -> Any:

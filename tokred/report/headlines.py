@@ -214,6 +214,7 @@ def provenance(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
             ("Images in a batch", _text(row.batch_size)),
             ("Seed", _text(row.seed)),
             ("Layers", _text(configuration.get("stages") or configuration.get("protocol"))),
+            ("Schedule", _text((configuration.get("schedule") or {}).get("name"))),
         ],
         "Software": [
             *((name, str(getattr(row, name))) for name in ("tokred", "commit", "torch", "timm", "fvcore")),

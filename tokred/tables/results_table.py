@@ -96,8 +96,10 @@ def run_notes(rows: Sequence[Row]) -> list[str]:
         return []
     protocols = {other.protocol for other in rows if other.protocol}
     protocol = f"{protocols.pop()} stages" if len(protocols) == 1 else ""
+    schedules = {other.schedule for other in rows if other.schedule}
+    schedule = f"{schedules.pop()} schedule" if len(schedules) == 1 else ""
     pixels = f"{row.img_size} pixels" if row.img_size else ""
-    text = ", ".join(filter(None, (*_shared(rows), row.precision, pixels, protocol)))
+    text = ", ".join(filter(None, (*_shared(rows), row.precision, pixels, protocol, schedule)))
     return [f"{text[:1].upper()}{text[1:]}."]
 
 

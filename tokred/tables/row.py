@@ -111,6 +111,7 @@ class Row:
         knn_top1_lo, knn_top1_hi: its limits.
         knn_drop: the baseline's knn_top1 minus this one.
         knn_drop_lo, knn_drop_hi: its limits, paired by image.
+        schedule: the name of the schedule of token counts; empty for a uniform one.
     """
 
     method: str
@@ -205,6 +206,7 @@ class Row:
     knn_drop: float | None = None
     knn_drop_lo: float | None = None
     knn_drop_hi: float | None = None
+    schedule: str = ""
 
     @property
     def gap(self) -> float:
@@ -235,7 +237,8 @@ def outcome_name(names: Iterable[str], row: Row) -> str | None:
     if row.budget is not None:
         wanted.append(f"{row.method}@{row.budget:.12g}")
     elif row.knob:
-        wanted = [f"{row.method}@{row.knob}@{row.stages}", f"{row.method}@{row.knob}"]
+        named = [f"{row.method}@{row.knob}@{row.stages}", f"{row.method}@{row.knob}"]
+        wanted = wanted if row.schedule else named
     return next((here[name] for name in wanted if name in here), None)
 
 

@@ -146,7 +146,9 @@ class Showing:
             self.rows[name] = replace(self.rows[name], status="failed", error=reason)
         numbered = [f"{self.source.split} {i}" for i in index]
         captions = user_images.names(self.images) if self.images else numbered
-        saved = ", ".join(f"{100 * budget:g}" for budget in self.config.budgets)
+        budgets, counts = [f"{100 * budget:g}" for budget in self.config.budgets], self.config.counts
+        saved = f", {', '.join(budgets)} % fewer FLOPs" if budgets else ""
+        saved += "" if counts.uniform else f", {counts.name} schedule"
         where = "" if self.images else f" on {self.source.name}, {self.source.split} split"
         return Gallery(
             traced=traced,
@@ -154,7 +156,7 @@ class Showing:
             gflops=self.gflops,
             names=self.names,
             captions=[visible(caption) for caption in captions],
-            title=visible(f"{self.config.model}{where}, {saved} % fewer FLOPs"),
+            title=visible(f"{self.config.model}{where}{saved}"),
             subtitle=visible(f"Weights: {self.loaded.weights}."),
             layers=shown_layers(list(traced.maps.values()), self.layers),
             size=self.size,

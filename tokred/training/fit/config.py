@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokred.core.plan import Protocol
+from tokred.core.plan import Protocol, stages_text
+from tokred.core.schedule import Layers
 from tokred.training.fit.recipe import FitRecipe
 from tokred.utils.text import plain_name
 
@@ -23,7 +24,7 @@ class FitConfig:
         budget: fraction of FLOPs to save; None fits for any budget.
         options: options of the method.
         protocol: "native" or "common" stages.
-        stages: layers, instead of the protocol's.
+        stages: layers, or "all", instead of the protocol's.
         data: images, as for `compare`; None for PhotoDigits.
         weights: a file or "hf-hub:owner/name"; by default as for `compare`.
         labels: whether to use the labels of the data.
@@ -41,7 +42,7 @@ class FitConfig:
     budget: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     protocol: Protocol = "native"
-    stages: tuple[int, ...] | None = None
+    stages: Layers | None = None
     data: str | None = None
     weights: str | None = None
     labels: bool = True
@@ -57,7 +58,7 @@ class FitConfig:
         parts = ["fit", plain_name(self.model), self.method]
         parts += [f"{key}={value}" for key, value in sorted(self.options.items())]
         parts += [] if self.protocol == "native" else [self.protocol]
-        parts += [] if self.stages is None else ["layers", *map(str, self.stages)]
+        parts += [] if self.stages is None else ["layers", *str(stages_text(self.stages)).split()]
         parts += [Path(path).stem for path in (self.data, self.weights) if path is not None]
         parts += [] if self.img_size is None else [f"{self.img_size}px"]
         parts += [
