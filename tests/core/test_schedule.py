@@ -140,7 +140,7 @@ def test_a_schedule_for_another_model_is_refused():
     [
         ({"schedule": "decresing"}, "Unknown schedule 'decresing'. Did you mean: decreasing?"),
         ({"schedule": "decreasing", "keep": 0.5}, "keep makes a uniform schedule"),
-        ({"schedule": {"tokens": [20, 10, 5]}, "budget": 0.3}, "a schedule with tokens has its own"),
+        ({"schedule": {"tokens": [20, 10, 5]}, "budget": 0.3}, "a schedule may have tokens"),
         ({"schedule": {"stages": [1]}, "stages": [2]}, "has its own layers; leave out stages"),
         ({"schedule": {"tokens": [30, 0]}}, "at least 1, such as"),
         ({"schedule": {"tokens": [30], "stages": [1, 2]}}, "one number for each of 2 stages, got 1"),
