@@ -75,8 +75,8 @@ def test_settings_of_the_reduction_are_those_of_reduce():
     assert tokred.reduce(model, "topk", keep=0.7).plan.tokens == (25, 17, 12)
     assert tokred.reduce(model, "lotm", keep=0.3, stages=[2]).plan.tokens == (18,)
     for settings, message in (
-        ({"keep": 0.5, "tokens": (20, 15, 10)}, "one of budget, keep and tokens"),
-        ({"keep": 0.5, "budget": 0.3}, "one of budget, keep and tokens"),
+        ({"keep": 0.5, "tokens": (20, 15, 10)}, "one of budget, keep, tokens and threshold"),
+        ({"keep": 0.5, "budget": 0.3}, "one of budget, keep, tokens and threshold"),
         ({"keep": 1.5}, "fraction of tokens"),
         ({"tokens": (20,)}, "3 layers here .4 7 10., so tokens needs as many"),
         ({"tokens": (20, 25, 10)}, "can reduce 20 tokens to between 1 and 20, not to 25"),
