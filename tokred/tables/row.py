@@ -222,7 +222,7 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-MEASURES = tuple(COLUMNS[COLUMNS.index("feature_cosine") :: 3])
+MEASURES = COLUMNS[COLUMNS.index("feature_cosine") : COLUMNS.index("knn_drop_hi") : 3]
 """The columns of models without a classifier; each has limits."""
 _FIRST_COLUMNS = COLUMNS.index("date") + 1  # how many the first leaderboards had
 
