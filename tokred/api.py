@@ -49,29 +49,30 @@ def reduce(
     """Wrap a timm ViT so that it saves the fraction `budget` of its FLOPs by `method`.
 
     The model itself is not changed and its weights are not copied. The result is a timm model too;
-    `reduced.tokred` tells what the reduction does.
+    `reduced.tokred` describes the reduction.
 
     Args:
         model: a timm `VisionTransformer` or `Eva` of standard blocks.
         method: a registered name (`tokred methods` lists them).
-        budget: between 0 and 1, by default 0.3; in its place `keep`, `tokens` or `threshold`.
+        budget: fraction of FLOPs to save, between 0 and 1, by default 0.3. Give at most one of `budget`,
+            `keep`, `tokens` and `threshold`.
         keep: fraction of its patch tokens that each stage keeps.
         tokens: patch tokens kept after each stage.
         protocol: "native" for the method's published layers, "common" for 4, 7, 10.
         stages: layers, one-based, or "all", that take the place of the protocol's.
         schedule: name or YAML file of layers and token counts for any method, see docs/protocols.md.
         threshold: between 0 and 1, for a method whose counts depend on the image.
-        images: batches of prepared images [B, channels, H, W] on which the threshold of such a method is set,
-            so that they save the budget in the mean: training images, or unlabelled ones.
+        images: batches of prepared images [B, channels, H, W] on which that threshold is calibrated, so that
+            they save the budget on average: training or unlabelled images, not those of the test.
         seed: seed for methods that draw random numbers.
         adapter: fitted parameters, a file or a folder of them; by default those that tokred ships for these
-            very weights. With an adapter of a full fit the result holds that fit's own backbone.
-        allow_unfitted: give a learned method that has no adapter random parameters, to train them yourself.
+            very weights. With the adapter of a full fit, the result has the backbone of that fit.
+        allow_unfitted: give random parameters to a learned method without an adapter, to train them yourself.
         options: options of the method.
 
     Raises:
         TokredError: unknown names, an unsupported model, a budget that the method cannot reach, a learned
-            method without an adapter, or an adapter that is for something else.
+            method without an adapter, or an adapter for another method, model or plan.
     """
     check_supported(model)
     if adapter is not None and not isinstance(adapter, (str, Path)):
@@ -142,10 +143,10 @@ REDUCE_SETTINGS = frozenset(inspect.signature(reduce).parameters) - {"model", "m
 def _check_counts(
     cls: type[Reducer], fixed: bool, threshold: float | None, images: Iterable[Tensor] | None
 ) -> None:
-    """Check that what sets the token counts is what the method has; `fixed` where it is `keep` or `tokens`.
+    """Check that the settings of token counts suit the method; `fixed` if `keep` or `tokens` is given.
 
     Raises:
-        TokredError: it is not.
+        TokredError: they do not.
     """
     if not cls.adaptive():
         if threshold is not None or images is not None:
@@ -163,7 +164,7 @@ def _check_counts(
 def _calibrated(
     reduced: ReducedViT, costs: CostTable, budget: float, images: Iterable[Tensor] | None
 ) -> ReducedViT:
-    """The model with its threshold set on images, where there are any; its mode stays as it is."""
+    """The model with its threshold calibrated on `images`, if given; its training modes stay as they are."""
     if images is None:
         return reduced
     batches = [images] if isinstance(images, Tensor) else images
@@ -212,7 +213,14 @@ def compare(
     workers: int | None = None,
     **settings: Any,
 ) -> Comparison:
-    """Compare methods on one model at one budget or several; `settings` are the other fields of `Config`.
+    """Compare methods on one model at one budget or several, as `tokred compare` does.
+
+    Args:
+        model: name of the dense model, as for `--model`.
+        budget: fraction of FLOPs to save, or several.
+        out: folder for the results, in which the run can be resumed; by default nothing is written.
+        workers: processes that load images.
+        settings: other fields of `Config`, such as `methods` and `data`.
 
     Raises:
         TokredError: see `Job`.

@@ -89,7 +89,7 @@ CropPct = Annotated[
 InterpolationName = Annotated[
     str | None, typer.Option("--interpolation", help="bicubic, bilinear ...; by default the model's.")
 ]
-Limit = Annotated[int | None, typer.Option(help="Evaluate only the first images; rows are marked.")]
+Limit = Annotated[int | None, typer.Option(help="Evaluate only the first N images; rows are marked.")]
 OnErrorName = Annotated[
     str, typer.Option(help="How to treat unreadable images: fail, skip, or count-wrong (for all models).")
 ]
@@ -104,19 +104,19 @@ BatchSize = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes that load images; by default 1 on a CPU, up to 8 beside a GPU."),
+    typer.Option(min=0, help="Processes that load images; by default 1 on a CPU, up to 8 with a GPU."),
 ]
 Rounds = Annotated[int, typer.Option(min=0, help="Rounds of timing after the evaluation; 0 for none.")]
 Adapters = Annotated[
     list[str] | None,
     typer.Option(
-        help="Adapter, published checkpoint, or a folder of them; preferred to shipped ones. Repeatable."
+        help="Adapter, published checkpoint, or a folder of them, in place of shipped ones. Repeatable."
     ),
 ]
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        help="Training or unlabelled images that set thresholds of methods with image-dependent counts."
+        help="Training or unlabelled images on which thresholds of image-dependent methods are calibrated."
     ),
 ]
 NoControls = Annotated[
@@ -126,6 +126,6 @@ AllowUnfitted = Annotated[
     bool,
     typer.Option(
         "--allow-unfitted",
-        help="Evaluate learned methods without an adapter, with random parameters; rows are marked.",
+        help="Evaluate learned methods that have no adapter with random parameters; rows are marked.",
     ),
 ]

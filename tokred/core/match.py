@@ -105,9 +105,10 @@ def match(
             `stages` is None.
 
     Raises:
-        TokredError: a budget outside (0, 1), unknown names or options, stages beyond the model's depth.
+        TokredError: a budget outside (0, 1), unknown names or options, stages beyond the model's depth, or
+            token counts that depend on the image.
         UnsupportedModel: the method needs a CLS token and the model has none.
-        Unreachable: the method cannot save that much at these stages; the message tells how much it can.
+        Unreachable: the method cannot save that much at these stages; the message says how much it can.
     """
     check_budget(budget)
     cls = registry.get(method)
@@ -126,10 +127,10 @@ def match(
 
 
 def check_budget(budget: float) -> None:
-    """Refuse a budget that is no number between 0 and 1, exclusive.
+    """Check that a budget is a number between 0 and 1, exclusive.
 
     Raises:
-        TokredError
+        TokredError: it is not.
     """
     if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget < 1:
         raise TokredError(
@@ -192,7 +193,7 @@ def at_knob(
     stages: Layers | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Match:
-    """The plan of `method` at a value of its published knob: tokens removed per stage, or keep rate.
+    """The plan of `method` at a value of its knob: tokens removed per stage, keep rate, or threshold.
 
     Raises:
         TokredError: as `match`, or a knob out of range.
@@ -222,13 +223,12 @@ def match_each(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     schedule: Schedule = UNIFORM,
 ) -> tuple[dict[str, Match], dict[str, TokredError]]:
-    """`match` for several methods: the plans, and for the methods that have none the reason.
+    """`match` for several methods: their plans, and the errors of the methods that have none.
 
     Args: as for `match`, but `options` by method; a schedule with token counts needs no budget.
 
     Raises:
-        TokredError: unknown names, options or protocol; what is wrong with one method alone is no reason to
-            stop.
+        TokredError: unknown names, options or protocol. Other errors of a method are returned, not raised.
     """
     options = options or {}
     for name, chosen in options.items():
@@ -358,7 +358,7 @@ class _Search:
         return self._affordable(start)
 
     def _affordable(self, start: Plan) -> Plan:
-        """The first uniform plan whose exact cost meets the target: the fallback for other costs."""
+        """The first uniform plan whose exact cost meets the target: the fallback if estimates are too low."""
         for step in range(self._steps + 1):
             plan = self._with_knob(step)
             if sum(plan.tokens) <= sum(start.tokens) and self.costs.plan(plan) <= self.target:
@@ -366,7 +366,7 @@ class _Search:
         raise self._unreachable()
 
     def _neighbours(self, tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        """Feasible counts near `tokens`, by the number of tokens that change, even changes first."""
+        """Feasible counts near `tokens`, the smallest changes first, and of equal ones the most even."""
         for change in _changes(len(tokens)):
             counts = tuple(count + delta for count, delta in zip(tokens, change, strict=True))
             if all(self.cls.floor(n) <= keep <= n for n, keep in pairwise((self.costs.n, *counts))):

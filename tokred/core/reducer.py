@@ -24,8 +24,8 @@ class Reducer(nn.Module):
     """Base class of all methods. One instance serves one stage of a plan.
 
     A reducer decides and never edits: `forward` returns a `Keep`, `Merge` or `Mix`, and the framework applies
-    it to features, sizes and sources. Prefix tokens (CLS, distillation, registers) are set aside before and
-    come back first, unchanged.
+    it to features, sizes and sources. Prefix tokens (CLS, distillation, registers) are set aside before the
+    decision and put back, unchanged, before the other tokens.
 
     Args:
         n: patch tokens in.
@@ -53,23 +53,24 @@ class Reducer(nn.Module):
     needs_cls: bool = False
     """Refused on models without a CLS token."""
     groups: ClassVar[tuple[str, ...]] = ("core",)
-    """Names that select it beside its own: "core" (compared by default), "merging" or "pruning", "learned" or
-    "training-free"; any other name makes a group of its own."""
+    """Groups that `--methods` takes: "core" (compared by default), "merging" or "pruning", "learned" or
+    "training-free". Any other name makes a new group."""
     control: ClassVar[bool] = False
     """A control shows what a method must beat; tables mark it."""
     threshold: float = 0.5
-    """The knob "threshold" as calibration has set it; more of it may keep more or remove more."""
+    """Value of the knob "threshold", set by calibration; a larger one may keep more tokens or fewer."""
     host: ClassVar[bool] = False
     """Decides on the host, so that a GPU waits for it."""
     nested: ClassVar[tuple[str, ...]] = ()
-    """Parameters with a row per token out; `forward` uses the first `keep`: one fit serves all budgets."""
+    """Names of parameters with one row per output token; `forward` uses the first `keep` rows, so that one
+    fit serves all budgets."""
     fit_options: ClassVar[Mapping[str, Any]] = {}
     """Options that `tokred fit` takes on a frozen backbone, where the published ones cannot work."""
 
     n: int
     keep: int
     any_budget: bool = False
-    """Whether it is being fitted for all budgets at once, at a `keep` that is drawn anew in every step."""
+    """Whether it is being fitted for all budgets at once, with a new random `keep` in every step."""
 
     def __init__(self, n: int, keep: int, dim: int, heads: int) -> None:
         super().__init__()
@@ -98,16 +99,16 @@ class Reducer(nn.Module):
     def adaptive(cls) -> bool:
         """Whether the counts depend on the image.
 
-        Such a reducer returns a `Merge` that may drop, whose groups in use are the first ones of each image.
-        The framework cuts off those that no image of the batch uses. The others become tokens of size 0
-        behind an image's own: `view.valid` is False there, attention masks them, and they must be dropped.
-        `n` and `keep` are upper limits.
+        Such a reducer returns a `Merge` with `drops=True`, in which each image uses the groups 0, 1, ...
+        without gaps. The framework cuts off the groups that no image of the batch uses. Groups that only
+        other images use become padding: tokens of size 0 for which `view.valid` is False, which attention
+        masks and which must be dropped. `n` and `keep` are upper limits.
         """
         return cls.knob == "threshold"
 
     @property
     def learned(self) -> bool:
-        """Whether the method owns parameters, so that it means nothing before it is fitted."""
+        """Whether the method has parameters of its own, which must be fitted first."""
         return any(True for _ in self.parameters())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Reducer:
@@ -123,11 +124,11 @@ class Reducer(nn.Module):
         """Check options against the `n` tokens of a plan's first stage; by default a no-op.
 
         Raises:
-            TokredError: they ask for more.
+            TokredError: an option needs more tokens.
         """
 
     def forward(self, view: View) -> Reduction:
-        """Decide where the tokens of `view.x` [B, n, dim] go, leaving `keep`."""
+        """Decide where the tokens of `view.x` [B, n, dim] go, so that `keep` are left."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward(view).")
 
     def calibrate(self, view: View) -> None:
@@ -157,12 +158,12 @@ class View:
     Attributes:
         x: [B, N, C] patch tokens, after the attention residual at site "mid", entering the layer at site
             "pre".
-        prefix: [B, P, C] prefix tokens, for reading.
+        prefix: [B, P, C] prefix tokens, for reading only.
         layer: the stage's layer, one-based.
         depth: number of layers of the model.
         has_cls: whether the first prefix token is a CLS token.
         grid: rows and columns of the image's patches, before any reduction.
-        rng: the only randomness.
+        rng: the only source of randomness.
         attention: attention of the layer ("mid") or of the one before ("pre").
         history: the reductions so far; None before the first.
         adaptive: whether the counts depend on the image, so that there may be padding.
@@ -186,7 +187,7 @@ class View:
 
     @once
     def valid(self) -> Tensor:
-        """[B, N] bool, False for the padding behind the tokens of an image that has fewer than others."""
+        """[B, N] bool, False for padding, which follows the tokens of images that have fewer than others."""
         return self.size > 0
 
     @once
@@ -236,8 +237,8 @@ class View:
     def cls_attention(self) -> Tensor:
         """Attention that the CLS token pays to every patch token, mean over heads, [B, N], float32.
 
-        The softmax runs over all keys, prefix included; prefix columns are dropped after it and nothing is
-        renormalised. It is one query row against all keys, so the layer's own attention stays fused.
+        The softmax runs over all keys, prefix included; prefix columns are then dropped without
+        renormalisation. This takes one query row against all keys, so the layer's own attention stays fused.
 
         Raises:
             TokredError: the model has no CLS token.
@@ -253,7 +254,7 @@ class View:
     def received_attention(self) -> Tensor:
         """Attention that each patch token receives, summed over heads and all queries, [B, N] float32.
 
-        This needs the full map, whose cost counts. Padding asks for nothing.
+        This needs the full attention map, whose FLOPs count. Queries of padding are left out.
         """
         a = self._attention()
         asks = a.bias.squeeze(1).mT > -torch.inf if self.adaptive and a.bias is not None else None

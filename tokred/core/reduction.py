@@ -1,8 +1,8 @@
 """What a reducer returns: where every token goes. `Keep`, `Merge` and `Mix`; and `Mask`, in training.
 
-A decision maps N tokens to M. Features follow `pool`. Extensive quantities (token sizes, source maps) follow
-`carry`, which never uses the weights of a decision: a token that stands for three patches brings its three
-patches wherever it goes.
+A decision maps N tokens to M: features by `pool`, and extensive quantities (token sizes, source maps) by
+`carry`, which never uses the weights of a merge: a token that stands for three patches takes them along
+wherever it goes.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ class Reduction(ABC):
 
     @abstractmethod
     def labels(self) -> Tensor:
-        """The output that holds each input token, [B, N] int64, or -1; for `Mix` the largest share."""
+        """The output that holds each input token, or its largest share, [B, N] int64; -1 if dropped."""
 
     @abstractmethod
     def matrix(self) -> Tensor:
-        """The weights that `pool` applies, [B, M, N]; where it is not linear, those of the group's mean."""
+        """The weights that `pool` applies, [B, M, N]; if it is not linear, those of the group's mean."""
 
     def apply(self, x: Tensor, prefix: int) -> Tensor:
         """Pool the patch tokens of [B, P + N, C] to [B, P + M, C]; the first `prefix` rows stay."""
         return torch.cat([x[:, :prefix], self.pool(x[:, prefix:])], dim=1)
 
     def sizes(self, size: Tensor) -> Tensor:
-        """What each output counts for, [B, M], in patches: the inputs' sizes [B, N], added up."""
+        """Sizes of the outputs, [B, M], in patches: the sums of the inputs' sizes [B, N]."""
         return self.carry(size.unsqueeze(-1)).squeeze(-1)
 
     def unmerge(self, y: Tensor) -> Tensor:
-        """Copy output features [B, M, C] back to the input tokens [B, N, C]; zeros where one was dropped."""
+        """Copy output features [B, M, C] back to the input tokens [B, N, C]; zeros for dropped ones."""
         labels = self.labels()
         full = take_rows(y, labels.clamp(min=0))
         return full * (labels >= 0).unsqueeze(-1)
@@ -113,7 +113,7 @@ class Keep(Reduction):
 
 @dataclass(frozen=True, eq=False)
 class Merge(Reduction):
-    """Hard groups: every token goes to one output, which is the mean of its group, or is dropped.
+    """Hard groups: every token joins one output, by default the mean of its group, or is dropped.
 
     >>> merge = Merge(torch.tensor([[0, 1, 0]]), m=2)
     >>> merge.pool(torch.tensor([[[1.0], [2.0], [3.0]]])).flatten().tolist()
@@ -125,18 +125,18 @@ class Merge(Reduction):
     [[[-3.0, 2.0]]]
 
     Args:
-        label: [B, N] int64 in [0, m), the group of each token; with `drops` also -1, for none. Every group
-            has a member.
+        label: [B, N] int64 in [0, m), the group of each token; with `drops` also -1, for none. No group may
+            be empty.
         m: number of groups, M.
         weight: [B, N], weight of each token within its group; by default all equal. ToMe passes the token
             sizes.
-        reduce: what becomes of a group: its "mean"; its "sum" (EViT's fused token); its mean stretched to the
-            largest norm in the group, "norm" (ToFu's MLERP); or in each channel its value of largest
-            magnitude, "absmax" (CubistMerge), which takes no weight. The last two are not linear.
+        reduce: what becomes of a group: "mean"; "sum" (EViT's fused token); "norm", the mean scaled to the
+            largest norm in the group (ToFu's MLERP); or "absmax", in each channel the value of largest
+            magnitude (CubistMerge), which takes no weight. The last two are not linear.
         mass: [B, N], what each token adds to the size of its output; by default its size. DiffRate's sources
-            add their size times a similarity. Source maps and positions count patches all the same.
-        drops: whether labels may be -1: those tokens are lost, as by `Keep`. Another group then takes them
-            in and is cut off, so that shapes do not depend on how many there are.
+            add their size times a similarity. Source maps and positions still count patches.
+        drops: whether labels may be -1, for tokens that are lost, as with `Keep`. These form a group of their
+            own that is cut off, so that shapes do not depend on their number.
     """
 
     label: Tensor
@@ -282,8 +282,8 @@ class Mix(Reduction):
 class Mask(Reduction):
     """The fourth decision, for training only: all tokens stay, and some are masked out of later attention.
 
-    So are methods trained that drop tokens: gradients reach the decision through the mask. It saves nothing,
-    and a reducer in evaluation mode must not return it.
+    Methods that drop tokens are trained in this way: gradients reach the decision through the mask. A mask
+    saves no FLOPs, and a reducer in evaluation mode must not return one.
 
     Args:
         alive: [B, N] float32, 1 where the token takes part, 0 where it is dropped.
@@ -310,7 +310,7 @@ class History:
 
     Args:
         reduction: the last one.
-        before: those before it; None where it is the first.
+        before: the history before it; None if it is the first.
     """
 
     def __init__(self, reduction: Reduction, before: History | None = None) -> None:
@@ -320,14 +320,14 @@ class History:
 
     @once
     def size(self) -> Tensor:
-        """Patches that each token counts for, [B, M], float32. Most models never ask."""
+        """Patches that each token stands for, [B, M], float32."""
         reduction = self.reductions[-1]
         if self._before is None:
             return reduction.sizes(torch.ones_like(reduction.labels(), dtype=torch.float32))
         return reduction.sizes(self._before.size)
 
     def places(self, columns: int) -> Tensor:
-        """Sums over the patches of each token of row, column and 1, [B, M, 3] float32. Few methods ask.
+        """Sums of row, column and 1 over the patches of each token, [B, M, 3] float32.
 
         Args:
             columns: number of columns of patches.
@@ -371,7 +371,7 @@ def compose_labels(reductions: Sequence[Reduction]) -> Tensor:
 
 
 def unmerge(reductions: Sequence[Reduction], y: Tensor) -> Tensor:
-    """Features of the final tokens [B, M, C] on the original tokens [B, N0, C]; zeros where one was dropped.
+    """Features of the final tokens [B, M, C] on the original tokens [B, N0, C]; zeros for dropped ones.
 
     >>> unmerge([Merge(torch.tensor([[0, 1, 0]]), m=2)], torch.tensor([[[7.0], [8.0]]])).flatten().tolist()
     [7.0, 8.0, 7.0]

@@ -1,4 +1,4 @@
-"""One step of a reduced model: `State`, all that a pass depends on, and `Stage`, a placed reducer."""
+"""One step of a reduced model: `State`, all that a pass depends on, and `Stage`, a reducer at its place."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class State:
 
     Attributes:
         x: [B, P + N, C] tokens, prefix first.
-        layer: the layer that comes next, one-based, or that has run its attention (site "mid"). One past the
-            last when done.
-        site: where in that layer.
+        layer: one-based; the layer that comes next (site "pre"), or whose attention has run (site "mid"). One
+            past the last layer when done.
+        site: the place in that layer.
         attention: attention of the last layer that ran, where it was recorded.
         images: [B] keys of the images for `View.rng`.
         history: the reductions so far; None before the first.
@@ -80,8 +80,8 @@ class Stage(nn.Module):
     """A reducer at its place in a model: shows it a view and applies its decision.
 
     Args:
-        reducer: decides.
-        layer: one-based.
+        reducer: makes the decision.
+        layer: the layer, one-based.
         depth: number of layers of the model.
         num_prefix: number of prefix tokens.
         has_cls: whether the first of them is a CLS token.
@@ -139,8 +139,8 @@ class Stage(nn.Module):
         """Apply the reducer's decision.
 
         Raises:
-            TokredError: the decision is none, or leaves another number of tokens than planned; or the stage
-                was planned for another number of tokens.
+            TokredError: the reducer returned no decision, or one that leaves another number of tokens than
+                planned; or the stage was planned for another number of tokens.
         """
         if self.reducer.keep == self.reducer.n and not self.reducer.adaptive():
             return state  # nothing to remove: the reducer is bypassed
