@@ -25,25 +25,24 @@ INTRODUCTION = f"""\
 
 <!-- Written by `python docs/methods.py` from the docstrings and facts of the classes; edit those. -->
 
-`--methods` takes names and groups; `all` is every method, and without it `core` are compared. *Layers* are
-the default ones. *Knob* is the parameter of the uniform schedule: tokens *removed* at each layer, or the
-keep *rate*; or a *threshold*, by which the counts depend on the image. *Parameters* and *MFLOPs* are those of
-one stage of DeiT-T, from {BEFORE} to {AFTER} tokens, deciding and applying the decision; the whole model has
-1,258 MFLOPs. *Top-1* is that of the README's table:
-DeiT-S at 30 % fewer FLOPs on PhotoDigits (dense: {{dense}} %), where that has a row.
+`--methods` takes names and groups. The default is the group `core`; `all` is every method. *Layers* are the
+default ones. *Knob* is the parameter of the uniform schedule: the tokens *removed* at each layer, or the keep
+*rate*; with a *threshold*, token counts depend on the image. *Parameters* and *MFLOPs* are those of one stage
+of DeiT-T that reduces {BEFORE} tokens to {AFTER}, for deciding and for applying the decision; the whole model
+has 1,258 MFLOPs. *Top-1* is from the README's table, for the methods in it: DeiT-S at 30 % fewer FLOPs on
+PhotoDigits (dense: {{dense}} %).
 """
 
 INVARIANCE = """\
-*Invariant* says whether a method does the same at every scale of the residual stream. In a pre-norm ViT,
-embeddings and the outputs of all attentions and MLPs can be multiplied by one number, and the model
-computes the same (but for the epsilon of its LayerNorms). `tokred check METHOD` measures it. Where it says
-no, a method depends on how the weights were scaled:
+*Invariant* says whether a method does the same at every scale of the residual stream. A pre-norm ViT computes
+the same if its embeddings and the outputs of all attentions and MLPs are multiplied by one factor (except for
+the epsilon of its LayerNorms). `tokred check METHOD` measures whether the same holds for a method. It does
+not for these, which depend on how the weights were scaled:
 
 - `dpcknn`: the density falls as exp(-d² / C). Where tokens are far apart it vanishes, and isolated tokens
-  are never centres. `--set dpcknn.scale=relative` measures distances in units of the image's own.
-- `patchmerger`, `sinkhorn`: outputs are made of normalised tokens, and stand in the residual stream at a
-  fixed size.
-  Sinkhorn's on a frozen backbone, with `output=mean`, are means of the tokens themselves.
+  are never centres. `--set dpcknn.scale=relative` measures distances relative to those in the same image.
+- `patchmerger`, `sinkhorn`: outputs are made of normalised tokens, so their scale in the residual stream is
+  fixed. With `output=mean`, as on a frozen backbone, Sinkhorn's outputs are means of the tokens themselves.
 
 In formulas, N tokens of C channels in H heads of d channels become M.
 """
@@ -53,13 +52,13 @@ NOT_OFFERED = """\
 
 IA-RED² (Pan et al., NeurIPS 2021, arXiv:2106.12620) has no public code: its project page announces a
 repository that does not exist. Its policy networks are trained by reinforcement learning with a curriculum
-that the paper does not describe in enough detail to repeat.
+that the paper does not describe in enough detail to reproduce.
 
-Evo-ViT's fast tokens (Xu et al., AAAI 2022, arXiv:2108.01390) leave for some layers, change with their
-representative, and come back. Here a decision maps N tokens to no more than N, and plans, FLOPs, sizes and
-source maps rest on that: a stage that gives tokens back would be a second kind of state for one method. Its
-published models also classify by the mean of all patches and are trained for it from the start. `evovit` is
-its selection without the way back.
+The fast tokens of Evo-ViT (Xu et al., AAAI 2022, arXiv:2108.01390) are set aside for some layers, change with
+their representative, and come back. In tokred a decision maps N tokens to no more than N, and plans, FLOPs,
+sizes and source maps rely on that: a stage that gives tokens back would need a second kind of state for one
+method. The published models also classify by the mean of all patches and are trained that way from the start.
+`evovit` is the selection alone; its fast tokens do not come back.
 """
 
 

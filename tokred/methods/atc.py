@@ -19,17 +19,16 @@ class ATC(Reducer):
 
     Bottom-up clustering of the patches by the cosine distance of their keys, averaged over heads, and means
     weighted by size. The hierarchy does not depend on the number of clusters: one clustering serves every
-    budget, and clusters of a lower budget are parts of those of a higher one. What ToMe does in one step of
-    pairs, done step by step over all tokens.
+    budget, and clusters of a lower budget are parts of those of a higher one.
 
     Differences from the authors' code: clusters stand in the order of their first tokens; SciPy's hierarchy
     in place of scikit-learn's, which is the same algorithm; a guard against zero keys.
-    Cost: N² d for the distances. The clustering, N² comparisons, runs on the host, an image after the other:
-    it is not among the FLOPs, and a GPU waits for it.
+    Cost: N² d for the distances. The clustering, N² comparisons, runs on the host, one image after another;
+    it does not count as FLOPs, and a GPU waits for it.
 
     Args:
-        linkage: the distance of two clusters: the "average" (published), the largest, "complete", or the
-            smallest distance of their tokens, "single".
+        linkage: the distance of two clusters: the "average" (published), largest ("complete") or smallest
+            ("single") distance of their tokens.
         proportional: add log(size) to later attention scores.
     """
 

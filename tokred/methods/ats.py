@@ -19,25 +19,27 @@ _FEWEST, _MOST = 8, 32  # points; points for each patch
 class ATS(Reducer):
     """Keep the tokens that evenly spaced points of the cumulative distribution of scores fall on.
 
-    Adaptive token sampling of the paper, as in its authors' code. A token's score is its CLS attention times
-    the norm of its values. The cumulative sum of the scores, in ascending order, is scaled to go from 0 to 1;
-    points are spaced evenly from its smallest value above 0 to 1, and each picks the token of the nearest
-    value. Tokens that are picked several times count once: where few tokens have most of the score, few are
-    kept. The token of the lowest score is never picked. An image of n patches has n t / (1 - t) points at
-    the threshold t, so that 0.5 gives the published number, one for each patch, in every layer.
+    Adaptive token sampling, as in the authors' code. A token's score is its CLS attention times the norm of
+    its values. The cumulative sum of the scores, in ascending order, is scaled to the range from 0 to 1.
+    Points are spaced evenly from its smallest positive value to 1, and each picks the token with the nearest
+    value. A token that is picked several times counts once, so few tokens are kept where few have most of the
+    score. The token with the lowest score is never picked. At the threshold t there are n t / (1 - t) points
+    for an image of n patches (at least 8 and at most 32 n) in every layer; 0.5 gives the published number,
+    one for each patch.
 
     The variant of the TokenReduction benchmark (Haurum et al., ICCVW 2023) weights the attention of each head
-    by the norm of that head's values, sums the scores in the order of the tokens, and does not scale the sum.
-    Its points are the odd multiples of 1 / (2K) below (2K - 1) / (2K), where stage s has K = int(n t^s) + 1
-    at the keep rate t; rounding lets the bound itself in for some K, as there. Its layers are 4, 7 and 10.
+    by the norm of that head's values, sums the scores in sequence order, and does not scale the sum. Its
+    points are the odd multiples of 1 / (2K) below (2K - 1) / (2K), where stage s has K = int(n t^s) + 1 and
+    the threshold t is the keep rate; for some K rounding includes the bound, as in the benchmark. The
+    benchmark reduces at layers 4, 7 and 10, which are not the default layers here.
 
-    Differences from both: tokens leave after the attention of the layer, where the published code leaves out
-    their queries as well; padding has no part in the authors' scaling. The benchmark computes distances with
-    a rounding error of 3e-4, which decides between tokens that are equally near.
-    Cost: N C, one row of attention; N C for the norms and N log N for sorting count no FLOPs.
+    Differences from both: tokens are dropped after the attention of the layer, whereas the published code
+    does not compute it for their queries; padding is left out of the authors' scaling. The benchmark computes
+    distances with a rounding error of 3e-4, which can decide between tokens that are equally near.
+    Cost: N C for one row of attention. The norms, N C, and sorting, N log N, count no FLOPs.
 
     Args:
-        variant: "published", that of the authors, or "benchmark".
+        variant: "published", as by the authors, or "benchmark".
     """
 
     groups = ("pruning", "training-free")

@@ -15,14 +15,13 @@ from tokred.core.registry import register
 class CrossGET(Reducer):
     """Match all tokens with all others, not only with half of them, and let the best matches join.
 
-    Complete-graph soft matching of the paper. Similarities are cosines of the keys, averaged over heads.
+    Complete-graph soft matching, as in the paper. Similarities are cosines of the keys, averaged over heads.
     Tokens are ordered by their best similarity; a token's match is the most similar of those that come after
     it, so that of two tokens only one can be the other's source. The r tokens with the best matches are
-    sources, and each joins the most similar token that is none. Groups are means by size.
+    sources, and each joins the most similar token that is not a source. Groups become means weighted by size.
 
-    Differences from the authors' code: there is no cross-modal query in a ViT, so that neither the choice of
-    sources nor the mean has weights of importance; the attention of later layers does not depend on sizes, as
-    there, unless asked for; similarities are made in float32, with a guard against zero keys.
+    Differences from the authors' code: a ViT has no cross-modal query, so neither the choice of sources nor
+    the mean is weighted by importance; similarities are computed in float32, with a guard against zero keys.
     Cost: N² d.
 
     Args:

@@ -19,9 +19,9 @@ class DCT(Reducer):
 
     The Fourier Transformer of the paper, as OpenToMe applies it to ViTs: a DCT-II along the sequence of patch
     tokens, of which the M lowest coefficients go through an inverse DCT of length M. Both transforms are
-    orthonormal; that makes one fixed matrix, here in closed form. A low-pass that does not look at the
-    tokens: what a method that does should beat. A token's size is shared out by the absolute weights, and
-    later attention does not depend on it.
+    orthonormal; together they are one fixed matrix, computed in closed form. This low-pass filter does not
+    look at the tokens; a method that does should beat it. A token's size is distributed over the outputs in
+    proportion to the absolute weights, and later attention does not depend on it.
 
     Difference from the published code: see `scale`.
     Cost: M N C to apply; nothing to decide.

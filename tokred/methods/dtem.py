@@ -18,15 +18,15 @@ _TEMPERATURE = 0.1  # of cosines, in training
 class DTEM(Reducer):
     """Match tokens as ToMe does, by a learned linear metric of the normalised tokens in place of the keys.
 
-    The decoupled embedding of the paper: as many channels as a head has, 64 in DeiT, from tokens that are
-    normalised and through which no gradient goes back. At inference the sequence alternates between sets A
-    and B, the best matches of A join B, and groups are means by size. A fit starts from the linear map that
+    The decoupled embedding of the paper: a linear map of the normalised tokens, with no gradient to them, to
+    as many channels as a head has, 64 in DeiT. At inference the sequence alternates between sets A and B, the
+    best matches of A join B, and groups become means weighted by size. A fit starts from the linear map that
     comes nearest to ToMe's keys.
 
     Differences from the paper: the metric sees the tokens that are merged, after the attention of their
-    layer, not those that entered it. In training tokens are merged as at inference, and gradients are those
-    of a soft merge, in which all of A join all of B by softmax shares, the best matches more than the others
-    by a sigmoid around the last chosen one; the paper goes on with all tokens and soft sizes.
+    layer, not those that entered it. In training, tokens are merged as at inference, and gradients are those
+    of a soft merge: each token of A joins all of B by softmax shares, multiplied by a sigmoid that separates
+    the chosen matches from the others. The paper instead continues with all tokens and soft sizes.
     Cost: N C d for the metric and N²/4 d.
 
     Args:

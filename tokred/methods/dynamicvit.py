@@ -18,19 +18,20 @@ _TINY = 1e-6
 class DynamicViT(Reducer):
     """Keep the tokens that a small network, trained with Gumbel-softmax masks, scores highest.
 
-    The predictor sees each token and the mean of all that are still there. In training no token leaves: a
-    hard, straight-through sample masks the dropped ones out of attention, and the share that stays is drawn
-    to the keep rate. At inference the `keep` most probable tokens go on, most probable first.
+    The predictor sees each token and the mean of all remaining tokens. In training no token is removed: a
+    hard, straight-through sample masks the dropped ones out of attention, and a penalty pulls the fraction of
+    kept tokens to the keep rate. At inference the `keep` most probable tokens stay, most probable first.
 
-    A fit for any budget draws the keep rate, which the predictor does not know. So in its samples log-odds
-    are shifted until the expected share is that rate: only the order is learned, and only it is used. Without
-    the shift the predictor soon keeps all tokens with probability 1 and has no gradient any more.
-    Cost: 13/8 N C², the network.
+    A fit for any budget draws the keep rate at random, and the predictor does not know it. For its samples,
+    log-odds are therefore shifted until the expected fraction of kept tokens is that rate: only the order is
+    learned, and inference uses nothing else. Without the shift, the predictor soon keeps all tokens with
+    probability 1, and the gradient vanishes.
+    Cost: 13/8 N C² for the network.
 
     Args:
-        mean: where the published code adds 1e-6 to the mean of the remaining tokens: to the "quotient", as it
-            does, which divides by zero where a sample drops every token, or to the "denominator", as it
-            means.
+        mean: where 1e-6 is added in the mean of the remaining tokens: to the "quotient", as in the published
+            code, which divides by zero if a sample drops every token, or to the "denominator", which was
+            probably intended.
     """
 
     groups = ("core", "pruning", "learned")

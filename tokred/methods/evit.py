@@ -13,10 +13,11 @@ from tokred.core.registry import register
 class EViT(Reducer):
     """Keep the patches that the CLS token attends to most, fuse all others into one extra token.
 
-    Section 3.2. The fused token is the sum of the others weighted by their CLS attention, not divided by the
-    weights' sum: so do the official code and the TokenReduction benchmark. It comes last and competes like
-    any other token at the next stage. A keep rate leaves int(n0 * rate^s) + 1 tokens, as in the benchmark.
-    Cost: N C, one row of attention, and as much for the fused token.
+    As in section 3.2 of the paper. The fused token is the sum of the others weighted by their CLS attention,
+    not divided by the sum of the weights, as in the official code and in the TokenReduction benchmark. It
+    comes last and competes like any other token at the next stage. A keep rate leaves int(n0 * rate^s) + 1
+    tokens, as in the benchmark.
+    Cost: N C for one row of attention, and as much for the fused token.
 
     Args:
         normalize: divide the fused token by the sum of its weights, which makes it an average.

@@ -13,18 +13,18 @@ from tokred.core.registry import register
 class EvoViT(Reducer):
     """Keep the slow tokens, those that the CLS token attended to most, and one mean of the fast ones.
 
-    The slow-fast selection of the paper as it can be used without training. The fast tokens become one
-    representative, their mean weighted by CLS attention, which is not scaled down as EViT's fused token is.
-    It comes last. At the next stage it cannot be slow: what falls behind there joins it. A keep rate leaves
-    int(n0 * rate^s) slow tokens.
+    The paper's slow-fast selection, in a form that needs no training. The fast tokens become one
+    representative, their mean weighted by CLS attention; unlike EViT's fused token, it is divided by the sum
+    of the weights. It is the last token. At the next stage it cannot become slow, and the new fast tokens
+    join it. A keep rate leaves int(n0 * rate^s) slow tokens.
 
-    This is not the published method. There the fast tokens wait, are changed by what a layer changes in
-    their representative, and come back at layer 9 to be selected anew; so a rate of 0.5 leaves 98 slow
-    tokens to the end. Here they do not come back. There the classifier sees the mean of all patches in place
-    of CLS, and models are trained so for 300 epochs. There the attention is an average over all layers so
-    far, from layer 5 on with a weight of one half for the newest; here it is that of the layer before, which
-    is the same at layer 5.
-    Cost: N C, one row of attention.
+    This is not the published method. There, fast tokens are only set aside: they change as their
+    representative does and come back at layer 9 to be selected anew, so that a rate of 0.5 leaves 98 slow
+    tokens to the end. Here they do not come back. There, the classifier sees the mean of all patches instead
+    of CLS, and models are trained that way for 300 epochs. There, the attention is a running average over the
+    layers so far, in which the newest has a weight of one half from layer 5 on; here it is that of the
+    previous layer, which is the same at layer 5.
+    Cost: N C for one row of attention.
     """
 
     groups = ("pruning", "training-free")

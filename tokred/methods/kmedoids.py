@@ -18,9 +18,9 @@ from tokred.errors import TokredError
 class KMedoids(Reducer):
     """Cluster the tokens around the most attended ones and keep the cluster centres.
 
-    Centres start at the tokens with the largest weight, w; three rounds of assignment to the nearest centre
-    (Euclidean) and update follow. As in the TokenReduction benchmark the output is the medoids themselves, so
-    this selects tokens.
+    Centres start at the tokens with the largest weight, w; rounds of assignment to the nearest centre
+    (Euclidean) and update follow. As in the TokenReduction benchmark, the output is the medoids themselves,
+    so the method selects tokens.
     Cost: H N² d for the attention received, N² C for the distances and N² in every iteration.
 
     Args:
@@ -30,7 +30,7 @@ class KMedoids(Reducer):
             to token 0. Its variant without weights, which starts from a random token, is not offered.
         weight: "received", the attention a token receives from all queries (the code), or "cls", the CLS
             attention (the text).
-        output: "medoid", or the "mean" of the cluster, or the mean weighted by w, "wmean".
+        output: the "medoid", the "mean" of the cluster, or "wmean", its mean weighted by w.
         iterations: rounds of assignment and update.
     """
 

@@ -19,18 +19,19 @@ from tokred.errors import TokredError
 class LoTM(Reducer):
     """Merge the most similar pairs of neighbouring tokens into their mean, in raster order.
 
-    Pairs are disjoint neighbours (0, 1), (2, 3), ... of the current sequence; an odd last token stays. The
-    paper's section 4 leaves some points open. Here the prefix tokens take no part in the pairing, similarity
-    is the cosine of the tokens after the attention residual, and a merged token takes the place of its left
-    half, so that every token stays a contiguous run of patches.
+    Pairs are disjoint neighbours (0, 1), (2, 3), ... of the current sequence; an odd last token stays as it
+    is. Where section 4 of the paper leaves details open, prefix tokens are not paired, similarity is the
+    cosine of the tokens after the attention residual, and a merged token takes the place of its left half, so
+    that every token stays a contiguous run of patches.
 
-    The options `curve` and `window` are not in the paper. The first stage puts the patches in the order of
-    the curve, on grids of any shape, and later ones pair neighbours of the sequence that it leaves, so that
-    every token stays a run of the curve.
+    The options `curve` and `window` are not in the paper. The first stage puts the patches, on a grid of any
+    shape, in the order of the curve. Later stages pair neighbours in the resulting sequence, so that every
+    token stays a contiguous run of the curve.
     Cost: 3/2 N C, and up to 3 N C with a larger window.
 
     Args:
-        order: "inplace", or "append", the literal reading of equation 16: merged tokens move to the end.
+        order: "inplace" puts a merged token in the place of its left half; "append", the literal reading of
+            equation 16, moves merged tokens to the end.
         weighted: weigh the mean by token sizes, as ToMe does; the paper does not.
         proportional: add log(size) to later attention scores, as ToMe does; the paper does not.
         metric: "x" for the tokens, "keys" for the attention keys averaged over heads.
@@ -38,7 +39,8 @@ class LoTM(Reducer):
             (published); "snake", every second row from the right; or "hilbert", a generalised Hilbert curve,
             which takes one diagonal step if the longer side of the grid is odd and the shorter one even.
         window: length of the disjoint windows of the sequence within which neighbours may merge: 2 for pairs
-            (published). In longer ones any two neighbours may, and a run of such neighbours is one token.
+            (published). In longer windows any two neighbours may merge, and a run of merged neighbours
+            becomes one token.
     """
 
     groups = ("core", "merging", "training-free")

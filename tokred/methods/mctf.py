@@ -21,12 +21,12 @@ class MCTF(Reducer):
     affinity of two tokens is ((1 + cos(x_i, x_j)) / 2)^(1/similarity) (a_i a_j)^(-1/information) (s_i
     s_j)^(-1/size), with the attention received a and the sizes s. Positions of the sequence, prefix included,
     alternate between A and B; the prefix takes no part. Half of the r sources are tokens of A that join one
-    of B; the others are tokens of B that join one of those that are left in A, with all that has joined them.
-    Groups are means weighted by a s. The output is what is left of A in order, then what is left of B, best
-    affinity first.
+    of B; the others are tokens of B that, with all that have joined them, join one of the tokens left in A.
+    Groups become means weighted by a s. The output is what is left of A in order, then what is left of B,
+    best affinity first.
 
-    Other differences from the authors' code: prefix tokens cannot be destinations, and no number of tokens is
-    too small; without CLS, what is left of A stays in order too; zero tokens have a cosine of 0.
+    Other differences from the authors' code: prefix tokens cannot be destinations; any number of tokens can
+    be reduced; the tokens left in A stay in order without CLS, too; zero tokens have a cosine of 0.
     Cost: N²/4 C, and the attention map of the layer before, H N² d.
 
     Args:

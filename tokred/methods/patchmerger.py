@@ -19,15 +19,15 @@ _SHARPNESS = 600.0  # of a fit's initial scores, which are inner products in uni
 class PatchMerger(Reducer):
     """Mix the normalised tokens by their inner products with learned queries.
 
-    Weights are softmax(queries · LayerNorm(x)ᵀ) over the tokens, and the outputs mixtures of the normalised
-    tokens, as in the TokenReduction benchmark. Output order is that of the queries.
+    The weights are softmax(queries · LayerNorm(x)ᵀ) over the tokens, and the outputs are mixtures of the
+    normalised tokens, as in the TokenReduction benchmark. They are in the order of the queries.
     Cost: 2 M N C.
 
     Args:
         scale: factor on the inner products: "none" (published), where queries drawn from N(0, 1) select
             almost single tokens, or "sqrt", 1 / sqrt(C), as attention has it.
-        value: what is mixed: the "normalized" tokens (published), which leaves the scale of the residual
-            stream, or the "tokens".
+        value: what is mixed: the "normalized" tokens (published), which do not have the scale of the residual
+            stream, or the "tokens" themselves.
     """
 
     groups = ("core", "merging", "learned")

@@ -19,16 +19,16 @@ from tokred.errors import TokredError
 class PiToMe(Reducer):
     """Merge tokens that are similar to many others, and protect those that stand out.
 
-    Energy-based merging of the paper. S holds the cosine similarities of the keys, averaged over heads. The
+    Energy-based merging, as in the paper. S holds the cosine similarities of keys averaged over heads. The
     energy of a token is the mean over j of ELU(S_ij - m), with a margin m that falls linearly with depth. The
-    tokens in descending order of energy alternate between sources and destinations. A "sorted" layer lets the
-    r sources that have the best matches join them; a "protect" layer alternates among the first 2r tokens
-    only, each of whose sources joins its best match. Groups are means weighted by size.
+    tokens in descending order of energy alternate between sources and destinations. In a "sorted" layer, the
+    r sources with the best matches join these. In a "protect" layer, only the first 2r tokens alternate, and
+    each of the r sources joins its best match. Groups become means weighted by size.
 
     Differences from the authors' code: the margin counts all layers from the first, and so does a halved
     schedule; a stage leaves int(n0 * rate^s) tokens instead of rounding in every layer; prefix tokens beside
-    CLS are set aside as well; survivors keep their raster order instead of that of energy, which no later
-    layer depends on; energies and matches are made in float32, with a guard against zero keys.
+    CLS are set aside as well; remaining tokens stay in raster order, not in order of energy, on which no
+    later layer depends; energies and matches are computed in float32, with a guard against zero keys.
     Cost: N² d for S, and N² ELUs.
 
     Args:

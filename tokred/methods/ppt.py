@@ -19,20 +19,21 @@ _PATCHES = 196  # for which the variance is published
 class PPT(Reducer):
     """Drop the least important tokens of an image where importances differ much, else merge similar tokens.
 
-    Token pruning and pooling of the paper. The importance of a token is its CLS attention times the norm of
-    its values, as a fraction of that of all patches. Where the variance of these fractions is below a
-    threshold, nothing stands out, and tokens are matched as in ToMe: every second one joins its most similar
-    partner by keys, best matches first, and groups are means by size. In other images the least important
-    tokens are dropped. Each image and each layer decides anew; the number of tokens that it removes is the
-    same either way. Kept tokens are in order of importance, which is what the next layer's split sees.
+    Token pruning and pooling, as in the paper. The importance of a token is its CLS attention times the norm
+    of its values, as a fraction of the sum over all tokens. If the variance of these fractions is below a
+    threshold, no token stands out, and tokens are merged as in ToMe: every second one joins its most similar
+    partner by keys, best matches first, and groups become means weighted by size. Otherwise the least
+    important tokens are dropped. This is decided anew for each image and layer; the number of removed tokens
+    is the same either way. After pruning, tokens are in order of importance; the next layer splits this
+    sequence.
 
-    Differences from the authors' code: both decisions are computed for all images and one is chosen, where
+    Differences from the authors' code: both decisions are computed for all images and one is chosen, whereas
     their code splits the batch; keys have a guard against zero vectors.
-    Cost: N²/4 d, N C for one row of attention, and N C for the norms, which count no FLOPs.
+    Cost: N²/4 d, and N C for one row of attention. The norms, N C, count no FLOPs.
 
     Args:
-        variance: variance of the fractions of an image of 196 patches, below which its tokens are merged. It
-            falls with the square of the number of patches of an image, and so does the threshold.
+        variance: variance of the fractions below which the tokens of an image are merged, for 196 patches.
+            For other numbers of patches it is multiplied by (196 / patches)², as the variance itself changes.
         proportional: add log(size) to later attention scores, as published.
     """
 

@@ -24,12 +24,12 @@ class Sinkhorn(Reducer):
     the log domain, so that an image's result never depends on its batch. The token update comes last: every
     token is shared out exactly once, and the centres' shares tend to n / keep, n times the balanced plan.
 
-    Unlike the published code, the centres are normalised where they are used and not overwritten, and
-    gradients flow through that.
+    Unlike in the published code, the centres are not overwritten but normalised where they are used, and
+    gradients flow through the normalisation.
 
-    The published form needs a backbone that is trained with it. On a frozen one every output would be nearly
-    the mean token, whatever the centres, so `fit_options` has another form: at a small `epsilon` centres
-    differ in what they receive, and outputs are means of tokens.
+    The published form needs a backbone that is trained with it. On a frozen backbone every output would be
+    nearly the mean token, whatever the centres. `tokred fit` therefore uses other options there: at a small
+    `epsilon` the centres receive different tokens, and outputs are means of tokens.
     Cost: 2 M N C.
 
     Args:

@@ -17,9 +17,10 @@ _SHARPNESS = 250.0  # of a fit's initial scores, which are inner products in uni
 class SiT(Reducer):
     """Mix the tokens by weights that a two-layer network predicts from each of them.
 
-    Scores are Linear(GELU(Linear(LayerNorm(x)))), C to C/2 to keep, softmax over the tokens after a learned
-    temperature; the outputs are convex combinations of the tokens. As in the TokenReduction benchmark there
-    is no reverse module. At the start all scores are near zero and every output is nearly the mean token.
+    Scores are Linear(GELU(Linear(LayerNorm(x)))), from C to C/2 to `keep` channels. Weights are their softmax
+    over the tokens, with a learned temperature, so the outputs are convex combinations of the tokens. As in
+    the TokenReduction benchmark, there is no reverse module. At random initial values all scores are near
+    zero, and every output is nearly the mean token.
     Cost: N C (C + M) / 2 for the network and M N C for the mixture.
     """
 

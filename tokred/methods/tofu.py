@@ -16,19 +16,19 @@ from tokred.errors import TokredError
 class ToFu(Reducer):
     """Match tokens as ToMe does; drop the matched ones in early layers, merge them in late ones.
 
-    Token fusion of the paper: averages of tokens serve where a layer is nearly linear between them, which is
-    so in late layers. Matching and the order of the output are ToMe's. Up to the layer that `prune` sets, the
-    r sources are dropped and their partners stay as they are. From there on a group becomes its mean,
-    stretched to the largest norm among its tokens (MLERP). Means are not weighted and later attention does
-    not depend on sizes.
+    Token fusion, as in the paper: tokens can be averaged where a layer is nearly linear between them, as late
+    layers are. Matching and the order of the output are ToMe's. In the first layers, as many as `prune` says,
+    the r sources are dropped and their partners stay as they are. In later layers a group becomes its mean,
+    scaled to the largest norm among its tokens (MLERP). Means are not weighted by size, and later attention
+    does not depend on sizes.
 
-    There is no code of the authors. Two public re-implementations divide by the norm of the token that stays
-    in place of that of the mean, so that the result does not have the largest norm, and prune in seven of
+    The authors published no code. Two public re-implementations divide by the norm of the token that stays
+    instead of that of the mean, so that the result does not have the largest norm, and prune in seven of
     twelve layers; the paper reports six as best. A mean of length 0 stays 0.
     Cost: N²/4 d.
 
     Args:
-        prune: fraction of the model's layers, the first ones, that prune.
+        prune: fraction of the model's layers that prune, counted from the first.
     """
 
     groups = ("merging", "pruning", "training-free")

@@ -18,11 +18,11 @@ from tokred.core.registry import register
 class ToMe(Reducer):
     """Match every second token to its most similar partner and merge the best matches, a few in every layer.
 
-    Section 3 of the paper. The whole sequence, prefix included, alternates between sets A and B; the prefix
-    is neither source nor destination. The output is the unmerged tokens of A, then all of B, which is what
-    the next layer's split sees. Keys are normalised with a guard against zero vectors, which the official
-    code lacks. Without a CLS token the official code leaves the unmerged tokens in order of similarity; here
-    they stay in sequence order.
+    As in section 3 of the paper, the positions of the whole sequence, prefix included, alternate between sets
+    A and B; prefix tokens are neither sources nor destinations. The output is the unmerged tokens of A, then
+    all of B; the next layer splits this sequence. Keys are normalised with a guard against zero vectors,
+    which the official code lacks. Without a CLS token, the official code leaves the unmerged tokens in order
+    of similarity; here they stay in sequence order.
 
     The options `split` and `weight` are from later papers.
     Cost: N²/4 d.
@@ -31,8 +31,8 @@ class ToMe(Reducer):
         metric: "keys" averaged over heads (published), or "x" for the tokens themselves.
         proportional: add log(size) to later attention scores (published for use without training).
         split: "alternate" (published), or "checkerboard" (FPET, Kim et al., CVPR 2025, arXiv:2503.20282),
-            whose set A has the patches in even rows and columns and in odd rows and columns. FPET merges all
-            of A, in one layer. Tokens that have passed a stage form no grid and alternate.
+            whose set A has the patches whose row and column are both even or both odd. FPET merges all of A,
+            in one layer. After the first stage tokens form no grid, so they alternate.
         weight: weight of a token in the mean of its group: "size" (published), or "class-importance"
             (ToMeCIS, Seol et al., IECON 2023), the CLS attention times the norm of the values averaged over
             heads.

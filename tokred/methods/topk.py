@@ -16,7 +16,7 @@ class TopK(Reducer):
     """Keep the patches that the CLS token attends to most, drop the others.
 
     EViT without its fused token. Attention is that of the stage's own layer, averaged over heads.
-    Cost: N C, one row of attention.
+    Cost: N C for one row of attention.
 
     Args:
         order: order of the kept tokens, "score" (descending, as published) or "raster"; the network's result
