@@ -99,12 +99,14 @@ class Predictions:
     def compare(self, images: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
         """Enter the features of some images and their distances from the dense model's, by name."""
         for part, values in parts.items():
-            if getattr(self, part) is None:
-                shape = (len(self.prediction), *values.shape[1:])
-                setattr(self, part, np.full(shape, np.nan, dtype=values.dtype))
+            with _MAKING:  # several threads enter batches
+                if getattr(self, part) is None:
+                    shape = (len(self.prediction), *values.shape[1:])
+                    setattr(self, part, np.full(shape, np.nan, dtype=values.dtype))
             getattr(self, part)[images] = values
 
 
+_MAKING = Lock()
 FEATURES = ("features", "cosine", "error", "patch_cosine", "patch_error")
 _OPTIONAL = ("tokens", *FEATURES)
 _ARRAYS = ("prediction", "top5", "kl", "nll")
