@@ -20,17 +20,16 @@ from tokred.errors import TokredError
 class LoTM2D(Reducer):
     """Merge the most similar disjoint pairs of neighbours along rows and columns of patches into their means.
 
-    Not published: what LoTM does along rows with fixed pairs, in both directions. The neighbours of a token
-    are the nearest one on its right and the nearest one below it, by the mean places of their patches; on the
-    full grid these are the patches beside it. Of all pairs of neighbours the most similar one is chosen,
-    then again among those whose tokens are both free. A merged token stands in the place of its first half.
-    Where so many tokens go that neighbours do not suffice, about 45 % of them, those without a partner pair
-    up in their order.
+    Not published: LoTM in both directions, without its fixed pairs. The neighbours of a token are the nearest
+    one on its right and the nearest one below it, by the mean positions of their patches; on the full grid
+    these are the adjacent patches. The most similar pair of neighbours is chosen, then the most similar one
+    whose tokens are both free, and so on. A merged token takes the place of its first half. If more tokens
+    are removed than there are such pairs (from about 45 % on), tokens without a partner are paired in
+    sequence order.
 
-    With `grid`, every row gives up the same number of tokens to fixed pairs of neighbours, as in LoTM, and
-    then every column of what is left. So h x w tokens become fewer rows and columns of a full grid in raster
-    order. The numbers of tokens must be those of grids, such as 168, 144 and 120, which is so for plans with
-    explicit numbers alone: no budget chooses them.
+    With `grid`, every row merges the same number of fixed pairs of neighbours, as in LoTM, and then every
+    column of the result does. So h x w tokens become a smaller full grid in raster order. The token counts
+    must be those of grids, such as 168, 144 and 120. No budget chooses such counts; give them explicitly.
     Cost: 6 N C; with `grid` up to 3 N C.
 
     Args:

@@ -19,14 +19,14 @@ class LTMP(Reducer):
 
     The inference of the paper, with thresholds that are calibrated, not learned. Tokens alternate between
     sets A and B as in ToMe. A token of A whose cosine similarity to its best match in B, by keys, is above a
-    threshold joins it, then groups are dropped whose importance is at most another threshold. Importance is
-    the attention received, mean over heads and queries; a group has that of its most important member.
-    Groups are means by size. Each image keeps as many tokens as the thresholds leave it, at least one.
+    threshold joins it. Then groups whose importance is at most another threshold are dropped. Importance is
+    the attention received, mean over heads and queries; a group has that of its most important member. Groups
+    become means weighted by size. Each image keeps as many tokens as the thresholds leave, at least one.
 
     The paper trains a pair of thresholds for each layer, by gradients for a budget. Here one number t sets
-    both in all layers: merging at cosines above 1 - t, dropping at an importance of at most `prune` t of the
-    mean over all tokens. Calibration sets t. Learning them needs a training pass in which tokens are merged
-    and masked at once, which the framework does not have.
+    both in all layers: tokens merge at cosines above 1 - t, and are dropped at an importance of at most
+    `prune` times t times the mean over all tokens. Calibration sets t. To learn the thresholds, a training
+    pass would have to merge and mask tokens at once, which the framework does not support.
     Cost: N²/4 d, and the attention map, H N² d.
 
     Args:
