@@ -59,7 +59,7 @@ def reduce(
         keep: fraction of its patch tokens that each stage keeps.
         tokens: patch tokens kept after each stage.
         protocol: "native" for the method's published layers, "common" for 4, 7, 10.
-        stages: layers, one-based, or "all", that take the place of the protocol's.
+        stages: layers, one-based, or "all", instead of the protocol's.
         schedule: name or YAML file of layers and token counts for any method, see docs/protocols.md.
         threshold: between 0 and 1, for a method whose counts depend on the image.
         images: batches of prepared images [B, channels, H, W] on which that threshold is calibrated, so that
