@@ -320,7 +320,11 @@ def test_what_is_no_board_is_refused_and_left_alone(tmp_path):
         assert list(tmp_path.iterdir()) == [board]  # no lock is left beside it
     board.unlink()
     board.mkdir()
-    refused(board, match="cannot be read")
+    refused(board, match="is no file, which a board needs")
+    board.rmdir()
+    os.mkfifo(board)
+    with pytest.raises(TokredError, match="is no file, which a board needs"):
+        add(board, [ROW])
 
 
 def test_what_is_no_run_is_refused(tmp_path):

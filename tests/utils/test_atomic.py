@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and every failure is one sentence."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,28 @@ def test_a_file_is_replaced_and_keeps_its_permissions(tmp_path):
     assert path.read_bytes() == b"two"
     assert path.stat().st_mode & 0o777 == 0o640
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_a_pipe_is_written_to_and_a_link_is_followed(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    replace_file(pipe, b"one")
+    assert os.read(reader, 10) == b"one"
+    os.close(reader)
+    assert pipe.is_fifo()
+    check_writable_file(pipe)
+    file, link = tmp_path / "file", tmp_path / "link"
+    link.symlink_to(file)
+    replace_file(link, b"two")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"two"
+
+
+@pytest.mark.parametrize("name", ["", "/", "."])
+def test_a_file_without_a_name_is_one_sentence(name):
+    with pytest.raises(TokredError, match="Cannot write"):
+        replace_file(Path(name), b"")
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

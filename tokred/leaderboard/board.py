@@ -21,7 +21,7 @@ from tokred.leaderboard.exclusions import contradiction
 from tokred.leaderboard.ranked_row import CSV_NAME, QUESTION, RankedRow, identity, load, read, run_of
 from tokred.leaderboard.ranking_groups import exclude_and_part
 from tokred.tables.row import BASELINE, Row, to_csv
-from tokred.utils.atomic import replace_file, sweep, writing
+from tokred.utils.atomic import is_stream, replace_file, sweep, writing
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def add(board: Path, *sources: Path | Sequence[Row], timeout: float = 60) -> Cha
     entries, remarks = list[RankedRow](), list[str]()
     for source in sources:
         entries += _entries(source, board, remarks)
+    if board.is_dir() or is_stream(board):
+        raise TokredError(f"{board} is no file, which a board needs; choose another --board.")
     store = Store(board)
     if board.exists():
         read(board)  # what is no board is refused before a lock lies beside it
@@ -117,6 +119,7 @@ def locked(board: Path, timeout: float) -> Iterator[None]:
     lock = FileLock(path, timeout=timeout)
     with writing(board.parent, "choose another place with --board"):
         board.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # FileLock would wait for a folder that takes no files
         try:
             lock.acquire()
         except Timeout:

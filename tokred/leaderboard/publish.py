@@ -13,7 +13,7 @@ from tokred.leaderboard.export import FORMATS, markdown
 from tokred.leaderboard.page import page
 from tokred.leaderboard.ranked_row import CSV_NAME, RankedRow, load, read, run_of
 from tokred.leaderboard.ranking_groups import settings
-from tokred.utils.atomic import replace_file
+from tokred.utils.atomic import is_stream, replace_file
 
 _READS = 10  # attempts to read a board that nobody writes to at the same time
 
@@ -29,7 +29,7 @@ def build(board: Path, target: Path | None, title: str) -> str:
     """
     path = find(board)
     html = target or path.with_suffix(".html")
-    if html.suffix in (".csv", ".md"):
+    if html.suffix in (".csv", ".md") or is_stream(html):
         raise TokredError(f"--page takes the name of an HTML file, such as board.html; got {html}.")
     groups = settings(ranked_rows(path))
     _write(html, page(groups, title))

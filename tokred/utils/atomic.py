@@ -32,23 +32,34 @@ def writing(path: Path, advice: str = UNCHANGED) -> Iterator[None]:
 def replace_file(path: Path, data: bytes, advice: str = UNCHANGED) -> None:
     """Write a file in one step and make its folder if needed; an existing file keeps its permissions.
 
+    The file behind a link is replaced, not the link. Devices and pipes, such as /dev/stdout, are written to.
+
     Raises:
         TokredError: it cannot be written; an existing file is unchanged. The message ends with the advice.
     """
-    temporary = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(4)))
     with writing(path, advice):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if is_stream(path):
+            path.write_bytes(data)
+            return
+        target = Path(os.path.realpath(path))
+        temporary = target.parent / _TEMPORARY.format(name=target.name, token=secrets.token_hex(4))
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(data)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
-            if path.exists():
-                shutil.copymode(path, temporary)
-            os.replace(temporary, path)
+            if target.exists():
+                shutil.copymode(target, temporary)
+            os.replace(temporary, target)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is a device, a pipe or a socket, which has to be written to and not replaced."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def write_all(folder: Path, files: Mapping[str, bytes], advice: str = UNCHANGED) -> None:
@@ -86,7 +97,7 @@ def check_writable(folder: Path, option: str = "--out") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another thread may have removed it
     except OSError as error:
         raise TokredError(
             f"The output folder {folder} cannot be written ({error.strerror}); choose another with {option}."
@@ -99,6 +110,7 @@ def check_writable_file(path: Path, option: str = "--out") -> None:
     Raises:
         TokredError: it is a folder, or its folder cannot be made or written.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise TokredError(f"{path} is a folder; give the name of a file with {option}.")
-    check_writable(path.parent, option)
+    if not is_stream(path):
+        check_writable(path.parent, option)
