@@ -1,5 +1,6 @@
 """Backbones of today, of few layers and channels: the dense model, all training-free methods, and FLOPs."""
 
+import copy
 import functools
 
 import pytest
@@ -96,14 +97,11 @@ def test_flops_are_those_of_the_trace(kind):
 
 
 class FirstAndMean(Reducer):
-    """Keep the first tokens, and merge the others or drop them."""
-
-    merges = True
+    """Keep the first tokens, and merge the others."""
 
     def forward(self, view):
         rank = torch.arange(self.n).expand(len(view.x), -1)
-        label = rank.clamp(max=self.keep - 1)
-        return Merge(label, self.keep) if self.merges else Keep(rank[:, : self.keep], self.n, label)
+        return Merge(rank.clamp(max=self.keep - 1), self.keep)
 
 
 @pytest.mark.parametrize("kind", ROTARY)
@@ -140,6 +138,18 @@ def test_two_stages_of_merging_rotate_by_the_mean_of_all_patches():
     for label, m in ((pairs, 18), (squares, 9)):
         rotation = rotation.reduced(Merge(label.unsqueeze(0), m))
     assert torch.allclose(rotation.of(1)[0, 0], model.rope.get_embed((3, 3)), atol=1e-5)
+
+
+def test_rotary_models_take_images_of_other_sizes():
+    """The same as a model that was built for that size, whose plan has the counts in proportion."""
+    model = backbone("dinov3_oblong")  # 8 x 5 patches
+    other = copy.deepcopy(model)
+    other.set_input_size((80, 64))
+    x = pictures(other)
+    with torch.no_grad():
+        assert torch.equal(ReducedViT(model)(x), model(x))
+        got = ReducedViT(model, Plan("tome", (2, 3), (30, 20)))(x)
+        assert torch.allclose(got, ReducedViT(other, Plan("tome", (2, 3), (60, 40)))(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["eva02", "dinov3", "rope_mixed"])

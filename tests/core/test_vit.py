@@ -167,9 +167,34 @@ def test_bfloat16_autocast_and_a_bfloat16_model(images):
             assert copy.deepcopy(reduced).bfloat16()(images.bfloat16()).isfinite().all()
 
 
-def test_other_image_size_is_one_sentence(images):
+@pytest.mark.parametrize("method", registry.names())
+def test_images_of_another_size_keep_the_rate(method):
+    """The same as a model that was built for that size, whose plan has the counts in proportion."""
+    dynamic = tiny_vit(dynamic_img_size=True)
+    cls, sides = registry.get(method), (64, 96)
+    own = tiny_plan(cls, dynamic)
+    reduced = ReducedViT(dynamic, own)
+    images = torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if cls.nested:
+            with pytest.raises(TokredError, match="planned for 36 patch tokens, but this image has 96"):
+                reduced(images)
+            return
+        got = reduced.run(images)
+        other = copy.deepcopy(dynamic)
+        other.set_input_size(sides)
+        tokens, n = [], 96
+        for keep in own.tokens:
+            n = max((keep - cls.extra) * 96 // 36 + cls.extra, cls.floor(n))
+            tokens.append(n)
+        want = ReducedViT(other, Plan(cls, own.stages, tuple(tokens), knob=own.knob))
+        assert torch.allclose(got.x, want.run(images).x, atol=1e-5)
+    assert got.x.shape[1] < 97
+
+
+def test_a_plan_of_another_size_is_one_sentence(images):
     model = tiny_vit(dynamic_img_size=True)
-    reduced = ReducedViT(model, Plan("topk", (2,), (20,)))
+    reduced = ReducedViT(model, Plan("patchmerger", (2,), (20,)))
     with pytest.raises(TokredError, match="planned for 36 patch tokens, but this image has 16"):
         reduced(images[:, :, :32, :32])
 

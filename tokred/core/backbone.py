@@ -103,14 +103,19 @@ def blank_image(model: Any) -> Tensor:
     return weight.new_zeros(1, weight.shape[1], *model.patch_embed.img_size)
 
 
+def grid(model: Any, x: Tensor) -> tuple[int, int]:
+    """Rows and columns of the patches of images [B, channels, H, W]."""
+    rows, columns = model.patch_embed.dynamic_feat_size(x.shape[-2:])
+    return int(rows), int(columns)
+
+
 def embed(model: Any, x: Tensor) -> tuple[Tensor, Rotation | None]:
     """The tokens that enter layer 1, [B, P + N, C], of images [B, channels, H, W], and their rotation."""
     patches = embed_patches(model.patch_embed, x)
     if not hasattr(model, "rope"):
         return model.norm_pre(model.patch_drop(model._pos_embed(patches))), None
     tokens, table = model._pos_embed(patches)
-    columns = model.patch_embed.dynamic_feat_size(x.shape[-2:])[1]
-    return model.norm_pre(tokens), None if table is None else Rotation(table, columns)
+    return model.norm_pre(tokens), None if table is None else Rotation(table, grid(model, x)[1])
 
 
 def drops_patches(model: Any) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tokred.core.attention import stand_in
 from tokred.core.backbone import has_cls, num_heads
 from tokred.core.plan import Plan
 from tokred.core.reducer import Attention, Reducer, Site, View
@@ -30,6 +32,7 @@ class State:
         images: [B] keys of the images for `View.rng`.
         history: the reductions so far; None before the first.
         rotation: the rotary position embedding of the tokens, where the model has one.
+        grid: rows and columns of the images' patches; None where they are those of the model's own size.
     """
 
     x: Tensor
@@ -39,6 +42,7 @@ class State:
     images: Tensor | None = None
     history: History | None = None
     rotation: Rotation | None = None
+    grid: tuple[int, int] | None = None
 
     @property
     def reductions(self) -> tuple[Reduction, ...]:
@@ -86,7 +90,7 @@ class Stage(nn.Module):
         num_prefix: number of prefix tokens.
         has_cls: whether the first of them is a CLS token.
         seed: the seed of `View.rng`.
-        grid: rows and columns of an image's patches.
+        grid: rows and columns of the patches of an image of the model's own size.
     """
 
     def __init__(
@@ -108,6 +112,23 @@ class Stage(nn.Module):
     def _name(self) -> str:
         return self.reducer.name or type(self.reducer).__name__
 
+    def _at_size(self, state: State) -> Reducer:
+        """The reducer; for images of another size than the model's own, one that keeps tokens at its rate.
+
+        Counts grow and shrink with the number of patches, rounded down. What owns a parameter for each token
+        out has one count.
+        """
+        reducer, own, patches = self.reducer, math.prod(self.grid), math.prod(state.grid or self.grid)
+        if patches == own or reducer.nested:
+            return reducer
+        n = state.x.shape[1] - self.num_prefix
+        if reducer.adaptive() or state.alive is not None:
+            n = reducer.n * patches // own
+        keep = (reducer.keep - reducer.extra) * patches // own + reducer.extra
+        resized: Reducer = stand_in(reducer)
+        resized.retarget(n, min(n, max(keep, reducer.floor(n))))
+        return resized
+
     def view(self, state: State) -> View:
         """What the reducer may look at.
 
@@ -115,11 +136,11 @@ class Stage(nn.Module):
             TokredError: the stage was planned for another number of tokens.
         """
         prefix, x = state.x[:, : self.num_prefix], state.x[:, self.num_prefix :]
-        adaptive = self.reducer.adaptive()
-        fits = x.shape[1] <= self.reducer.n if adaptive else x.shape[1] == self.reducer.n
+        adaptive, n = self.reducer.adaptive(), self._at_size(state).n
+        fits = x.shape[1] <= n if adaptive else x.shape[1] == n
         if not fits and state.alive is None:
             raise TokredError(
-                f"Layer {self.layer} was planned for {self.reducer.n} patch tokens, but this image has "
+                f"Layer {self.layer} was planned for {n} patch tokens, but this image has "
                 f"{x.shape[1]}; plan for the size of your images."
             )
         return View(
@@ -128,7 +149,7 @@ class Stage(nn.Module):
             layer=self.layer,
             depth=self.depth,
             has_cls=self.has_cls,
-            grid=self.grid,
+            grid=state.grid or self.grid,
             rng=Rng(self.seed, state.images, self.layer),
             attention=state.attention,
             history=state.history,
@@ -142,17 +163,18 @@ class Stage(nn.Module):
             TokredError: the reducer returned no decision, or one that leaves another number of tokens than
                 planned; or the stage was planned for another number of tokens.
         """
-        if self.reducer.keep == self.reducer.n and not self.reducer.adaptive():
+        reducer = self._at_size(state)
+        if reducer.keep == reducer.n and not reducer.adaptive():
             return state  # nothing to remove: the reducer is bypassed
         view = self.view(state)
         # Similarities in bfloat16 are full of ties. Tensors without data have no autocast of their own.
         with torch.autocast("cpu" if view.x.is_meta else view.x.device.type, enabled=False):
-            reduction = self.reducer(view)
+            reduction = reducer(view)
             if not isinstance(reduction, Reduction):
                 raise TokredError(
                     f"{self._name}.forward must return Keep, Merge or Mix, not {type(reduction).__name__}."
                 )
-            if self.reducer.adaptive() and not isinstance(reduction, Mask):
+            if reducer.adaptive() and not isinstance(reduction, Mask):
                 if not (isinstance(reduction, Merge) and reduction.drops):
                     raise TokredError(
                         f"{self._name} has a threshold, so it must return Merge(..., drops=True)."
@@ -160,9 +182,9 @@ class Stage(nn.Module):
                 reduction = reduction.trimmed()
             x = reduction.apply(state.x, self.num_prefix)
         m = x.shape[1] - self.num_prefix
-        if m != self.reducer.keep and not isinstance(reduction, Mask) and not self.reducer.adaptive():
+        if m != reducer.keep and not isinstance(reduction, Mask) and not reducer.adaptive():
             raise TokredError(
-                f"{self._name} was to leave {self.reducer.keep} tokens at layer {self.layer}, but leaves {m}."
+                f"{self._name} was to leave {reducer.keep} tokens at layer {self.layer}, but leaves {m}."
             )
         return state.reduced(x, reduction)
 

@@ -41,6 +41,9 @@ class ReducedViT(TimmModel):
         record: further layers whose attention `advance` leaves in the state.
         seed: the seed of `View.rng`, and of parameters that are drawn.
 
+    Where the backbone takes images of other sizes (`dynamic_img_size`), stages keep the same fractions of
+    their patches; FLOPs are those of the backbone's own size.
+
     Reducers start in evaluation mode, whatever the mode of the backbone, so that the model reduces: `train()`
     asks for what a method does in training, where DynamicViT masks tokens instead of removing them. As in any
     module that holds a shared one, `train()` and `eval()` set the mode of the backbone too.
@@ -60,9 +63,8 @@ class ReducedViT(TimmModel):
         self.has_cls = has_cls(backbone)
         self.stages = nn.ModuleDict()
         self._build_stages(check_seed(seed))
-        self.training = (
-            backbone.training
-        )  # `train` would set it in all parts of the backbone, frozen ones too
+        # `train` would set it in all parts of the backbone, frozen ones too.
+        self.training = backbone.training
         self.stages.eval()
         self.proportional = any(stage.reducer.proportional for stage in self.stage_list())
         self.adaptive = any(stage.reducer.adaptive() for stage in self.stage_list())
@@ -167,7 +169,8 @@ class ReducedViT(TimmModel):
                 "now; reduce it again."
             )
         tokens, rotation = parts.embed(self.backbone, x)
-        return State(tokens, images=images, rotation=rotation)
+        grid = parts.grid(self.backbone, x)
+        return State(tokens, images=images, rotation=rotation, grid=grid)
 
     def advance(self, state: State, stop: Point | None = None) -> State:
         """Run layers and stages from a state up to a point, whose own stage is not applied, or to the end."""
