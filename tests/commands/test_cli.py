@@ -59,6 +59,6 @@ def test_from_python(tmp_path):
     assert done.out is None
     model = zoo.load_shipped("deit_t").model
     reduced = tokred.reduce(model, "lotm", budget=0.3, order="append")
-    defaults = {"weighted": False, "proportional": False, "metric": "x"}
+    defaults = {"weighted": False, "proportional": False, "metric": "x", "curve": "raster", "window": 2}
     assert reduced.plan.options == {"order": "append", **defaults}
     assert reduced.backbone is model
