@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokred.core import curves
+from tokred.core.costs import CostTable
 from tokred.core.plan import Plan
 from tokred.core.reduction import compose
 from tokred.core.vit import ReducedViT
@@ -116,6 +117,14 @@ def test_tokens_stay_runs_of_the_curve_over_stages_and_compile(curve, window, im
     for image in compose(state.reductions)[:, :, order] > 0:
         assert (image.int().diff(dim=1) == 1).sum(1).max() <= 1  # one run each ...
         assert image.int().argmax(1).diff().min() > 0  # ... in the order of the curve
+
+
+@pytest.mark.parametrize("window", [2, 4, 36])
+def test_budgets_are_met_with_any_window(window):
+    """The search extrapolates the cost of a stage from fewer tokens."""
+    costs, plan = CostTable(tiny_vit()), Plan("lotm", (2,), (30,), {"window": window})
+    for n, keep in ((36, 30), (35, 20)):
+        assert costs.reducer_estimate(plan, n, keep) == pytest.approx(costs.stage(plan, 2, n, keep))
 
 
 def test_windows_are_of_two_or_more_and_in_place():

@@ -27,7 +27,7 @@ class LoTM(Reducer):
     The options `curve` and `window` are not in the paper. The first stage puts the patches, on a grid of any
     shape, in the order of the curve. Later stages pair neighbours in the resulting sequence, so that every
     token stays a contiguous run of the curve.
-    Cost: 3/2 N C, and up to 3 N C with a larger window.
+    Cost: 3/2 N C, and 3 N C with a larger window.
 
     Args:
         order: "inplace" puts a merged token in the place of its left half; "append", the literal reading of
@@ -84,20 +84,16 @@ class LoTM(Reducer):
 
     def _label(self, tokens: Tensor) -> Tensor:
         if self.window == 2:
-            left, right = tokens[:, :-1:2], tokens[:, 1::2]
+            similarity = F.cosine_similarity(tokens[:, :-1:2], tokens[:, 1::2], dim=-1)
         else:
-            pairs = self.n - -(-self.n // self.window)  # a window's first token has nobody on its left
-            second = self._second(torch.arange(pairs, device=tokens.device))
-            left, right = tokens[:, second - 1], tokens[:, second]
-        best = F.cosine_similarity(left, right, dim=-1).argsort(dim=1, descending=True, stable=True)
-        joins = self._second(best[:, : self.n - self.keep])
+            inside = torch.arange(1, self.n, device=tokens.device) % self.window > 0
+            similarity = F.cosine_similarity(tokens[:, :-1], tokens[:, 1:], dim=-1)
+            similarity = torch.where(inside, similarity, -torch.inf)
+        best = similarity.argsort(dim=1, descending=True, stable=True)[:, : self.n - self.keep]
+        joins = 2 * best + 1 if self.window == 2 else best + 1
         starts = torch.ones(tokens.shape[:2], dtype=torch.long, device=joins.device).scatter(1, joins, 0)
         if self.order == "inplace":
             return starts.cumsum(1) - 1  # a token that joins takes the slot on its left
         alone = starts.scatter(1, joins - 1, 0)
         slot = torch.arange(2 * self.keep - self.n, self.keep, device=joins.device).expand_as(joins)
         return (alone.cumsum(1) - 1).scatter(1, joins - 1, slot).scatter(1, joins, slot)
-
-    def _second(self, pair: Tensor) -> Tensor:
-        """The second token of pairs of neighbours, counted through all windows."""
-        return pair // (self.window - 1) * self.window + pair % (self.window - 1) + 1

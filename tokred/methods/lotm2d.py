@@ -29,7 +29,8 @@ class LoTM2D(Reducer):
 
     With `grid`, every row merges the same number of fixed pairs of neighbours, as in LoTM, and then every
     column of the result does. So h x w tokens become a smaller full grid in raster order. The token counts
-    must be those of grids, such as 168, 144 and 120. No budget chooses such counts; give them explicitly.
+    must be those of grids, such as 168, 144 and 120. No budget chooses such counts; give them, as in
+    `--tokens "168 144 120"`.
     Cost: 6 N C; with `grid` up to 3 N C.
 
     Args:
@@ -92,7 +93,7 @@ class LoTM2D(Reducer):
         if not (0 < rows <= 2 * high <= 2 * rows and 0 < columns <= 2 * wide <= 2 * columns):
             raise TokredError(
                 f"lotm2d.grid keeps a rectangle, and {self.n} tokens cannot become {self.keep} so on a grid "
-                f"of {grid[0]} x {grid[1]}; no budget finds such numbers: plan for some, as 168 or 144."
+                f"of {grid[0]} x {grid[1]}; no budget finds such counts: use --tokens, such as 168 144 120."
             )
         line = torch.arange(rows, device=tokens.device).unsqueeze(1)
         label = paired(tokens.unflatten(1, (rows, columns)), columns - wide) + wide * line
