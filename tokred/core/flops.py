@@ -24,7 +24,7 @@ from tokred.errors import UncountedOp
 
 _ELEMENTWISE = """
     abs add add_ addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor
-    clamp_ clamp_min clamp_min_ cos div div_ elu eq erf exp exp_ expm1 floor_divide ge gelu gt isfinite
+    clamp_ clamp_min clamp_min_ cos div div_ elu eq erf exp exp_ expm1 floor floor_divide ge gelu gt isfinite
     isnan le lerp log log1p log_softmax logical_and logical_not logical_or lt maximum minimum mul mul_ ne
     neg pow reciprocal remainder round rsqrt rsub sigmoid sign silu sin softmax sqrt sqrt_ square sub sub_
     tanh where __and__ __lshift__ __or__ __rshift__ __xor__
@@ -33,7 +33,7 @@ _REDUCTIONS = """
     all amax amin any argmax argmin cummax cumsum frobenius_norm linalg_vector_norm logsumexp mean min norm
     prod std sum var
 """
-_SORTING = "argsort searchsorted sort topk"
+_SORTING = "argsort sort topk"
 _INDEXING = """
     alias as_strided broadcast_tensors clone diagonal expand_as fill_ index_add index_copy index_put
     index_select lift_fresh masked_fill_ movedim mT numpy_T one_hot pad repeat repeat_interleave resolve_conj

@@ -12,7 +12,7 @@ from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
 
-_FEWEST, _MOST = 8, 32  # points; points for each patch
+_FEWEST, _MOST = 8, 1 << 14  # points; points for each patch
 
 
 @register("ats", paper="Fayyaz et al., ECCV 2022, arXiv:2111.15667")
@@ -24,7 +24,7 @@ class ATS(Reducer):
     Points are spaced evenly from its smallest positive value to 1, and each picks the token with the nearest
     value. A token that is picked several times counts once, so few tokens are kept where few have most of the
     score. The token with the lowest score is never picked. At the threshold t there are n t / (1 - t) points
-    for an image of n patches (at least 8 and at most 32 n) in every layer; 0.5 gives the published number,
+    for an image of n patches (at least 8 and at most 16384 n) in every layer; 0.5 gives the published number,
     one for each patch.
 
     The variant of the TokenReduction benchmark (Haurum et al., ICCVW 2023) weights the attention of each head
@@ -60,12 +60,11 @@ class ATS(Reducer):
         self.variant = variant
 
     def forward(self, view: View) -> Merge:
-        index = self._published(view) if self.variant == "published" else self._benchmark(view)
-        stays = torch.zeros_like(view.size, dtype=torch.long).scatter(1, index, 1)
+        stays = self._published(view) if self.variant == "published" else self._benchmark(view)
         return Merge(torch.where(stays > 0, stays.cumsum(1) - 1, -1), self.n, drops=True)
 
     def _published(self, view: View) -> Tensor:
-        """Indices of the tokens that points fall on, [B, points], repeated ones included."""
+        """1 for tokens that a point falls on, [B, n] int64; 0 for the others."""
         score = view.cls_attention * torch.linalg.vector_norm(view.values.float(), dim=(1, 3))
         order = torch.where(view.valid, score, -1.0).argsort(dim=1, stable=True)  # padding first
         score, valid = score.gather(1, order), view.valid.gather(1, order)
@@ -74,9 +73,13 @@ class ATS(Reducer):
         scaled = (total - lowest) / (total[:, -1:] - lowest).clamp(min=1e-12)
         scaled = torch.where(valid, scaled, -1.0)
         start = torch.where(scaled > 0, scaled, 1.0).amin(1, keepdim=True)
-        ratio = self.threshold / max(1 - self.threshold, 1 / _MOST)
-        points = torch.linspace(0, 1, max(_FEWEST, round(self.n * ratio)), device=score.device)
-        return order.gather(1, _nearest(scaled, start + (1 - start) * points))
+        # A token is nearest to the points between the middles to its neighbours, which need not be listed.
+        last = max(_FEWEST, round(self.n * self.threshold / max(1 - self.threshold, 1 / _MOST))) - 1
+        middle = (scaled[:, 1:] + scaled[:, :-1]) / 2
+        point = ((middle - start) / (1 - start).clamp(min=1e-12) * last).clamp(-1, last).floor()
+        end = torch.full_like(start, last)
+        hit = torch.cat([point, end], dim=1) > torch.cat([torch.full_like(end, -1), point], dim=1)
+        return torch.zeros_like(order).scatter(1, order, hit.long())
 
     def _benchmark(self, view: View) -> Tensor:
         """As `_published`."""
@@ -88,13 +91,5 @@ class ATS(Reducer):
         stage = 1 + (len(view.history.reductions) if view.history else 0)
         k = max(1, int(self.n * self.threshold**stage)) + 1
         points = torch.arange(1 / (2 * k), (2 * k - 1) / (2 * k), 1 / k, device=score.device)
-        return _nearest(total, points.expand(len(score), -1))
-
-
-def _nearest(values: Tensor, points: Tensor) -> Tensor:
-    """Index of the value [B, n], ascending, nearest to each point [B, m]; the first one wins a tie."""
-    right = torch.searchsorted(values, points.contiguous()).clamp(max=values.shape[1] - 1)
-    left = (right - 1).clamp(min=0)
-    before, after = (points - values.gather(1, side) for side in (left, right))
-    nearest = torch.where(before.abs() <= after.abs(), left, right)
-    return torch.searchsorted(values, values.gather(1, nearest))
+        index = (total.unsqueeze(1) - points.unsqueeze(1)).abs().argmin(-1)  # the first one wins a tie
+        return torch.zeros_like(view.size, dtype=torch.long).scatter(1, index, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import cos, pi
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,9 +26,10 @@ class LTMP(Reducer):
     become means weighted by size. Each image keeps as many tokens as the thresholds leave, at least one.
 
     The paper trains a pair of thresholds for each layer, by gradients for a budget. Here one number t sets
-    both in all layers: tokens merge at cosines above 1 - t, and are dropped at an importance of at most
-    `prune` times t times the mean over all tokens. Calibration sets t. To learn the thresholds, a training
-    pass would have to merge and mask tokens at once, which the framework does not support.
+    both in all layers: tokens merge whose keys form an angle below t times 90 degrees, and are dropped at an
+    importance of at most `prune` times t times the mean over all tokens. Calibration sets t. To learn the
+    thresholds, a training pass would have to merge and mask tokens at once, which the framework does not
+    support.
     Cost: N²/4 d, and the attention map, H N² d.
 
     Args:
@@ -81,6 +84,6 @@ class LTMP(Reducer):
             return root
         unit = F.normalize(view.key_metric.detach(), dim=-1, eps=1e-12) * view.valid.unsqueeze(-1)
         similarity, partner = best_match(unit[:, a], unit[:, b])  # padding has 0, which joins nothing
-        joins = similarity.clamp(max=1) > 1 - self.threshold
+        joins = similarity.clamp(max=1) > cos(self.threshold * pi / 2)
         root[:, a] = torch.where(joins, own[b][partner], own[a])
         return root
