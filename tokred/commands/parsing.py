@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
@@ -44,9 +45,12 @@ def _arguments(target: Callable[..., Any], values: dict[str, Any]) -> dict[str, 
     }
 
 
+_COMMA = re.compile(r",(?![^\[]*\])")  # not within brackets
+
+
 def parse_names(text: str | None) -> tuple[str, ...]:
-    """Parse comma-separated names, such as "lotm,tome"; none for None."""
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    """Parse comma-separated names, such as "lotm,tome[metric=x,split=alternate]"; none for None."""
+    return tuple(name.strip() for name in _COMMA.split(text or "") if name.strip())
 
 
 def parse_numbers(text: str | None, option: str, expected: str) -> tuple[int, ...] | None:

@@ -94,6 +94,8 @@ def names() -> list[str]:
 def select(chosen: Iterable[str] = (CORE,)) -> list[str]:
     """Names of the methods that names of methods and groups stand for, each once, in the order of `chosen`.
 
+    Names of variants are written as `get` names them.
+
     Raises:
         UnknownName: no such method or group; the message suggests near ones.
     """
@@ -104,6 +106,9 @@ def select(chosen: Iterable[str] = (CORE,)) -> list[str]:
             groups.setdefault(group, []).append(name)
     selected: list[str] = []
     for name in chosen:
+        if "[" in name:
+            selected.append(get(name).name)
+            continue
         if name not in known and name not in groups:
             raise UnknownName(did_you_mean("method", name, [*known, *sorted(groups)]))
         selected += [name] if name in known else groups[name]
@@ -111,7 +116,9 @@ def select(chosen: Iterable[str] = (CORE,)) -> list[str]:
 
 
 def get(name: str) -> type[Reducer]:
-    """The reducer class of a name, or of "module:Class" for one that is not registered.
+    """The reducer class of a name, of a variant, or of "module:Class" for one that is not registered.
+
+    A variant, such as "lotm[curve=snake]", is a method with other default options.
 
     A method of an installed package that cannot be imported is a class that raises the reason when it is
     used: one broken package must not stop a comparison of all methods.
@@ -126,6 +133,10 @@ def get(name: str) -> type[Reducer]:
         return _import_class(name)
     if name in _classes:
         return _classes[name]
+    if "[" in name:
+        from tokred.core.variants import variant
+
+        return variant(get(name.partition("[")[0]), name)
     entry = catalog().get(name)
     if entry is None:
         raise UnknownName(did_you_mean("method", name, names()))

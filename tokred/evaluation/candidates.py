@@ -317,7 +317,11 @@ def _name(config: Config, method: str, budget: float | None) -> str:
 def default_texts(methods: Iterable[str]) -> dict[str, str]:
     """The default options of registered methods, in the form of `Row.options`."""
     known = registry.catalog()
-    return {name: options_text(default_options(registry.get(name))) for name in methods if name in known}
+    return {
+        name: options_text(default_options(registry.get(name)))
+        for name in methods
+        if name.partition("[")[0] in known
+    }
 
 
 def _fit_command(config: Config, plan: Plan) -> str:

@@ -61,7 +61,7 @@ class Config:
         model: a name of tokred or timm, with or without the tag of its weights, or "hf-hub:owner/name".
         budgets: fractions of FLOPs to save.
         methods: names of methods and groups of them (`tokred methods` lists both), kept as names of methods;
-            by default those of the group "core".
+            by default those of the group "core". A variant has its options in brackets: "lotm[curve=snake]".
         options: options of methods, such as {"lotm": {"order": "append"}}; text is converted to values.
         protocol: "native" or "common" stages.
         stages: layers for all methods, one-based, or "all"; instead of the protocol's.
