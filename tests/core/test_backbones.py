@@ -17,6 +17,7 @@ from tokred.core.reducer import Reducer
 from tokred.core.reduction import Keep, Merge
 from tokred.core.vit import ReducedViT
 from tokred.errors import UnsupportedModel
+from tokred.evaluation import controls
 from tokred.models import catalog
 from tokred.testing import reduced
 
@@ -220,3 +221,15 @@ def test_what_is_refused_says_why(name, options, why):
     size = {"depth": 1, "embed_dim": 48, "num_heads": 3} if "dino" in name or "eva" in name else {}
     with pytest.raises(UnsupportedModel, match=why):
         check_supported(timm.create_model(name, **size, **options))
+
+
+@pytest.mark.parametrize("kind", ["dinov3", "rope_mixed", "siglip"])
+def test_the_control_of_low_resolution_leaves_the_backbone_alone(kind):
+    model = backbone(kind)
+    x = pictures(model)
+    with torch.no_grad():
+        before = model(x)
+        control = controls.lowres(CostTable(model), 0.3).model
+        assert control(x).shape == before.shape
+        assert not torch.equal(control(x), before)
+        assert torch.equal(model(x), before)
