@@ -61,6 +61,13 @@ def test_the_plans_cost_is_fvcores_trace(method, model, arguments):
     assert (found.flops, found.reducer_flops) == (counted.total, counted.reducers)
 
 
+@pytest.mark.parametrize("budget", [0.1, 0.3])
+def test_a_cost_that_no_polynomial_describes(budget):
+    found = match(table(TINY), "lotm[window=4]", budget)  # windows of an odd length at the end
+    assert 0 <= found.gap <= TOLERANCE
+    assert count(ReducedViT(table(TINY).backbone, found.plan)).total == found.flops
+
+
 @given(st.floats(0.02, 0.6), st.sampled_from(["topk", "dpcknn", "evit"]))
 def test_any_budget(budget, method):
     found = match(table(TINY), method, budget)

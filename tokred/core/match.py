@@ -36,6 +36,7 @@ from tokred.utils.text import spaced
 
 REACH = 8  # tokens by which the counts of one stage may differ from the uniform knob's
 _RATE_STEPS = 4096  # resolution of the search over keep rates
+_TRIES = 32  # plans within the tolerance by their estimates alone
 
 
 @dataclass(frozen=True)
@@ -343,12 +344,16 @@ class _Search:
         """The plan nearest to `start` within the tolerance; else the plan closest to the target."""
         width = TOLERANCE * self.costs.dense
         candidates: list[tuple[bool, float, int, tuple[int, ...]]] = []
+        error, misses = 0.0, 0  # of estimates, where a reducer's cost is no polynomial
         for tokens in self._neighbours(start.tokens):
-            slack = self.target - self.estimate(tokens)
+            slack = self.target - self.estimate(tokens) - error
+            if 0 <= slack <= width and misses < _TRIES:
+                exact = self.target - self.costs.plan(replace(start, tokens=tokens))
+                if 0 <= exact <= width:
+                    return replace(start, tokens=tokens)
+                error, misses, slack = error + slack - exact, misses + 1, exact
             if slack >= 0:
                 candidates.append((slack > width, slack if slack > width else 0, len(candidates), tokens))
-                if slack <= width:
-                    break
         # The order is: within the tolerance, then nearest to the target; a count decides what the estimate
         # proposes.
         for *_, tokens in sorted(candidates):
