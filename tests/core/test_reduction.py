@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tokred.core.reducer import View
 from tokred.core.reduction import History, Keep, Merge, Mix, compose, compose_labels, unmerge
+from tokred.errors import TokredError
 
 
 def partition(seed, batch=2, n=9, m=4):
@@ -329,3 +330,19 @@ def test_sizes_are_added_up_once_and_only_when_asked_for():
 def test_sizes_of_a_mix_are_what_it_carries():
     mix, size = Mix(torch.rand(2, 4, 9)), torch.rand(2, 9)
     assert torch.allclose(mix.sizes(size), mix.carry(size.unsqueeze(-1)).squeeze(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("reductions", "shape", "message"),
+    [
+        (3, (2, 3, 4), "takes a sequence of reductions"),
+        ([None], (2, 3, 4), "takes a sequence of reductions"),
+        (None, (2, 3), r"takes features \[B, M, C\]; got \(2, 3\)"),
+        (None, (2, 4, 4), r"leaves 3 patch tokens of 2 images; .* shape \[2, 4, 4\]"),
+        (None, (1, 3, 4), "leaves 3 patch tokens of 2 images"),
+    ],
+)
+def test_features_that_cannot_be_unmerged_are_one_sentence(reductions, shape, message):
+    keep = Keep(torch.arange(3).expand(2, 3), n=6)
+    with pytest.raises(TokredError, match=message):
+        unmerge([keep] if reductions is None else reductions, torch.zeros(shape))

@@ -16,6 +16,7 @@ from tokred.core import fingerprint, plugins, registry
 from tokred.core.reducer import Reducer
 from tokred.core.reduction import Keep
 from tokred.errors import TokredError, UnknownName
+from tokred.methods.tome import ToMe
 from tokred.utils import provenance
 
 METHOD = '''
@@ -267,6 +268,14 @@ def test_registering_in_a_session(clean):
         @registry.register("in_session")
         class Other(Reducer):
             """Something else."""
+
+
+@pytest.mark.parametrize("name", [None, 3, [], "", " ", "a b", "a,b", "a\0b"])
+def test_names_that_a_method_cannot_have(clean, name):
+    known = registry.names()
+    with pytest.raises(TokredError, match="A method's name is a word"):
+        registry.register(name)(ToMe)
+    assert registry.names() == known
 
 
 def test_what_cannot_be_registered(clean):

@@ -512,3 +512,17 @@ def test_a_budget_that_is_no_number_is_one_sentence(budget):
 def test_a_model_without_weights_is_one_sentence():
     with pytest.raises(TokredError, match="meta device"):
         tokred.reduce(copy.deepcopy(tiny_vit()).to("meta"), "lotm", 0.2, stages=(2, 3))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"stages": 2}, {"stages": "2"}, {"tokens": (2.5,)}, {"tokens": None}, {"options": 3}, {"options": [1]}],
+)
+def test_a_plan_of_wrong_types_is_one_sentence(values):
+    with pytest.raises(TokredError, match=r"whole numbers|given by their names"):
+        Plan(**{"method": "topk", "stages": (2,), "tokens": (20,), **values})
+
+
+def test_what_is_no_plan_is_one_sentence():
+    with pytest.raises(TokredError, match=r"A plan is a tokred\.Plan; got 'topk'"):
+        ReducedViT(tiny_vit(), "topk")

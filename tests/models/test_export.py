@@ -116,3 +116,8 @@ def test_what_cannot_be_traced_is_one_sentence(tmp_path):
     model = ReducedViT(tiny_vit(), Plan(ReadsNumbers, (2,), (20,)))
     with pytest.raises(UnsupportedModel, match="readsnumbers cannot be exported to pt2: "):
         tokred.export(model, tmp_path / "x.pt2")
+
+
+def test_what_is_no_reduced_model_is_refused(tmp_path):
+    with pytest.raises(TokredError, match=r"takes what tokred\.reduce returns; got str"):
+        tokred.export("deit_s", tmp_path / "x.pt2")

@@ -47,6 +47,8 @@ def complete_options(cls: type[Reducer], options: Mapping[str, Any]) -> dict[str
         UnknownName: the method has no such option.
         TokredError: the annotation does not allow the value.
     """
+    if not isinstance(options, Mapping):
+        raise TokredError(f"Options of {cls.name} are given by their names; got {options!r}.")
     complete = default_options(cls)
     hints = get_type_hints(cls.__init__) if options else {}
     for name, value in options.items():

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from tokred.core import registry
@@ -42,6 +43,12 @@ class Plan:
     knob: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("stages", "tokens"):
+            values = getattr(self, name)
+            if not isinstance(values, Sequence) or not all(isinstance(value, Integral) for value in values):
+                raise TokredError(
+                    f"The {name} of a plan are whole numbers, such as (4, 7, 10); got {values!r}."
+                )
         if len(self.stages) != len(self.tokens):
             raise TokredError(
                 f"A plan needs one token count per stage, got stages {self.stages} and tokens {self.tokens}."

@@ -25,6 +25,7 @@ from tokred.core.ops import (
     sum_groups,
     take_rows,
 )
+from tokred.errors import TokredError
 
 _FEW = 3  # numbers a token: its size, and the sums of its patches' rows and columns
 
@@ -370,12 +371,35 @@ def compose_labels(reductions: Sequence[Reduction]) -> Tensor:
     return labels
 
 
+def _output_shape(reduction: Reduction) -> tuple[int, int]:
+    """The numbers of images and of output tokens."""
+    if isinstance(reduction, Keep):
+        return reduction.index.shape[0], reduction.index.shape[1]
+    if isinstance(reduction, Mix):
+        return reduction.weight.shape[0], reduction.weight.shape[1]
+    labels = reduction.labels()
+    return labels.shape[0], reduction.m if isinstance(reduction, Merge) else labels.shape[1]
+
+
 def unmerge(reductions: Sequence[Reduction], y: Tensor) -> Tensor:
     """Features of the final tokens [B, M, C] on the original tokens [B, N0, C]; zeros for dropped ones.
 
     >>> unmerge([Merge(torch.tensor([[0, 1, 0]]), m=2)], torch.tensor([[[7.0], [8.0]]])).flatten().tolist()
     [7.0, 8.0, 7.0]
+
+    Raises:
+        TokredError: these are no reductions, or y is not of the final patch tokens.
     """
+    if not (isinstance(reductions, Sequence) and all(isinstance(one, Reduction) for one in reductions)):
+        raise TokredError(f"unmerge takes a sequence of reductions, such as Merge; got {reductions!r}.")
+    if not (isinstance(y, Tensor) and y.ndim == 3):
+        raise TokredError(f"unmerge takes features [B, M, C]; got {tuple(getattr(y, 'shape', ())) or y!r}.")
+    if reductions and tuple(y.shape[:2]) != _output_shape(reductions[-1]):
+        images, tokens = _output_shape(reductions[-1])
+        raise TokredError(
+            f"The last reduction leaves {tokens} patch tokens of {images} images; these features have the "
+            f"shape {list(y.shape)}; leave prefix tokens out."
+        )
     for reduction in reversed(reductions):
         y = reduction.unmerge(y)
     return y

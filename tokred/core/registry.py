@@ -64,12 +64,15 @@ def register(name: str, paper: str = "") -> Callable[[T], T]:
     """Class decorator: make a `Reducer` known under `name`.
 
     Raises:
-        TokredError: the name is taken by another class, or the class is no Reducer or has no docstring.
+        TokredError: the name is none, or taken by another class; or the class is no Reducer or has no
+            docstring.
     """
 
     def decorate(cls: T) -> T:
         from tokred.core.reducer import Reducer
 
+        if not (isinstance(name, str) and name and name.isprintable() and not set(name) & set(" ,")):
+            raise TokredError(f"A method's name is a word such as 'mymethod'; got {name!r}.")
         if not (inspect.isclass(cls) and issubclass(cls, Reducer)):
             raise TokredError(f"@register({name!r}) needs a subclass of tokred.Reducer, got {cls!r}.")
         if not (cls.__doc__ or "").strip():

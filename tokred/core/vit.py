@@ -58,6 +58,8 @@ class ReducedViT(TimmModel):
     ) -> None:
         super().__init__()
         check_supported(backbone)
+        if not isinstance(plan, Plan | None):
+            raise TokredError(f"A plan is a tokred.Plan; got {plan!r}.")
         self.backbone, self.plan = backbone, plan or Plan()
         self.depth, self.num_prefix = len(backbone.blocks), backbone.num_prefix_tokens
         self.has_cls = has_cls(backbone)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tokred.core.backbone import blank_image
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, UnsupportedModel
-from tokred.utils.atomic import replace_file
+from tokred.utils.atomic import check_writable_file, replace_file
 
 Form = Literal["onnx", "pt2"]
 OPSET = 18  # the lowest that torch's exporter writes
@@ -35,8 +35,11 @@ def export(
         TokredError: another form, a package that is missing, or a file that cannot be written.
         UnsupportedModel: the method has an operator that cannot be exported.
     """
+    if not isinstance(model, ReducedViT):
+        raise TokredError(f"tokred.export takes what tokred.reduce returns; got {type(model).__name__}.")
     path = Path(path)
     form = check_form(form or path.suffix.removeprefix("."))
+    check_writable_file(path)
     if model.adaptive:
         raise UnsupportedModel(
             f"{_name(model)} cannot be exported: how many tokens it keeps depends on the image, and the "
