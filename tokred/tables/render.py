@@ -127,6 +127,7 @@ def _laid_out(table: Table, width: int) -> RichTable:
         show_header=any(table.headers),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
         show_edge=False,
     )
     _, numbers = table.numbered()
