@@ -16,12 +16,13 @@ import tokred
 from tokred.core import registry, stored_counts
 from tokred.core.costs import CostTable
 from tokred.core.flops import count
-from tokred.core.match import TOLERANCE, match, match_each
+from tokred.core.match import match, match_each
 from tokred.core.plan import Plan, resolve_stages, uniform_counts
 from tokred.core.reducer import Reducer
 from tokred.core.reduction import Keep
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unreachable, UnsupportedModel
+from tokred.tables.row import TOLERANCE
 from tokred.testing import tiny_vit
 
 TINY, SMALL = "deit_tiny_patch16_224", "deit_small_patch16_224"

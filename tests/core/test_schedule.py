@@ -13,13 +13,14 @@ from tokred import configs
 from tokred.core import registry, schedule
 from tokred.core.costs import CostTable
 from tokred.core.flops import count
-from tokred.core.match import TOLERANCE, at_tokens, match
+from tokred.core.match import at_tokens, match
 from tokred.core.plan import decreasing_counts, resolve_stages
 from tokred.core.reducer import Reducer
 from tokred.core.schedule import Schedule
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, Unreachable
 from tokred.models import zoo
+from tokred.tables.row import TOLERANCE
 from tokred.testing import tiny_vit
 
 DECREASING = Schedule(shape="decreasing")
