@@ -110,7 +110,7 @@ def test_options_are_in_the_row(tmp_path):
     assert code == 0
     row = pd.read_csv(tmp_path / "leaderboard.csv").set_index("method").loc["lotm"]
     assert (row.options, row.stages, row.protocol) == (
-        "order=append weighted=False proportional=False metric=x",
+        "order=append weighted=False proportional=False metric=x curve=raster window=2",
         "4 7 10",
         "custom",
     )

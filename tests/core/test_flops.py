@@ -111,7 +111,8 @@ def test_the_searchs_cost_is_the_trace_of_the_assembled_model(method, options):
     model = tiny_vit(**options)
     costs, cls = CostTable(model), registry.get(method)
     stages = resolve_stages(cls, 4, stages=(2, 3))
-    for knob in (0.9, 0.5) if cls.knob == "rate" else (3, 9):
+    knobs = (0.9, 0.5) if cls.knob == "rate" else (3, 9)
+    for knob in knobs[1:] if options else knobs:
         plan = Plan(method, stages, uniform_counts(cls, 36, 2, knob))
         counted = count(ReducedViT(model, plan))
         assert costs.plan(plan) == counted.total

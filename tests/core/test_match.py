@@ -37,9 +37,8 @@ def table(name):
 @pytest.mark.parametrize("method", FIXED)
 @pytest.mark.parametrize(("model", "budget"), [
     (TINY, 0.3),
-    pytest.param(TINY, 0.05, marks=pytest.mark.slow),
     pytest.param(TINY, 0.45, marks=pytest.mark.slow),
-    pytest.param(SMALL, 0.2, marks=pytest.mark.slow),
+    pytest.param(SMALL, 0.05, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_within_a_tenth_of_a_point(method, model, budget):
     costs = table(model)
