@@ -166,6 +166,8 @@ def test_the_training_set_in_its_place(tmp_path, put):
     assert opened(tmp_path / "train", split="train").split == "train"
     with pytest.raises(TokredError, match=r"no split 'validation' \(there are: train\)"):
         opened(tmp_path)
+    with pytest.raises(TokredError, match=r"--split is the name of a folder in .*; got '\.\./train'"):
+        opened(tmp_path / "train", split="../train")
 
 
 def number_folders(tmp_path, put, numbers):

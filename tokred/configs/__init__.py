@@ -42,7 +42,7 @@ def load(kind: str, name: str) -> dict[str, Any]:
     """
     path = _path(kind, name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         _check_size(values)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
@@ -52,6 +52,19 @@ def load(kind: str, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TokredError(f"The configuration {path} must be a mapping of names to values.")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML would take the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} is set twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _check_size(values: Any) -> None:

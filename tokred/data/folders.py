@@ -76,6 +76,8 @@ def splits_in(data: Path) -> set[str]:
 def _split_folder(base: Path, split: str | None) -> tuple[Path, str]:
     """The folder of a split, and its name; the folder itself where it has no splits and none is asked for."""
     wanted = split or "validation"
+    if os.path.isabs(wanted) or ".." in Path(wanted).parts:
+        raise TokredError(f"--split is the name of a folder in {base}, such as validation; got {wanted!r}.")
     accepted = split_names(wanted)
     for name in (wanted, *sorted(accepted)):
         if (base / name).is_dir():
