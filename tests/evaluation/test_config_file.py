@@ -49,7 +49,7 @@ def test_smoke_is_small():
         ("stages: [4]\nschedule: {stages: [5]}\n", "line 1: stages must be left out: the schedule"),
         ("methods: [lotmm]\n", "Unknown method 'lotmm'. Did you mean: lotm"),
         ("model: [\n", "cannot be read: line 2"),
-        ("limit: 8\nseed: 1\nlimit: 9\n", "cannot be read: line 1: limit is set twice"),
+        ("limit: 8\nseed: 1\nlimit: 9\n", "cannot be read: line 3: limit is set twice"),
         ("- 1\n", "must be a mapping"),
         ("model: &a {b: *a}\n", "cannot be read: more than 10,000 values"),
         ("[" * 5000, "cannot be read: maximum recursion depth"),

@@ -42,7 +42,9 @@ def load(kind: str, name: str) -> dict[str, Any]:
     """
     path = _path(kind, name)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        _check_unique(yaml.compose(text, Loader=yaml.SafeLoader))
+        values = yaml.safe_load(text)
         _check_size(values)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
@@ -54,17 +56,25 @@ def load(kind: str, name: str) -> dict[str, Any]:
     return values
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML would take the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value} is set twice", problem_mark=key.start_mark
-                )
-        return super().construct_mapping(node, deep)
+def _check_unique(node: yaml.Node | None) -> None:
+    """Raise a ValueError if a key stands twice in a mapping, of which YAML would take the last value."""
+    waiting, seen = [node], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = set[str]()
+            for key, value in node.value:
+                waiting.append(value)
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                if key.value in keys:
+                    raise ValueError(f"line {key.start_mark.line + 1}: {key.value} is set twice")
+                keys.add(key.value)
+        elif isinstance(node, yaml.SequenceNode):
+            waiting.extend(node.value)
 
 
 def _check_size(values: Any) -> None:
