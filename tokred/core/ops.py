@@ -219,6 +219,12 @@ def best_match(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(values, dim=1), torch.cat(indices, dim=1)
 
 
+def alternate(num_prefix: int) -> tuple[slice, slice]:
+    """Sets A and B of ToMe's split: patch tokens at even and at odd positions, counted from the prefix on."""
+    first = num_prefix % 2  # patch i stands at position prefix + i
+    return slice(first, None, 2), slice(1 - first, None, 2)
+
+
 def bipartite_labels(tokens: Tensor, a: slice | Tensor, b: slice | Tensor, removed: int) -> Tensor:
     """Groups [B, N] of unit tokens [B, N, d]: `removed` best matches of set A join set B; first A, then B."""
     similarity, partner = best_match(tokens[:, a], tokens[:, b])  # [B, |A|]

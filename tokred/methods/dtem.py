@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokred.core.ops import bipartite_labels
+from tokred.core.ops import alternate, bipartite_labels
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge, Mix, Reduction
 from tokred.core.registry import register
@@ -48,8 +48,7 @@ class DTEM(Reducer):
 
     def forward(self, view: View) -> Reduction:
         tokens = F.normalize(self.metric(self._normalized(view)), dim=-1, eps=1e-12)  # [B, n, d]
-        first = view.num_prefix % 2  # patch i stands at position prefix + i; even positions are set A
-        a, b = slice(first, None, 2), slice(1 - first, None, 2)
+        a, b = alternate(view.num_prefix)
         label = bipartite_labels(tokens.detach(), a, b, self.n - self.keep)
         merge = Merge(label, self.keep, weight=view.size)
         if not self.training:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokred.core.ops import best_match
+from tokred.core.ops import alternate, best_match
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -63,7 +63,7 @@ class LTMP(Reducer):
         importance = torch.full_like(attention, -1.0).scatter_reduce(1, root, attention, "amax")
         stays = (importance > self.prune * self.threshold).long()
         stays = stays.scatter(1, importance.argmax(1, keepdim=True), 1)
-        a, b = self._halves(view)
+        a, b = alternate(view.num_prefix)
         order = torch.arange(root.shape[1], device=root.device)
         order = torch.cat([order[a], order[b]])  # what is left of A comes before what is left of B
         slot = torch.zeros_like(root)
@@ -71,13 +71,9 @@ class LTMP(Reducer):
         label = torch.where(stays.gather(1, root) > 0, slot.gather(1, root), -1)
         return Merge(label, self.n, weight=view.size, drops=True)
 
-    def _halves(self, view: View) -> tuple[slice, slice]:
-        first = view.num_prefix % 2  # patch i stands at position prefix + i; even positions are set A
-        return slice(first, None, 2), slice(1 - first, None, 2)
-
     def _matched(self, view: View) -> Tensor:
         """The token that each one joins, [B, n]; its own index where it joins none."""
-        a, b = self._halves(view)
+        a, b = alternate(view.num_prefix)
         own = torch.arange(view.x.shape[1], device=view.x.device)
         root = own.repeat(len(view.x), 1)
         if view.x.shape[1] < 2:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokred.core.ops import alternate
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -68,8 +69,7 @@ class MCTF(Reducer):
         forth = (self.n - self.keep) // 2
         back = self.n - self.keep - forth
         attention = view.received_attention.detach().clamp(min=1e-12)  # [B, n]
-        first = view.num_prefix % 2  # patch i stands at position prefix + i; even positions are set A
-        a, b = slice(first, None, 2), slice(1 - first, None, 2)
+        a, b = alternate(view.num_prefix)
         affinity = self._affinity(view.x.float(), attention, view.size, a, b)  # [B, |A|, |B|]
 
         best, partner_of_a = affinity.max(-1)

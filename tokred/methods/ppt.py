@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokred.core.ops import bipartite_labels
+from tokred.core.ops import alternate, bipartite_labels
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -76,6 +76,5 @@ class PPT(Reducer):
     def _merged(self, view: View) -> Tensor:
         """Labels [B, n] of ToMe's groups."""
         tokens = F.normalize(view.key_metric, dim=-1, eps=1e-12)
-        first = view.num_prefix % 2  # patch i stands at position prefix + i; even positions are set A
-        a, b = slice(first, None, 2), slice(1 - first, None, 2)
+        a, b = alternate(view.num_prefix)
         return bipartite_labels(tokens, a, b, self.n - self.keep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from tokred.core.ops import bipartite_labels
+from tokred.core.ops import alternate, bipartite_labels
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -47,8 +47,7 @@ class ToFu(Reducer):
 
     def forward(self, view: View) -> Merge:
         keys = F.normalize(view.key_metric, dim=-1, eps=1e-12)
-        first = view.num_prefix % 2  # patch i stands at position prefix + i; even positions are set A
-        a, b = slice(first, None, 2), slice(1 - first, None, 2)
+        a, b = alternate(view.num_prefix)
         label = bipartite_labels(keys, a, b, self.n - self.keep)
         if view.layer > self.prune * view.depth:
             return Merge(label, self.keep, reduce="norm")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokred.core.ops import bipartite_labels, head_mean
+from tokred.core.ops import alternate, bipartite_labels, head_mean
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -71,8 +71,7 @@ class ToMe(Reducer):
     def _halves(self, view: View) -> tuple[slice, slice] | tuple[Tensor, Tensor]:
         """Which patch tokens are in set A, and which in set B."""
         if self.split == "alternate" or view.history is not None:
-            first = view.num_prefix % 2  # patch i stands at position prefix + i; even positions are set A
-            return slice(first, None, 2), slice(1 - first, None, 2)
+            return alternate(view.num_prefix)
         columns = view.grid[1]
         patch = torch.arange(self.n, device=view.x.device)
         order = ((patch // columns + patch % columns) % 2).argsort(stable=True)  # set A first
