@@ -61,6 +61,10 @@ _MORE = (
     reproduce.reproduce,
     similarity.similarity,
 )
+_NO_MEMORY = (
+    "There is not enough memory for this; try fewer images together with --batch-size or --chunk, or a "
+    "smaller model or image."
+)
 for command in _MAIN:
     app.command()(command)
 for command in _MORE:
@@ -83,17 +87,28 @@ def main() -> None:
     )  # libraries warn each other; users need not read it
     try:
         app(standalone_mode=True)
-    except (TokredError, OSError) as error:
+    except (TokredError, OSError, MemoryError, RuntimeError) as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
         err.quiet = False
-        say(_sentence(error), err, "Error:", "red")
+        say(sentence, err, "Error:", "red")
         raise SystemExit(2) from None
 
 
-def _sentence(error: TokredError | OSError) -> str:
-    """What an error says; what the operating system refuses, such as a file without permission, is named."""
+def _sentence(error: BaseException) -> str | None:
+    """What an error of the user's says; None for one that is not.
+
+    What the operating system refuses, such as a file without permission, is named, and so is lack of memory,
+    which torch reports as a plain RuntimeError.
+    """
     if isinstance(error, InvalidSetting):
         return error.named(flag(error.setting))
     if isinstance(error, TokredError):
         return str(error)
+    if not isinstance(error, OSError):
+        from tokred.utils.devices import is_out_of_memory
+
+        return _NO_MEMORY if is_out_of_memory(error) else None
     reason = error.strerror or str(error)
     return f"{reason}." if error.filename is None else f"{error.filename} cannot be used: {reason}."

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import torch
 from helpers.command import run
 
 import tokred
@@ -39,6 +40,23 @@ def test_what_the_operating_system_refuses_is_one_sentence():
     code, text = run("report", "n" * 300)
     assert code == 2
     assert text == f"Error: {'n' * 300} cannot be used: File name too long.\n"
+
+
+def test_lack_of_memory_is_one_sentence(monkeypatch):
+    def starve(*_, **settings):
+        torch.empty(2**50)
+
+    monkeypatch.setattr("tokred.core.match.match_each", starve)
+    code, text = run("match", "--model", "deit_t")
+    assert code == 2
+    assert text.startswith("Error: There is not enough memory for this; try fewer images together")
+
+
+def test_numbers_of_processes_and_rounds_are_bounded():
+    for command, option in (("compare", "--workers"), ("compare", "--bench"), ("fit sit", "--chunk")):
+        code, text = run(*command.split(), option, "99999999999")
+        assert code == 2
+        assert f"Invalid value for '{option}'" in text
 
 
 def test_help_and_methods_do_not_import_torch():

@@ -26,6 +26,7 @@ BAD = {
         "SwinTransformer is not a standard timm VisionTransformer",
     ),
     "unknown method": (["--methods", "lotm,tomee"], "Unknown method 'tomee'. Did you mean: tome"),
+    "a method that is markup": (["--methods", "[red]"], "Unknown method '[red]'"),
     "unknown option": (["--set", "lotm.ordr=append"], "Did you mean: order"),
     "malformed option": (["--set", "lotm"], "METHOD.OPTION=VALUE"),
     "option of an unknown method": (["--set", "lotmm.order=append"], "Did you mean: lotm"),
@@ -50,6 +51,7 @@ BAD = {
     "a device of another package": (["--device", "hpu"], "cannot be used here"),
     "a budget that is no number": (["--budget", "nan"], "between 0 and 1"),
     "empty batches": (["--batch-size", "0"], "at least 1"),
+    "huge batches": (["--batch-size", "99999999999"], "--batch-size is at most 65,536 images"),
     "no weights shipped": (["--model", "deit_b"], "No PhotoDigits weights are shipped for deit_b"),
     "missing weights": (["--weights", "/no/such.safetensors"], "No weight file"),
 }

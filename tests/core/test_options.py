@@ -89,6 +89,8 @@ def test_one_value_however_it_is_written(options, change):
         ({"count": float("nan")}, "every.count must be of type int"),
         ({"count": float("inf")}, "every.count must be of type int"),
         ({"count": None}, "every.count must be of type int"),
+        ({"count": True}, "every.count must be of type int"),
+        ({"factor": True}, "every.factor must be of type float"),
         ({"factor": [1]}, "every.factor must be of type float"),
         ({"grid": 3}, "every.grid must be one of 2, 4"),
         ({"limit": "x"}, "every.limit must be of type int"),

@@ -406,6 +406,18 @@ def test_a_plugin_that_is_not_there(target, tmp_path, monkeypatch):
         registry.load_plugin(target)
 
 
+@pytest.mark.parametrize("target", [None, 3, b"plugin.py", ["plugin.py"]])
+def test_what_is_no_plugin_is_one_sentence(target):
+    with pytest.raises(TokredError, match="A plugin is the path of a .py file or the name of a module; got"):
+        registry.load_plugin(target)
+
+
+@pytest.mark.parametrize("chosen", [None, 3, "lotm"])
+def test_what_is_no_list_of_methods_is_one_sentence(chosen):
+    with pytest.raises(TokredError, match="Methods are given as a list of names"):
+        registry.select(chosen)
+
+
 def test_plugins_on_the_command_line(plugin):
     path, broken = plugin(METHOD, "my methods.py"), plugin("1 / 0\n", "broken.py")
     code, text = run("methods", "--plugin", path)

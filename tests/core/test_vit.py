@@ -208,6 +208,7 @@ def test_a_plan_of_another_size_is_one_sentence(images):
         (lambda x: x[:, :1], r"float32 \[3, 1, 48, 48\] on cpu"),
         (lambda x: x[..., :40], r"float32 \[3, 3, 48, 40\] on cpu"),
         (lambda x: x.to_sparse(), r"sparse_coo float32 \[3, 3, 48, 48\] on cpu"),
+        (lambda x: x.to("meta"), r"float32 \[3, 3, 48, 48\] on meta"),
         (lambda x: x.numpy(), r"numpy\.ndarray"),
         (lambda x: None, "NoneType"),
     ],
@@ -504,6 +505,14 @@ def test_what_is_no_decision_is_one_sentence(decision, message, images):
         ReducedViT(tiny_vit(), Plan(Decides, (2, 3), (20, 15)))(images)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"stages": (True,)}, {"tokens": (True,)}, {"stages": (2,), "seed": True}]
+)
+def test_a_truth_value_is_no_number(settings):
+    with pytest.raises(TokredError, match="got .*True"):
+        tokred.reduce(tiny_vit(), "lotm", **settings)
+
+
 @pytest.mark.parametrize("budget", ["0.3", True, [0.3]])
 def test_a_budget_that_is_no_number_is_one_sentence(budget):
     with pytest.raises(TokredError, match="A budget is the fraction of FLOPs"):
@@ -517,11 +526,25 @@ def test_a_model_without_weights_is_one_sentence():
 
 @pytest.mark.parametrize(
     "values",
-    [{"stages": 2}, {"stages": "2"}, {"tokens": (2.5,)}, {"tokens": None}, {"options": 3}, {"options": [1]}],
+    [
+        {"stages": 2},
+        {"stages": "2"},
+        {"tokens": (2.5,)},
+        {"tokens": (True,)},
+        {"tokens": None},
+        {"options": 3},
+        {"options": [1]},
+    ],
 )
 def test_a_plan_of_wrong_types_is_one_sentence(values):
     with pytest.raises(TokredError, match=r"whole numbers|given by their names"):
         Plan(**{"method": "topk", "stages": (2,), "tokens": (20,), **values})
+
+
+@pytest.mark.parametrize("record", [None, 3, "3", (0,), (99,), (True,), (1.5,), ("a",)])
+def test_layers_to_record_that_are_none_are_one_sentence(record):
+    with pytest.raises(TokredError, match="record takes layers from 1 to"):
+        ReducedViT(tiny_vit(), record=record)
 
 
 def test_what_is_no_plan_is_one_sentence():

@@ -177,11 +177,10 @@ def test_learned_methods_without_an_adapter_are_marked(tmp_path):
     ("arguments", "words"),
     [
         (["--batch-size", "one"], "--batch-size takes numbers of images, such as 1,16,128; got 'one'"),
-        (["--batch-size", "4,0"], "at least 1 each, such as 1,16,128; got 0"),
-        (
-            ["--rounds", "0"],
-            "--rounds is the number of times each model is timed and must be at least 1, got 0",
-        ),
+        (["--batch-size", "4,0"], "from 1 to 65,536, such as 1,16,128; got 0"),
+        (["--batch-size", "4,99999999999"], "from 1 to 65,536, such as 1,16,128; got 99999999999"),
+        (["--rounds", "0"], "--rounds is the number of times each model is timed, from 1 to 100,000; got 0"),
+        (["--rounds", "99999999999"], "from 1 to 100,000; got 99999999999"),
         (["--methods", "lotn"], "Did you mean: lotm"),
         (["--budget", "2"], "between 0 and 1"),
         (["--methods", "lotm", "--budget", "0.9"], "can save at most"),

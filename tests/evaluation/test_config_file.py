@@ -39,6 +39,9 @@ def test_smoke_is_small():
     [
         ("model: deit_t\nbugets: [0.3]\n", "line 2: Unknown setting 'bugets'. Did you mean: budgets"),
         ("# a comment\n\nlimit: many\n", "line 3: limit: should be a valid integer"),
+        ("limit: true\n", "line 1: limit takes numbers, and true is none"),
+        ("fixed:\n  - {method: tome, knob: true}\n", "line 1: fixed takes numbers, and true is none"),
+        ("seed: 1\nschedule: {tokens: [9, yes]}\n", "line 2: schedule: tokens takes numbers, and true is"),
         ("budgets:\n  - 0.3\n  - x\n", "line 3: budgets.1: should be a valid number"),
         ("budgets: [1.5]\n", "line 1: budgets is the fraction of FLOPs to save"),
         ("seed: 1\nprotocol: nativ\n", "line 2: protocol: should be 'native' or 'common', got 'nativ'"),

@@ -118,6 +118,12 @@ def test_what_cannot_be_traced_is_one_sentence(tmp_path):
         tokred.export(model, tmp_path / "x.pt2")
 
 
+@pytest.mark.parametrize("path", [None, 3, "", b"x.onnx", "x\0.onnx"])
+def test_what_is_no_path_is_one_sentence(path):
+    with pytest.raises(TokredError, match="The file to write is given by its path"):
+        tokred.export(build("lotm"), path)
+
+
 def test_what_is_no_reduced_model_is_refused(tmp_path):
     with pytest.raises(TokredError, match=r"takes what tokred\.reduce returns; got str"):
         tokred.export("deit_s", tmp_path / "x.pt2")

@@ -360,6 +360,10 @@ def test_what_cannot_be_fitted_is_refused_in_a_sentence(tmp_path, pictures):
         load_recipe("reducer", full=True)
     with pytest.raises(TokredError, match="either images or epochs"):
         load_recipe(str(_write(tmp_path / "none.yaml", "lr: 0.1")))
+    with pytest.raises(TokredError, match="images is wrong: it takes numbers, and true is none"):
+        load_recipe(str(_write(tmp_path / "true.yaml", "images: true")))
+    with pytest.raises(TokredError, match="batch_size is wrong: input should be less than or equal to 65536"):
+        load_recipe(str(_write(tmp_path / "huge.yaml", "images: 9\nbatch_size: 99999999999")))
     with pytest.raises(TokredError, match="Without labels this recipe has no loss"):
         fit(tmp_path, pictures, "sit", load_recipe("published"))
     with pytest.raises(TokredError, match="endless, so this recipe needs their number"):

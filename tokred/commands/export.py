@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from tokred.commands.console import err, say, show
 from tokred.commands.groups import ScheduleOptions
@@ -65,7 +66,7 @@ def export(
     counts = chosen["schedule"] or UNIFORM
     alone = counts.tokens is not None and budget == DEFAULT_BUDGET
     reduced = api.reduce(loaded.model, method, None if alone else budget, **chosen, **options)
-    with err.status(f"Exporting {method}"):
+    with err.status(Text(f"Exporting {method}")):  # a Text has no markup
         write(reduced, out_file, kind, dynamic_batch=dynamic_batch)
     say(f"Weights: {loaded.weights}. File: {out_file}, {out_file.stat().st_size / 1e6:.1f} MB.", err)
     if not check:

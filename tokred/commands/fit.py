@@ -14,6 +14,7 @@ from tokred.commands.groups import ReductionOptions
 from tokred.commands.options import Device, ImgSize, Model, PrecisionName, Weights
 from tokred.commands.parsing import grouped
 from tokred.errors import TokredError
+from tokred.utils import numbers
 
 if TYPE_CHECKING:
     from tokred.training.fit.recipe import FitRecipe
@@ -41,9 +42,14 @@ Out = Annotated[
     ),
 ]
 Chunk = Annotated[
-    int | None, typer.Option(min=1, help="Images that run together; by default 16 on a CPU, 256 elsewhere.")
+    int | None,
+    typer.Option(
+        min=1,
+        max=numbers.MOST_IMAGES_TOGETHER,
+        help="Images that run together; by default 16 on a CPU, 256 elsewhere.",
+    ),
 ]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
+Workers = Annotated[int, typer.Option(min=0, max=numbers.MOST_WORKERS, help="Processes that load images.")]
 
 
 @dataclass(frozen=True)

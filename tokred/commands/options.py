@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tokred.utils import numbers
+
 Model = Annotated[
     str, typer.Option("--model", "-m", help="deit_t, deit_s, deit_b, any timm ViT, or hf-hub:OWNER/NAME.")
 ]
@@ -104,9 +106,16 @@ BatchSize = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes that load images; by default 1 on a CPU, up to 8 with a GPU."),
+    typer.Option(
+        min=0,
+        max=numbers.MOST_WORKERS,
+        help="Processes that load images; by default 1 on a CPU, up to 8 with a GPU.",
+    ),
 ]
-Rounds = Annotated[int, typer.Option(min=0, help="Rounds of timing after the evaluation; 0 for none.")]
+Rounds = Annotated[
+    int,
+    typer.Option(min=0, max=numbers.MOST_ROUNDS, help="Rounds of timing after the evaluation; 0 for none."),
+]
 Adapters = Annotated[
     list[str] | None,
     typer.Option(

@@ -17,6 +17,7 @@ from tokred.commands.parsing import grouped, parse_names
 from tokred.commands.similarity import run_similarity
 from tokred.errors import TokredError, UnknownName, did_you_mean
 from tokred.tables.render import check_format
+from tokred.utils import numbers
 
 TABLES = ("table1", "table2", "table3", "table4")
 TARGETS = (*TABLES, "fig1", "fig3")
@@ -39,7 +40,9 @@ def reproduce(
     how: RunOptions,
     folder: Results = None,
     workers: Workers = None,
-    bench: Annotated[int, typer.Option(min=0, help="Rounds of timing for fig3; 0 for none.")] = 1,
+    bench: Annotated[
+        int, typer.Option(min=0, max=numbers.MOST_ROUNDS, help="Rounds of timing for fig3; 0 for none.")
+    ] = 1,
     form: Format = "table",
 ) -> None:
     """Measure a table or figure of the LoTM paper, beside the printed values; repeat to resume."""

@@ -10,6 +10,7 @@ import typer
 from tokred.commands.compare import command_line
 from tokred.commands.console import Progress, say
 from tokred.commands.options import Model, PrecisionName
+from tokred.utils import numbers
 
 
 def train(
@@ -29,7 +30,9 @@ def train(
         ),
     ] = None,
     precision: PrecisionName = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that draw images.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=0, max=numbers.MOST_WORKERS, help="Processes that draw images.")
+    ] = 1,
 ) -> None:
     """Train a backbone on PhotoDigits; repeat to resume."""
     import torch

@@ -161,13 +161,34 @@ def validated(schema: TypeAdapter[S], values: Mapping[str, Any]) -> S:
         InvalidSetting: a value has the wrong type.
     """
     try:
-        return schema.validate_python(dict(values))
+        typed = schema.validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         name, *inner = map(str, first["loc"])
         where = "".join(f".{key}" for key in inner if "[" not in key)  # "tuple[int, ...]" is a branch
         message = first["msg"].removeprefix("Input ").replace("tuple", "list")
         raise InvalidSetting(name, f"{{}}{where}: {message}, got {first['input']!r}.") from error
+    for name, value in values.items():
+        if (wrong := _as_number(value, getattr(typed, name))) is not None:
+            raise InvalidSetting(name, f"{{}} takes numbers, and {wrong} is none.")
+    return typed
+
+
+def _as_number(value: Any, typed: Any) -> str | None:
+    """The first truth value that has become a number, as YAML writes it; None where there is none."""
+    if isinstance(value, bool):
+        return None if isinstance(typed, bool) else str(value).lower()
+    if isinstance(value, Mapping):
+        pairs: Iterable[tuple[Any, Any]] = ((inner, _part(typed, name)) for name, inner in value.items())
+    elif isinstance(value, list | tuple) and isinstance(typed, list | tuple):
+        pairs = zip(value, typed, strict=False)
+    else:
+        return None
+    return next((wrong for pair in pairs if (wrong := _as_number(*pair)) is not None), None)
+
+
+def _part(typed: Any, name: str) -> Any:
+    return typed[name] if isinstance(typed, Mapping) else getattr(typed, name)
 
 
 def parse(schema: type[T], values: dict[str, Any], origin: str) -> T:
@@ -177,7 +198,7 @@ def parse(schema: type[T], values: dict[str, Any], origin: str) -> T:
         TokredError: one sentence about the first value that is wrong.
     """
     try:
-        return schema(**values)
+        typed = schema(**values)
     except ValidationError as error:
         first = error.errors()[0]
         where, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
@@ -186,6 +207,10 @@ def parse(schema: type[T], values: dict[str, Any], origin: str) -> T:
         raise TokredError(
             f"In {origin}, {where} is wrong: {message.lower()} (got {first.get('input')!r})."
         ) from error
+    for name, value in values.items():
+        if (wrong := _as_number(value, getattr(typed, name))) is not None:
+            raise TokredError(f"In {origin}, {name} is wrong: it takes numbers, and {wrong} is none.")
+    return typed
 
 
 def dump(values: Mapping[str, Any]) -> str:

@@ -19,11 +19,18 @@ def embed_patches(patch_embed: Any, x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # a graph is made of images that fit
         return patch_embed(x)
     try:
-        return patch_embed(x)
+        patches = patch_embed(x)
     except Exception as error:  # looked at only now, so that images that fit cost nothing
         if _fits(patch_embed, x):
             raise
-        raise TokredError(f"The model takes images of {_wanted(patch_embed)}; got {_describe(x)}.") from error
+        raise _refusal(patch_embed, x) from error
+    if patches.is_meta and not _fits(patch_embed, x):  # images without values go through all weights
+        raise _refusal(patch_embed, x)
+    return patches
+
+
+def _refusal(patch_embed: Any, x: Any) -> TokredError:
+    return TokredError(f"The model takes images of {_wanted(patch_embed)}; got {_describe(x)}.")
 
 
 def _fits(patch_embed: Any, x: Any) -> bool:

@@ -131,7 +131,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         return _WORDS[str(value).lower()]
     try:
         typed = hint(value)
-        if isinstance(value, float) and typed != value:  # int(2.7) is 2
+        # int(2.7) is 2, and int(True) is 1
+        if (isinstance(value, float) and typed != value) or (isinstance(value, bool) and hint is not str):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise TokredError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +14,7 @@ from tokred.core.options import complete_options
 from tokred.core.reducer import Reducer
 from tokred.core.schedule import Layers
 from tokred.errors import TokredError, UnknownName, did_you_mean
+from tokred.utils.numbers import whole
 from tokred.utils.text import spaced
 
 Protocol = Literal["native", "common"]
@@ -45,7 +45,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("stages", "tokens"):
             values = getattr(self, name)
-            if not isinstance(values, Sequence) or not all(isinstance(value, Integral) for value in values):
+            if not isinstance(values, Sequence) or not all(map(_is_whole, values)):
                 raise TokredError(
                     f"The {name} of a plan are whole numbers, such as (4, 7, 10); got {values!r}."
                 )
@@ -59,6 +59,10 @@ class Plan:
     @property
     def reducer(self) -> type[Reducer]:
         return registry.get(self.method) if isinstance(self.method, str) else self.method
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def resolve_stages(
@@ -80,7 +84,7 @@ def resolve_stages(
         # The layer before the first has no attention to look at.
         return tuple(range(1 if cls.site == "mid" else 2, depth + 1))
     try:
-        layers = tuple(sorted({operator.index(layer) for layer in chosen}))
+        layers = tuple(sorted({whole(layer) for layer in chosen}))
     except TypeError:
         raise TokredError(f"Stages are layer numbers, such as (4, 7, 10); got {chosen!r}.") from None
     if not layers or layers[0] < 1 or layers[-1] > depth:

@@ -101,7 +101,10 @@ def select(chosen: Iterable[str] = (CORE,)) -> list[str]:
 
     Raises:
         UnknownName: no such method or group; the message suggests near ones.
+        TokredError: `chosen` is one name, or no names at all.
     """
+    if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+        raise TokredError(f"Methods are given as a list of names, such as ['lotm', 'tome']; got {chosen!r}.")
     known = catalog()
     groups = {ALL: list(known)}
     for name, entry in known.items():
@@ -109,7 +112,7 @@ def select(chosen: Iterable[str] = (CORE,)) -> list[str]:
             groups.setdefault(group, []).append(name)
     selected: list[str] = []
     for name in chosen:
-        if "[" in name:
+        if not isinstance(name, str) or "[" in name:
             selected.append(get(name).name)
             continue
         if name not in known and name not in groups:
@@ -139,7 +142,10 @@ def get(name: str) -> type[Reducer]:
     if "[" in name:
         from tokred.core.variants import variant
 
-        return variant(get(name.partition("[")[0]), name)
+        method = name.partition("[")[0]
+        if not method:
+            raise UnknownName(did_you_mean("method", name, names()))
+        return variant(get(method), name)
     entry = catalog().get(name)
     if entry is None:
         raise UnknownName(did_you_mean("method", name, names()))
@@ -168,7 +174,7 @@ def catalog() -> dict[str, Entry]:
     return dict(sorted(found.items()))
 
 
-def load_plugin(target: str) -> list[str]:
+def load_plugin(target: str | Path) -> list[str]:
     """Import a plugin, a .py file or a dotted module name, and return the sorted names of its methods.
 
     This and installed entry points are the only ways in for foreign code; `plugins.load` says what the plugin
@@ -178,6 +184,9 @@ def load_plugin(target: str) -> list[str]:
         TokredError: it cannot be imported, registers no method, or takes a name that is taken; nothing of it
             is registered then.
     """
+    if not isinstance(target, str | Path):
+        raise TokredError(f"A plugin is the path of a .py file or the name of a module; got {target!r}.")
+    target = str(target)
     before, name = dict(_classes), plugins.module_name(target)
     was_there = name in sys.modules
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tokred.errors import TokredError
+from tokred.utils.numbers import whole
 
 _TOO_LARGE = 2**62
 
@@ -65,7 +65,7 @@ def check_seed(seed: Any) -> int:
         TokredError: it is no whole number, or needs more than 62 bits.
     """
     try:
-        number = operator.index(seed)
+        number = whole(seed)
     except TypeError:
         number = _TOO_LARGE
     if abs(number) >= _TOO_LARGE:

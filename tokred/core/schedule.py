@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -11,6 +10,7 @@ from pydantic import TypeAdapter
 
 from tokred import configs
 from tokred.errors import InvalidSetting, TokredError
+from tokred.utils.numbers import whole
 from tokred.utils.text import spaced
 
 Layers = tuple[int, ...] | Literal["all"]
@@ -116,6 +116,6 @@ def choose(
     if schedule is not None:
         raise InvalidSetting("tokens", "Give a schedule or {}, not both.")
     try:
-        return Schedule(tokens=tuple(operator.index(count) for count in tokens))
+        return Schedule(tokens=tuple(whole(count) for count in tokens))
     except TypeError:
         raise TokredError(f"tokens are whole numbers, such as (150, 115, 89); got {tokens!r}.") from None

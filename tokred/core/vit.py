@@ -25,6 +25,7 @@ from tokred.core.rng import check_seed
 from tokred.core.stage import Stage, State, build_stage
 from tokred.core.timm_model import TimmModel
 from tokred.errors import TokredError, UnsupportedModel
+from tokred.utils.numbers import whole
 
 Point = tuple[int, Site]
 
@@ -70,7 +71,7 @@ class ReducedViT(TimmModel):
         self.stages.eval()
         self.proportional = any(stage.reducer.proportional for stage in self.stage_list())
         self.adaptive = any(stage.reducer.adaptive() for stage in self.stage_list())
-        self.recorded = frozenset(self._looked_at() | set(record))
+        self.recorded = frozenset(self._looked_at() | self._layers(record))
 
     def _build_stages(self, seed: int) -> None:
         n = num_patches(self.backbone)
@@ -91,6 +92,20 @@ class ReducedViT(TimmModel):
         """Layers whose attention a stage looks at: its own at "mid", the one before at "pre"."""
         layers = {stage.layer - (stage.reducer.site == "pre") for stage in self.stage_list()}
         return layers - {0}
+
+    def _layers(self, record: Any) -> set[int]:
+        """Layers whose attention the user wants recorded.
+
+        Raises:
+            TokredError: they are no layers of this model.
+        """
+        try:
+            layers = {whole(layer) for layer in record}
+        except TypeError:
+            layers = {0}
+        if any(not 1 <= layer <= self.depth for layer in layers):
+            raise TokredError(f"record takes layers from 1 to {self.depth}, such as (4, 7); got {record!r}.")
+        return layers
 
     @property
     def learned(self) -> bool:

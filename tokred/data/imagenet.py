@@ -19,6 +19,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from tokred.data.source import Origin
 from tokred.errors import TokredError
+from tokred.utils.files import read_bytes, read_text
 
 VALIDATION_IMAGES, PER_CLASS = 50_000, 50
 _WNID = re.compile(r"n\d{8}")
@@ -92,9 +93,9 @@ def read_labels(path: Path) -> dict[int, str]:
     """
     try:
         if path.suffix == ".csv":
-            labels = _kaggle(path.read_text(encoding="utf-8"))
+            labels = _kaggle(read_text(path))
         elif path.suffix == ".txt" and path.name != _TRUTH:
-            labels = dict(enumerate(path.read_text(encoding="utf-8").split(), 1))
+            labels = dict(enumerate(read_text(path).split(), 1))
         else:
             labels = _devkit(
                 *(_archived(path) if path.is_file() and path.name != _TRUTH else _unpacked(path))
@@ -126,7 +127,7 @@ def _unpacked(path: Path) -> tuple[bytes, bytes]:
     """Ground truth and meta.mat from a folder, from its data folder, or from beside the ground truth."""
     folders = (path.parent,) if path.is_file() else (path / "data", path)
     folder = next((folder for folder in folders if (folder / _TRUTH).exists()), folders[-1])
-    return (folder / _TRUTH).read_bytes(), (folder / _META).read_bytes()
+    return read_bytes(folder / _TRUTH), read_bytes(folder / _META)
 
 
 def _archived(path: Path) -> tuple[bytes, bytes]:

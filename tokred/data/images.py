@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
 from tokred.errors import UNLABELLED, UnreadableImage
+from tokred.utils.files import check_regular
 
 
 class Files:
@@ -30,6 +31,7 @@ class Files:
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         try:
+            check_regular(Path(self.paths[index]))
             return open(self.paths[index], "rb"), int(self.labels[index])
         except OSError as error:
             raise UnreadableImage(str(error), int(self.labels[index])) from error

@@ -15,6 +15,7 @@ from tokred.data.images import StrictImages
 from tokred.data.source import Source
 from tokred.errors import UNLABELLED, TokredError
 from tokred.models.zoo import Loaded
+from tokred.utils.files import NOT_REGULAR, is_stream
 
 Given = str | Path | Image.Image
 
@@ -30,6 +31,8 @@ def source(images: Sequence[Given]) -> Source:
             raise TokredError(
                 f"{path} is a folder; give image files, or the folder of a data set with --data, and --index."
             )
+        if is_stream(path):
+            raise TokredError(f"{path} {NOT_REGULAR}.")
         if not path.exists():
             raise TokredError(
                 f"There is no image at {path}; give image files, or choose images of a data set with --index."

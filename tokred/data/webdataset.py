@@ -26,6 +26,7 @@ from tokred.data.folders import SPLIT_NAMES, split_names
 from tokred.data.images import StrictImages
 from tokred.data.source import Source
 from tokred.errors import UNLABELLED, TokredError
+from tokred.utils.files import read_text
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _SAMPLE = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
@@ -146,7 +147,7 @@ def _listed(info: Path) -> dict[str, list[str]]:
         TokredError: it has another form.
     """
     try:
-        splits = json.loads(info.read_text(encoding="utf-8")).get("splits", {})
+        splits = json.loads(read_text(info)).get("splits", {})
         return {split: [str(name) for name in facts["filenames"]] for split, facts in splits.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TokredError(

@@ -16,9 +16,11 @@ from tokred.evaluation import candidates
 from tokred.evaluation.candidates import Candidate
 from tokred.evaluation.config import Config
 from tokred.evaluation.speed import DENSE, Speed, measure
+from tokred.evaluation.timing import check_rounds
 from tokred.models import zoo
 from tokred.models.tensor_files import hash_weights
 from tokred.tables.render import Table
+from tokred.utils import numbers
 from tokred.utils.atomic import replace_file
 from tokred.utils.devices import default_batch_size, resolve_device, resolve_precision
 from tokred.utils.provenance import versions
@@ -54,14 +56,12 @@ class Bench:
     def __init__(
         self, config: Config, batch_sizes: tuple[int, ...] = (), rounds: int = 15, compiled: bool = False
     ) -> None:
-        if rounds < 1:
-            raise TokredError(
-                f"--rounds is the number of times each model is timed and must be at least 1, got {rounds}."
-            )
+        check_rounds(rounds)
         for size in batch_sizes:
-            if size < 1:
+            if not 1 <= size <= numbers.MOST_IMAGES_TOGETHER:
+                most = f"{numbers.MOST_IMAGES_TOGETHER:,}"
                 raise TokredError(
-                    f"--batch-size takes numbers of images, at least 1 each, such as 1,16,128; got {size}."
+                    f"--batch-size takes numbers of images, from 1 to {most}, such as 1,16,128; got {size}."
                 )
         self.config, self.rounds, self.compiled = config, rounds, compiled
         self.device = resolve_device(config.device)

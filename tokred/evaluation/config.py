@@ -17,6 +17,7 @@ from tokred.core.schedule import UNIFORM, Layers, Schedule
 from tokred.data.loading import OnError
 from tokred.errors import InvalidSetting, TokredError, UnknownName, did_you_mean
 from tokred.models.zoo import check_img_size
+from tokred.utils import numbers
 from tokred.utils.text import spaced
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
@@ -226,6 +227,9 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidSetting(name, f"{{}} is {meaning} and must be at least 1, got {value}.")
+        if (self.batch_size or 0) > numbers.MOST_IMAGES_TOGETHER:
+            most = f"{numbers.MOST_IMAGES_TOGETHER:,}"
+            raise InvalidSetting("batch_size", f"{{}} is at most {most} images, got {self.batch_size}.")
         check_img_size(self.img_size)
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise InvalidSetting(

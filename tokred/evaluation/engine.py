@@ -23,9 +23,9 @@ from tokred.core.vit import Point, ReducedViT
 from tokred.data.loading import Batch
 from tokred.errors import TokredError
 from tokred.evaluation.features import Features, distances, features_of
-from tokred.evaluation.lanes import Lanes, Portions, is_out_of_memory
+from tokred.evaluation.lanes import Lanes, Portions
 from tokred.evaluation.predictions import Evaluation, Failure, finite
-from tokred.utils.devices import autocast
+from tokred.utils.devices import autocast, is_out_of_memory
 
 _START: Point = (1, "pre")
 

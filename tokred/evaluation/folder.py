@@ -22,6 +22,7 @@ from tokred.errors import TokredError
 from tokred.evaluation.predictions import Evaluation
 from tokred.evaluation.run_folder import FILES, OPTIONAL, read_about
 from tokred.utils.atomic import check_writable, replace_file, sweep, writing
+from tokred.utils.files import read_bytes
 
 _PARTS, _PREVIOUS, _LOCK = "outcomes", "previous", ".lock"
 
@@ -171,7 +172,7 @@ class Folder:
     def _unchanged(self, name: str, digest: str) -> bool:
         """Whether a file has the recorded contents; predictions are checked where they are read."""
         try:
-            data = (self.path / name).read_bytes()
+            data = read_bytes(self.path / name)
         except OSError:
             return False
         return name == "predictions.npz" or _hash(data) == digest
@@ -194,7 +195,7 @@ class Folder:
         evaluation.key = self.key
         for file in (self.path / "predictions.npz", *sorted((self.path / _PARTS).glob("*.npz"))):
             with contextlib.suppress(OSError, ValueError):
-                evaluation.absorb(file.read_bytes())
+                evaluation.absorb(read_bytes(file))
 
     def save_predictions(self, evaluation: Evaluation, images: np.ndarray, seconds: float) -> None:
         """Save the predictions of some images, given by their indices."""

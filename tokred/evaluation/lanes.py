@@ -12,6 +12,7 @@ import torch
 
 from tokred.data.loading import Batch
 from tokred.errors import TokredError
+from tokred.utils.devices import is_out_of_memory
 
 _MAX_LANES = 8  # batches that run in parallel, and so are in memory at once
 
@@ -140,11 +141,3 @@ class Portions:
                 self.shrink(self.limit)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is an out-of-memory error; the CPU allocator raises a plain RuntimeError."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    messages = ("can't allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in messages)

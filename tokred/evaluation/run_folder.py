@@ -14,6 +14,7 @@ import numpy as np
 from tokred.errors import TokredError
 from tokred.evaluation.predictions import Predictions, RunPredictions
 from tokred.tables.row import Row, from_csv, outcome_name
+from tokred.utils.files import read_bytes, read_text
 
 FILES = (
     "leaderboard.csv",
@@ -101,7 +102,7 @@ def _damaged(path: Path) -> TokredError:
 def read_about(file: Path, advice: str) -> dict[str, Any]:
     """Read a run.json; an error ends with the advice."""
     try:
-        run = json.loads(file.read_text(encoding="utf-8"))
+        run = json.loads(read_text(file))
         dict(run["configuration"]), dict(run.get("software", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TokredError(f"{file} is not a run of tokred; {advice}.") from error
@@ -111,6 +112,6 @@ def read_about(file: Path, advice: str) -> dict[str, Any]:
 def _bytes(path: Path) -> bytes | None:
     """The contents of a file; None if it does not exist."""
     try:
-        return path.read_bytes() if path.exists() else None
+        return read_bytes(path) if path.exists() else None
     except OSError as error:
         raise TokredError(f"{path} cannot be read ({error.strerror or error}).") from error

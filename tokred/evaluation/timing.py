@@ -14,6 +14,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from tokred.errors import TokredError
+from tokred.utils import numbers
 
 WARM_UP = 2  # untimed calls, which fill caches and compile; compilation can take place twice
 
@@ -52,12 +53,9 @@ def interleave(
             it a failure is raised.
 
     Raises:
-        TokredError: fewer than one round.
+        TokredError: a number of rounds that cannot be; see `check_rounds`.
     """
-    if rounds < 1:
-        raise TokredError(
-            f"--rounds is the number of times each model is timed and must be at least 1, got {rounds}."
-        )
+    check_rounds(rounds)
     calls = {
         name: max(1, round(least / _seconds(run, 1, device))) if least else 1 for name, run in runs.items()
     }
@@ -75,6 +73,19 @@ def interleave(
                 names.remove(name)
         progress(1)
     return {name: seconds[name] for name in names}
+
+
+def check_rounds(rounds: int) -> None:
+    """Check how often each model is to be timed.
+
+    Raises:
+        TokredError: less than once, or so often that it must be a mistake.
+    """
+    if not 1 <= rounds <= numbers.MOST_ROUNDS:
+        raise TokredError(
+            "--rounds is the number of times each model is timed, from 1 to "
+            f"{numbers.MOST_ROUNDS:,}; got {rounds}."
+        )
 
 
 def sentence(error: BaseException) -> str:

@@ -21,7 +21,8 @@ from tokred.leaderboard.exclusions import contradiction
 from tokred.leaderboard.ranked_row import CSV_NAME, QUESTION, RankedRow, identity, load, read, run_of
 from tokred.leaderboard.ranking_groups import exclude_and_part
 from tokred.tables.row import BASELINE, Row, to_csv
-from tokred.utils.atomic import is_stream, replace_file, sweep, writing
+from tokred.utils.atomic import replace_file, sweep, writing
+from tokred.utils.files import is_stream
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 
 from tokred.evaluation.run_folder import Run
 from tokred.tables.row import BASELINE, Row, csv_cell
+from tokred.utils.files import read_text
 
 PREDICTIONS = "predictions.npz"
 VERIFIED = "verified.json"
@@ -217,7 +218,7 @@ def differences(row: Row, values: Mapping[str, Any], strict: bool = False) -> li
 def read_verified(folder: Path) -> dict[str, Any]:
     """Results of earlier verifications of a run, by the names of its predictions."""
     try:
-        return dict(json.loads((folder / VERIFIED).read_text(encoding="utf-8")))
+        return dict(json.loads(read_text(folder / VERIFIED)))
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from tokred.leaderboard.evidence import Evidence
 from tokred.tables.row import Row
 from tokred.utils.atomic import replace_file, sweep
+from tokred.utils.files import read_bytes
 
 Key = tuple[str, ...]  # identity of a row, from `ranked_row.identity`
 
@@ -79,6 +80,6 @@ def _stem(key: Key) -> str:
 def _read(path: Path) -> Evidence | None:
     """The evidence in a file; None if it is damaged, and its row is then ranked without evidence."""
     try:
-        return Evidence.unpack(path.read_bytes())
+        return Evidence.unpack(read_bytes(path))
     except (OSError, ValueError):
         return None

@@ -13,7 +13,8 @@ from tokred.leaderboard.export import FORMATS, markdown
 from tokred.leaderboard.page import page
 from tokred.leaderboard.ranked_row import CSV_NAME, RankedRow, load, read, run_of
 from tokred.leaderboard.ranking_groups import settings
-from tokred.utils.atomic import is_stream, replace_file
+from tokred.utils.atomic import replace_file
+from tokred.utils.files import is_stream, read_bytes
 
 _READS = 10  # attempts to read a board that nobody writes to at the same time
 
@@ -80,8 +81,8 @@ def ranked_rows(board: Path) -> list[RankedRow]:
             with contextlib.suppress(TokredError):
                 stack.enter_context(locked(board, 60))
         for _ in range(_READS):
-            before, rows = board.read_bytes(), load(board, run)
-            if board.read_bytes() == before:
+            before, rows = read_bytes(board), load(board, run)
+            if read_bytes(board) == before:
                 break
         return rows
 

@@ -15,6 +15,7 @@ from tokred.leaderboard.evidence import PREDICTIONS, Evidence, claims, evidence_
 from tokred.leaderboard.evidence_store import Store
 from tokred.leaderboard.exclusions import exclusions
 from tokred.tables.row import Row, csv_cell, from_csv
+from tokred.utils.files import read_bytes
 
 CSV_NAME = "leaderboard.csv"
 
@@ -111,7 +112,7 @@ def read(path: Path) -> list[Row]:
         TokredError: it cannot be read, is not a leaderboard, or was written by a newer tokred.
     """
     try:
-        return from_csv(path.read_bytes().decode(), str(path))
+        return from_csv(read_bytes(path).decode(), str(path))
     except OSError as error:
         raise TokredError(f"The leaderboard {path} cannot be read ({error.strerror or error}).") from error
     except UnicodeDecodeError as error:

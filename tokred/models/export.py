@@ -37,6 +37,8 @@ def export(
     """
     if not isinstance(model, ReducedViT):
         raise TokredError(f"tokred.export takes what tokred.reduce returns; got {type(model).__name__}.")
+    if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
+        raise TokredError(f"The file to write is given by its path, such as 'model.onnx'; got {path!r}.")
     path = Path(path)
     form = check_form(form or path.suffix.removeprefix("."))
     check_writable_file(path)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tokred.errors import TokredError
 from tokred.utils.atomic import replace_file
+from tokred.utils.files import NOT_REGULAR, check_regular, is_stream, read_text
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 # Keys of state dicts within checkpoints; of several, averaged weights come first, as timm takes them.
@@ -115,6 +116,8 @@ def _float32(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _check_there(path: Path) -> None:
+    if is_stream(path):
+        raise TokredError(f"{path} {NOT_REGULAR}.")
     if not path.is_file():
         raise TokredError(f"No weight file at {path}; give the path of a .safetensors or .pth file.")
 
@@ -135,7 +138,7 @@ def _namespaces() -> AbstractContextManager[Any]:
 def read_card(path: Path) -> dict[str, Any]:
     """The card beside a weight file; a file of that name which is no card is somebody else's."""
     try:
-        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        card = json.loads(read_text(path.with_suffix(".json")))
     except (OSError, ValueError, RecursionError):
         return {}
     return card if isinstance(card, dict) else {}
@@ -186,6 +189,7 @@ def hash_file(path: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
+        check_regular(path)
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

@@ -11,6 +11,7 @@ import torch
 
 from tokred.errors import TokredError
 from tokred.utils.atomic import check_writable, writing
+from tokred.utils.files import check_regular
 
 
 def save(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -40,6 +41,7 @@ def load(
     if not path.exists():
         return None
     try:
+        check_regular(path)
         state = dict(torch.load(path, map_location=device or "cpu", weights_only=True))
         before = dict(state["identity"])
     except Exception as error:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tokred.errors import TokredError
+from tokred.utils.files import is_stream
 
 UNCHANGED = "what was there before is unchanged"
 _TEMPORARY = ".{name}.{token}.tmp"
@@ -55,11 +56,6 @@ def replace_file(path: Path, data: bytes, advice: str = UNCHANGED) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-
-
-def is_stream(path: Path) -> bool:
-    """Whether a path is a device, a pipe or a socket, which has to be written to and not replaced."""
-    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def write_all(folder: Path, files: Mapping[str, bytes], advice: str = UNCHANGED) -> None:

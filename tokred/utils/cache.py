@@ -10,12 +10,13 @@ from typing import Any
 
 from tokred.errors import TokredError
 from tokred.utils.atomic import replace_file
+from tokred.utils.files import read_text
 
 
 def read(name: str) -> dict[str, Any]:
     """The mapping in a file of the cache; an empty one where there is none, or it cannot be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        values = json.loads((_folder() / name).read_text(encoding="utf-8"))
+        values = json.loads(read_text(_folder() / name))
         return values if isinstance(values, dict) else {}
     return {}
 

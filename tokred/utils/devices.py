@@ -61,3 +61,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def default_batch_size(device: torch.device) -> int:
     """16 on a CPU, whose caches hold that much, and 256 elsewhere."""
     return 16 if device.type == "cpu" else 256
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is an out-of-memory error; the CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    messages = ("can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in messages)

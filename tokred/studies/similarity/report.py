@@ -18,6 +18,7 @@ from tokred.studies.similarity.premise import FAILS, HOLDS, by_distance, lowest,
 from tokred.studies.similarity.study import SENSES, Measurement
 from tokred.tables.render import Table
 from tokred.utils.atomic import check_writable, write_all
+from tokred.utils.files import read_text
 from tokred.utils.provenance import code_hash, versions
 
 TABLES = ("similarity.csv", "histograms.csv", "distance.csv")
@@ -118,7 +119,7 @@ def check_folder(out: Path) -> None:
     """
     check_writable(out)
     try:
-        run = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        run = json.loads(read_text(out / "run.json"))
         ours = isinstance(run, dict) and run.get("command") == "similarity"
     except FileNotFoundError:
         ours = not any((out / name).exists() for name in FILES)

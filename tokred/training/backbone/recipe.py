@@ -15,6 +15,8 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tokred.utils import numbers
+
 
 class Recipe(BaseModel):
     """Everything that determines the trained weights. Shares are fractions of `images`."""
@@ -23,7 +25,7 @@ class Recipe(BaseModel):
 
     model: str = "deit_t"
     images: int = Field(100_000, gt=0)
-    batch_size: int = Field(32, gt=0)
+    batch_size: int = Field(32, gt=0, le=numbers.MOST_IMAGES_TOGETHER)
     lr: float = Field(5e-4, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     cycles: int = Field(1, ge=1)  # learning-rate cycles: warm restarts after Loshchilov and Hutter, 2017

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tokred import configs
 from tokred.errors import TokredError
+from tokred.utils import numbers
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -26,7 +27,7 @@ class FitRecipe(BaseModel):
     full: bool = False  # train all weights, not only the reducers'
     images: int | None = Field(None, gt=0)  # length in images; either this
     epochs: float | None = Field(None, gt=0)  # or the length in passes over the training images
-    batch_size: int = Field(16, gt=0)
+    batch_size: int = Field(16, gt=0, le=numbers.MOST_IMAGES_TOGETHER)
     lr: float = Field(3e-3, gt=0)
     backbone_lr: float = Field(1.0, gt=0)  # learning rate of the backbone in a full fit, as a share of lr
     min_lr: float = Field(0.0, ge=0)
