@@ -37,6 +37,22 @@ def test_lines_in_a_pipe_come_at_once_and_then_every_30_seconds(printed, monkeyp
     assert lines[-1].endswith("baseline 92.00")  # the last figures are those of all images
 
 
+def test_a_line_has_the_first_figures_before_a_unit_is_done(printed, monkeypatch):
+    now, rows = [0.0], []
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.Progress(100, "images", 0, lambda: list(rows), ("So far", "Top-1", "")) as advance:
+        for now[0] in (3.0, 6.0):  # nothing to print
+            advance(0)
+        rows.append(("topk", "93.75", "80.0 to 99.0"))
+        for now[0] in (12.0, 23.0):
+            advance(0)
+        now[0] = 40.0
+        advance(16)
+    lines = printed.getvalue().splitlines()
+    assert lines[0] == "0 of 100 images, 0:00:12 elapsed; Top-1 so far: topk 93.75"
+    assert [line.partition(",")[0] for line in lines[1:]] == ["16 of 100 images"] * 2
+
+
 def test_a_job_that_was_done_before_prints_no_line(printed):
     with console.Progress(4, "steps", 4) as advance:
         advance(0)
@@ -63,6 +79,17 @@ def test_scores_so_far_are_means_over_the_images_that_are_done():
     assert scores[0][2] == "100.0 to 100.0"
     source.labelled = False  # then it is the agreement with the dense model
     assert [row[:2] for row in running_scores(job)] == [("good", "75.00"), ("bad", "25.00")]
+
+
+def test_before_a_batch_is_done_scores_are_those_of_the_methods_that_have_run():
+    evaluation = Evaluation.empty(6, ["first", "second"])
+    evaluation.labels[:4] = 1
+    evaluation.methods["first"].prediction[:4] = [1, 1, 0, 0]
+    source = types.SimpleNamespace(labelled=True, groups=np.arange(6))
+    job = types.SimpleNamespace(evaluation=evaluation, source=source)
+    assert [row[:2] for row in running_scores(job)] == [("first", "50.00")]
+    source.labelled = False  # there is nothing to agree with yet
+    assert running_scores(job) == []
 
 
 def test_nothing_done_has_no_scores():

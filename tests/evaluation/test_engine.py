@@ -2,7 +2,9 @@
 
 import copy
 import re
+import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from tokred.errors import TokredError
 from tokred.evaluation.engine import Pass, _isolated, dense_model, evaluate
 from tokred.evaluation.lanes import Clock
 from tokred.evaluation.predictions import Evaluation
+from tokred.evaluation.running import running_scores
 from tokred.models import zoo
 from tokred.testing import tiny_plan, tiny_vit
 from tokred.utils.devices import resolve_device, resolve_precision
@@ -126,6 +129,35 @@ def test_images_are_read_once_whatever_the_number_of_methods():
     one = Pass(dense_model(tiny_vit(), together.values()), together, Evaluation.empty(10, together))
     one.run(counted(), lambda rows: seen.append(len(rows)))
     assert reads == seen == [4, 4, 2]
+
+
+class Waits(Reducer):
+    """Go on when somebody has looked at the scores so far."""
+
+    looked = threading.Event()
+
+    def forward(self, view):
+        assert type(self).looked.wait(60)
+        return Keep(torch.arange(self.keep).expand(len(view.x), -1), self.n)
+
+
+def test_methods_have_scores_while_others_run_on_the_first_batch(monkeypatch):
+    monkeypatch.setattr("tokred.evaluation.lanes._GLANCE", 0.01)
+    early, late = Plan("topk", (2,), (20,)), Plan(Waits, (4,), (20,))
+    together = {"early": ReducedViT(tiny_vit(), early), "late": ReducedViT(tiny_vit(), late)}
+    source = types.SimpleNamespace(labelled=True, groups=np.arange(10))
+    evaluation, seen = Evaluation.empty(10, together), []
+    job = types.SimpleNamespace(evaluation=evaluation, source=source)
+
+    def meanwhile():
+        seen.append([name for name, *_ in running_scores(job)])
+        if seen[-1]:
+            Waits.looked.set()
+
+    one_pass = Pass(dense_model(tiny_vit(), together.values()), together, evaluation)
+    one_pass.run(batches(), meanwhile=meanwhile)
+    assert ["early"] in seen
+    assert {name for name, *_ in running_scores(job)} == {"baseline", "early", "late"}
 
 
 class Explodes(Reducer):

@@ -53,7 +53,7 @@ def run_comparison(config: Config, options: ComparisonOptions) -> None:
     with resumable(commentary, options.form):
         headers = ("So far", measure, "95 % interval")
         with Progress(len(job.source), "images", 0, lambda: running_scores(job), headers) as advance:
-            comparison = job.run(options.workers, advance, options.bench, warn)
+            comparison = job.run(options.workers, advance, options.bench, warn, lambda: advance(0))
     print_comparison(comparison, options.form, commentary)
     say(f"Report, leaderboard, tables and per-image predictions: {comparison.out}", commentary)
     for row in comparison.failed:

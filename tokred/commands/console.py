@@ -26,6 +26,7 @@ out = Console(width=_WIDTH, emoji=False, highlight=False)
 err = Console(stderr=True, emoji=False, highlight=False)
 
 _LINES, _FIGURES = 30.0, 2.0  # seconds between lines in a pipe, and between figures in a terminal
+_FIRST = 5.0  # seconds after which a line has the first figures, even if no unit is done
 
 Figures = Callable[[], Sequence[tuple[str, str, str]]]
 
@@ -121,21 +122,28 @@ class Progress:
             self._print_line()
 
     def advance(self, count: int, state: str = "") -> None:
-        """Advance by a number of units, with a word about the state of the job."""
-        first = self.done == self.before
-        self.done, self.state = min(self.total, self.done + count), state
-        if self.done == self.before:
-            return
+        """Advance by a number of units, with a word about the state of the job.
+
+        With 0, only the figures are brought up to date.
+        """
+        before = self.done
+        self.done, self.state = min(self.total, before + count), state
         now = time.monotonic()
-        due = first or now - self.printed > (_FIGURES if self.live else _LINES)
+        due = before == self.before < self.done or now - self.printed > self._pause()
         if due and self.figures:
             self.rows = self.figures()
         if self.live:
             self.bar.update(self.bar.task_ids[0], completed=self.done, description=state)
-        elif due and self.done < self.total:
+        elif due and self.done < self.total and (self.rows or self.done > self.before):
             self._print_line()
         if due:
             self.printed = now
+
+    def _pause(self) -> float:
+        """Seconds between two updates."""
+        if self.live:
+            return _FIGURES
+        return _FIRST if self.figures and not self.rows else _LINES
 
     def _renderable(self) -> RenderableType:
         if not self.rows:
@@ -145,8 +153,10 @@ class Progress:
 
     def _print_line(self) -> None:
         elapsed = time.monotonic() - self.start
-        rest = elapsed * (self.total - self.done) / max(1, self.done - self.before)
-        times = f"{_clock(elapsed)} elapsed" + (f", {_clock(rest)} remaining" if rest else "")
+        times = f"{_clock(elapsed)} elapsed"
+        if self.before < self.done < self.total:
+            rest = elapsed * (self.total - self.done) / (self.done - self.before)
+            times += f", {_clock(rest)} remaining"
         figures = ", ".join(f"{name} {value}" for name, value, _ in self.rows)
         about = [self.state] if self.state else []
         about += [f"{self.headers[1]} so far: {figures}"] if figures else []

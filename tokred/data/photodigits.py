@@ -93,11 +93,12 @@ def _glyphs() -> tuple[list[Image.Image], np.ndarray]:
     from sklearn.datasets import load_digits
 
     data = load_digits()
+    solid = [min(255, round(1.4 * v)) for v in range(256)]  # of strokes
     glyphs = []
     for image in data.images:
         small = Image.fromarray(np.pad((image * (255 / 16)).astype(np.uint8), 1))
         glyph = small.resize((_GLYPH + 2 * _BORDER,) * 2, Image.Resampling.BICUBIC)
-        glyphs.append(glyph.point([min(255, round(1.4 * v)) for v in range(256)]))  # strokes become solid
+        glyphs.append(glyph.point(solid))
     return glyphs, data.target.astype(np.int64)
 
 

@@ -219,6 +219,7 @@ class Job(Setup):
         progress: Callable[[int], None] = lambda images: None,
         bench: int = 0,
         warn: Callable[[str], None] = lambda sentence: None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Comparison:
         """Evaluate the remaining images, and write the results if a folder was opened.
 
@@ -231,19 +232,25 @@ class Job(Setup):
             bench: number of rounds in which every model is timed alone after the evaluation; 0 for none.
             warn: function called at most once, with a sentence, if the dense model is no better than chance
                 on the first images.
+            meanwhile: function called about once a second while a batch runs; see `running_scores`.
 
         Raises:
             TokredError: an image cannot be read, the dense model fails, or the results cannot be written.
             Interrupted: the user pressed Ctrl-C.
         """
         try:
-            return self._run(workers, progress, bench, warn)
+            return self._run(workers, progress, bench, warn, meanwhile)
         finally:
             if self.folder:
                 self.folder.release()
 
     def _run(
-        self, workers: int | None, progress: Callable[[int], None], bench: int, warn: Callable[[str], None]
+        self,
+        workers: int | None,
+        progress: Callable[[int], None],
+        bench: int,
+        warn: Callable[[str], None],
+        meanwhile: Callable[[], None],
     ) -> Comparison:
         share, record = self.processes, Record(self.evaluation, self.folder, self.processes.world)
         missing = share.share(record.missing(loading.ranges(len(self.source), self.batch_size)))
@@ -265,7 +272,7 @@ class Job(Setup):
 
             try:
                 if mine:
-                    run.run(self.batches(mine, workers), finished)
+                    run.run(self.batches(mine, workers), finished, meanwhile)
                 interrupts.check()
             except KeyboardInterrupt:
                 record.flush_all()

@@ -69,16 +69,25 @@ class Pass:
                 )
 
     def run(
-        self, batches: Iterable[Batch], finished: Callable[[np.ndarray], None] = lambda indices: None
+        self,
+        batches: Iterable[Batch],
+        finished: Callable[[np.ndarray], None] = lambda indices: None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Evaluation:
-        """Evaluate all batches; `finished` is called with the indices of each, in order.
+        """Evaluate all batches.
+
+        Args:
+            batches: the batches.
+            finished: function called with the indices of each batch, in order.
+            meanwhile: function called about once a second while a batch is awaited. The most likely classes
+                of the methods that have run on it are there.
 
         Raises:
             TokredError: the logits of the dense model are not finite, or it does not fit into memory.
         """
         lanes = Lanes(self.device)
         try:
-            lanes.run(self._evaluate, batches, finished)
+            lanes.run(self._evaluate, batches, finished, meanwhile)
         finally:
             self.waiting = lanes.idle
         return self.evaluation
@@ -96,6 +105,7 @@ class Pass:
     def _run(self, methods: Mapping[str, ReducedViT], batch: Batch) -> None:
         """Run all models on a batch and store their predictions."""
         dense = self.dense
+        self.evaluation.labels[batch.indices.numpy()] = batch.labels.numpy()
         tensors = (batch.images, batch.labels, batch.indices)
         images, labels, index = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
         logits: dict[str, Tensor | None] = {}
@@ -107,7 +117,6 @@ class Pass:
                 for name in names:
                     shared = state if methods[name].backbone is dense.backbone else None
                     logits[name] = self._branch(name, methods[name], shared, images, index, target)
-            self.evaluation.labels[batch.indices.numpy()] = batch.labels.numpy()
             if target is not None:
                 return
             dense_logits = self._finite(dense.logits(dense.advance(state)), images, index)
@@ -167,6 +176,8 @@ class Pass:
                 if target is not None:
                     parts = distances(features_of(model, state, logits), target)
                     self.evaluation.methods[name].compare(index.cpu().numpy(), parts)
+                else:
+                    self.evaluation.methods[name].choose(index.cpu().numpy(), logits)
                 return logits
             place = _first_not_finite(model, images, index)
             reason = f"The output of {name} is not finite, first in {place}, {_span(index)}."

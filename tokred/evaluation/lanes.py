@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tokred.errors import TokredError
 from tokred.utils.devices import is_out_of_memory
 
 _MAX_LANES = 8  # batches that run in parallel, and so are in memory at once
+_GLANCE = 1.0  # seconds between calls of `meanwhile`
 
 Work = Callable[[Batch], np.ndarray]
 
@@ -38,13 +39,20 @@ class Lanes:
         self.threads = threads // self.count  # of each lane, within operators
         self.idle = 0.0
 
-    def run(self, work: Work, batches: Iterable[Batch], finished: Callable[[np.ndarray], None]) -> None:
+    def run(
+        self,
+        work: Work,
+        batches: Iterable[Batch],
+        finished: Callable[[np.ndarray], None],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
         """Work on all batches, at most one in each lane.
 
         Args:
             work: function called with each batch in a thread.
             batches: batches, loaded in the calling thread.
             finished: function called with the results in the order of the batches.
+            meanwhile: function called about once a second while a result is awaited.
         """
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
@@ -68,19 +76,25 @@ class Lanes:
                             break
                         if len(running) == self.count:
                             first = running.popleft()
-                            finished(first.result())
+                            finished(_awaited(first, meanwhile))
                             ends.pop(first, None)
                         future = pool.submit(work, batch)
                         future.add_done_callback(lambda done: ends.setdefault(done, time.monotonic()))
                         running.append(future)
                     while running:
-                        finished(running.popleft().result())
+                        finished(_awaited(running.popleft(), meanwhile))
                 finally:
                     for future in running:
                         future.cancel()
         finally:
             torch.set_num_threads(before)
             self.idle = clock.share
+
+
+def _awaited(result: Future[np.ndarray], meanwhile: Callable[[], None]) -> np.ndarray:
+    while not wait((result,), _GLANCE).done:
+        meanwhile()
+    return result.result()
 
 
 class Clock:

@@ -63,13 +63,17 @@ class Predictions:
         """Enter a batch at the indices `images`, [b]; logits are [b, classes], labels [b]."""
         logits, dense_logits = logits.float(), dense_logits.float()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        self.prediction[images] = logits.argmax(1).cpu().numpy()
+        self.choose(images, logits)
         self.top5[images] = (best == labels[:, None]).any(1).cpu().numpy()
         log, dense_log = logits.log_softmax(1), dense_logits.log_softmax(1)
         divergence = (dense_log.exp() * (dense_log - log)).sum(1).clamp(min=0)
         of_label = log.gather(1, labels.clamp(0, log.shape[1] - 1)[:, None])[:, 0]
         nll = (-of_label).masked_fill((labels < 0) | (labels >= log.shape[1]), math.nan)
         self.kl[images], self.nll[images] = divergence.cpu().numpy(), nll.cpu().numpy()
+
+    def choose(self, images: np.ndarray, logits: Tensor) -> None:
+        """Enter the most likely classes alone, which are there before the dense model's logits."""
+        self.prediction[images] = logits.argmax(1).cpu().numpy()
 
     def clear(self, images: np.ndarray) -> None:
         """Mark images as not predicted; they count as wrong."""
