@@ -19,7 +19,7 @@ from tokred.core.vit import ReducedViT
 from tokred.errors import UnsupportedModel
 from tokred.evaluation import controls
 from tokred.models import catalog
-from tokred.testing import reduced
+from tokred.testing import reduced, tiny_plan
 
 GAP = {"class_token": False, "global_pool": "avg"}
 BACKBONES = {
@@ -48,11 +48,11 @@ TRAINING_FREE = [name for name in registry.names() if "learned" not in registry.
 
 
 @functools.cache
-def backbone(kind):
+def backbone(kind, depth=3):
     name, options = BACKBONES[kind]
-    size = {"depth": 3, "embed_dim": 48, "num_heads": 3, "num_classes": 10, "img_size": 48, "patch_size": 8}
+    size = {"embed_dim": 48, "num_heads": 3, "num_classes": 10, "img_size": 48, "patch_size": 8}
     torch.manual_seed(0)
-    model = timm.create_model(name, **{**size, **options}).eval()
+    model = timm.create_model(name, depth=depth, **{**size, **options}).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # biases and LayerScale too
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -192,9 +192,9 @@ def test_unfused_attention_gives_the_same(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eva02", "rope_mixed", "siglip"])
 def test_one_graph_for_torch_compile_and_export(kind):
-    model = backbone(kind)
+    model = backbone(kind, depth=2)
     x = pictures(model)
-    wrapped = reduced(registry.get("tome"), model)
+    wrapped = ReducedViT(model, tiny_plan(registry.get("tome"), model, (2,)))
     torch._dynamo.reset()
     with torch.no_grad():
         compiled = torch.compile(wrapped, backend="eager", fullgraph=True)

@@ -1,5 +1,7 @@
 """FLOP counts against closed forms written out here, unfused attention, and published figures."""
 
+import functools
+
 import pytest
 import timm
 import torch
@@ -17,6 +19,9 @@ from tokred.core.reduction import Keep, Merge, Mix
 from tokred.core.vit import ReducedViT
 from tokred.errors import UncountedOp
 from tokred.testing import tiny_vit
+
+#: The cost table of a model, made when a test first asks for it.
+table = functools.cache(CostTable)
 
 
 def closed_form(dim, lengths_attention, lengths_mlp, patches, patch_values, classes, prefix=1):
@@ -108,8 +113,8 @@ def test_reducers_own_work_in_closed_form():
     ),
 ])  # fmt: skip
 def test_the_searchs_cost_is_the_trace_of_the_assembled_model(method, options):
-    model = tiny_vit(**options)
-    costs, cls = CostTable(model), registry.get(method)
+    model, cls = tiny_vit(**options), registry.get(method)
+    costs = table(model)
     stages = resolve_stages(cls, 4, stages=(2, 3))
     knobs = (0.9, 0.5) if cls.knob == "rate" else (3, 9)
     for knob in knobs[1:] if options else knobs:

@@ -38,7 +38,7 @@ def table(name):
 @pytest.mark.parametrize(("model", "budget"), [
     (TINY, 0.3),
     pytest.param(TINY, 0.45, marks=pytest.mark.slow),
-    pytest.param(SMALL, 0.05, marks=pytest.mark.slow),
+    pytest.param(TINY, 0.05, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_within_a_tenth_of_a_point(method, model, budget):
     costs = table(model)
@@ -52,7 +52,7 @@ def test_within_a_tenth_of_a_point(method, model, budget):
 @pytest.mark.parametrize("method", FIXED)
 @pytest.mark.parametrize(("model", "arguments"), [
     (TINY, {"budget": 0.3}),
-    pytest.param(SMALL, {"budget": 0.17, "stages": (3, 8)}, marks=pytest.mark.slow),
+    pytest.param(TINY, {"budget": 0.17, "stages": (3, 8)}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_the_plans_cost_is_fvcores_trace(method, model, arguments):
     costs = table(model)

@@ -378,10 +378,15 @@ def test_threads_share_a_model(method, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", FIXED)
-def test_one_graph_for_torch_compile_and_export(method, images):
+@pytest.mark.parametrize(
+    ("method", "stages"),
+    # How a second stage reads the first one's decision is the framework's work: one method of each decision.
+    [*((method, 1) for method in FIXED), ("evit", 2), ("patchmerger", 2), ("tome", 2)],
+)
+def test_one_graph_for_torch_compile_and_export(method, stages, images):
     first = 1 if registry.get(method).site == "mid" else 2
-    reduced = ReducedViT(tiny_vit(depth=first + 1), Plan(method, (first, first + 1), (30, 24)))
+    layers = tuple(range(first, first + stages))
+    reduced = ReducedViT(tiny_vit(depth=layers[-1]), Plan(method, layers, (30, 24)[:stages]))
     torch._dynamo.reset()
     with torch.no_grad():
         assert torch.equal(torch.compile(reduced, backend="eager", fullgraph=True)(images), reduced(images))

@@ -139,7 +139,7 @@ def test_equal_tokens_and_compilers(images):
     view = make_view(n=16, x=torch.ones(3, 16, 48))
     label = LoTM2D(16, 9, 48, 3)(view).labels()
     assert (torch.stack([row.bincount() for row in label]) <= 2).all()
-    for options, tokens in (({}, (26, 18)), ({"grid": True}, (30, 20))):
-        model = ReducedViT(tiny_vit(), Plan("lotm2d", (2, 3), tokens, options))
-        with torch.no_grad():
-            assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(images), model(images))
+    model = ReducedViT(tiny_vit(depth=2), Plan("lotm2d", (1, 2), (30, 20), {"grid": True}))
+    torch._dynamo.reset()
+    with torch.no_grad():  # without `grid` it is compiled with all other methods
+        assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(images), model(images))

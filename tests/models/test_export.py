@@ -14,11 +14,12 @@ from tokred.errors import TokredError, UnsupportedModel
 from tokred.evaluation.export_check import check, load
 from tokred.testing import tiny_vit
 
-METHODS = ("kmedoids", "lotm", "patchmerger", "tome")  # every operator that reducers use
+OPTIONS = {"kmedoids": {"iterations": 1}, "lotm": {}, "patchmerger": {}, "tome": {}}
+METHODS = tuple(OPTIONS)  # every operator that reducers use
 
 
 def build(method):
-    return ReducedViT(copy.deepcopy(tiny_vit(depth=3)), Plan(method, (2,), (24,)))
+    return ReducedViT(copy.deepcopy(tiny_vit(depth=2)), Plan(method, (2,), (24,), OPTIONS[method]))
 
 
 @pytest.fixture(scope="module")
