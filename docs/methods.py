@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tokred.core import registry
 from tokred.core.costs import CostTable
+from tokred.core.entries import Entry
 from tokred.core.options import default_options
 from tokred.core.plan import Plan
 from tokred.models import zoo
@@ -83,7 +84,7 @@ def measured() -> dict[str, str]:
     return dict(re.findall(r"^(\w+)\b.*?  +(\d+\.\d\d) ", table[0], re.M))
 
 
-def _facts(entry: registry.Entry, costs: CostTable) -> tuple[str, ...]:
+def _facts(entry: Entry, costs: CostTable) -> tuple[str, ...]:
     cls = registry.get(entry.name)
     plan = Plan(entry.name, (4,), (AFTER,))
     model = costs.backbone
@@ -94,7 +95,7 @@ def _facts(entry: registry.Entry, costs: CostTable) -> tuple[str, ...]:
     return ", ".join(cls.groups), layers, cls.knob, f"{parameters:,}", f"{megaflops:.2f}"
 
 
-def _section(entry: registry.Entry) -> str:
+def _section(entry: Entry) -> str:
     """A method's docstring: paragraphs on one line each, and options as a list with their defaults."""
     cls = registry.get(entry.name)
     body, _, arguments = inspect.cleandoc(cls.__doc__ or "").partition("\n\nArgs:\n")

@@ -12,7 +12,7 @@ from helpers.command import run
 
 import tokred as package_of_tokred
 from tokred import cli
-from tokred.core import fingerprint, plugins, registry
+from tokred.core import entries, fingerprint, plugins, registry
 from tokred.core.reducer import Reducer
 from tokred.core.reduction import Keep
 from tokred.errors import TokredError, UnknownName
@@ -452,7 +452,7 @@ def test_source_hash(plugin):
     assert fingerprint.source_hash("edge") != fingerprint.source_hash("centre")
     assert (
         fingerprint.source_hash("lotm")
-        == hashlib.sha256((registry.FOLDER / "lotm.py").read_bytes()).hexdigest()
+        == hashlib.sha256((entries.FOLDER / "lotm.py").read_bytes()).hexdigest()
     )
     with pytest.raises(UnknownName, match="Did you mean: lotm"):
         fingerprint.source_hash("lotmm")

@@ -8,6 +8,7 @@ from tokred.commands.console import show_records
 from tokred.commands.groups import load
 from tokred.commands.options import Format, Plugins
 from tokred.core import registry
+from tokred.core.entries import Entry
 from tokred.tables.render import Table, check_format
 from tokred.utils.text import spaced
 
@@ -34,7 +35,7 @@ def methods(plugins: Plugins = None, form: Format = "table") -> None:
     show_records(table, records, form)
 
 
-def _record(entry: registry.Entry) -> dict[str, Any]:
+def _record(entry: Entry) -> dict[str, Any]:
     layers, error = entry.facts.get("stages", (4, 7, 10)), registry.error_of(entry.name)
     return {
         "method": entry.name,

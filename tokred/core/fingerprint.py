@@ -15,6 +15,7 @@ import timm
 import torch
 
 from tokred.core import registry
+from tokred.core.entries import file_of
 from tokred.errors import TokredError
 from tokred.utils.provenance import code_hash
 
@@ -64,7 +65,7 @@ def source_hash(name: str) -> str:
         TokredError: it cannot be imported, or its source file cannot be read.
     """
     cls = registry.get(name)
-    path = Path(registry.file_of(cls))
+    path = Path(file_of(cls))
     if not path.is_file():
         return hashlib.sha256(f"{_SESSION} {cls.__module__} {cls.__qualname__}".encode()).hexdigest()
     try:

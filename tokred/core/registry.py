@@ -6,58 +6,26 @@ from its source, so listing is instant; a method's module is imported when `get`
 
 from __future__ import annotations
 
-import ast
 import importlib
-import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, TypeVar
 
 from tokred.core import plugins
+from tokred.core.entries import CORE, Entry, class_entry, file_of, folder_entries, plugin_entry
 from tokred.errors import TokredError, UnknownName, did_you_mean
 
 if TYPE_CHECKING:
     from tokred.core.reducer import Reducer
 
 ENTRY_POINTS = "tokred.methods"
-CORE, ALL = "core", "all"  # the group that is compared by default, and that of every method
-FOLDER = Path(__file__).parents[1] / "methods"
-FACTS = frozenset({"site", "stages", "knob", "groups", "control"})  # what a listing shows of a class
+ALL = "all"  # the group of every method
 
 T = TypeVar("T", bound="type[Reducer]")
 
 _classes: dict[str, type[Reducer]] = {}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is known about a method before it is imported.
-
-    Attributes:
-        name: the name under which it is registered.
-        module: its module, or "module:Class" of an entry point.
-        origin: its file, or the distribution of a plugin.
-        summary: the first line of its docstring.
-        paper: where it was published.
-        facts: those of `FACTS` that its class states, and "class", the name of the class.
-    """
-
-    name: str
-    module: str
-    origin: str
-    summary: str = ""
-    paper: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Names of groups that hold the method, but for "all"."""
-        return tuple(self.facts.get("groups", (CORE,)))
 
 
 def register(name: str, paper: str = "") -> Callable[[T], T]:
@@ -162,13 +130,13 @@ def get(name: str) -> type[Reducer]:
 def catalog() -> dict[str, Entry]:
     """All methods by name: those in `methods/`, those of installed packages, and registered classes."""
     found: dict[str, Entry] = {}
-    for entry in (*_folder_entries(), *map(_plugin_entry, entry_points(group=ENTRY_POINTS))):
+    for entry in (*folder_entries(), *map(plugin_entry, entry_points(group=ENTRY_POINTS))):
         if entry.name in found:
             raise TokredError(_clash(entry.name, found[entry.name].origin, entry.origin))
         found[entry.name] = entry
     for name, cls in _classes.items():
         if name not in found:
-            found[name] = _class_entry(cls)
+            found[name] = class_entry(cls)
         elif cls.__module__ != found[name].module.partition(":")[0]:
             raise TokredError(_clash(name, found[name].origin, file_of(cls)))
     return dict(sorted(found.items()))
@@ -189,133 +157,26 @@ def load_plugin(target: str | Path) -> list[str]:
     target = str(target)
     before, name = dict(_classes), plugins.module_name(target)
     was_there = name in sys.modules
+
+    def brought() -> list[str]:
+        return [method for method, cls in _classes.items() if _brought(cls, name, method not in before)]
+
     try:
         plugins.load(target)
         catalog()  # a name may be taken by a method that nobody has imported yet
-        own = [method for method, cls in _classes.items() if _brought(cls, name, method not in before)]
-        if not own:
+        if not brought():
             raise TokredError(
                 f"The plugin {target} registers no method; decorate a subclass of tokred.Reducer with "
                 '@register("name").'
             )
     except TokredError:
-        for method in [
-            method for method, cls in _classes.items() if _brought(cls, name, method not in before)
-        ]:
+        for method in brought():
             del _classes[method]
         _classes.update(before)
         if not was_there:
             sys.modules.pop(name, None)
         raise
-    return sorted(own)
-
-
-def _folder_entries() -> Iterator[Entry]:
-    for path in sorted(FOLDER.glob("*.py")):
-        yield from _read_source(path, f"tokred.methods.{path.stem}")
-
-
-def _plugin_entry(point: EntryPoint) -> Entry:
-    distribution = point.dist.name if point.dist else "unknown distribution"
-    module, _, attribute = point.value.partition(":")
-    origin = f"plugin {distribution} ({point.value})"
-    try:
-        spec = importlib.util.find_spec(module)
-        entries = _read_source(Path(spec.origin), module) if spec and spec.origin else ()
-    except (Exception, SystemExit):
-        entries = ()  # `get` reports what is wrong with it; listing goes on
-    for entry in entries:
-        if entry.facts.get("class") == attribute:
-            return replace(entry, name=point.name, module=point.value, origin=origin)
-    return Entry(point.name, point.value, origin)
-
-
-def _read_source(path: Path, module: str) -> tuple[Entry, ...]:
-    """The classes of a file that carry `@register(...)`, read from its source where that suffices."""
-    return _entries(path, module, path.stat().st_mtime_ns)
-
-
-@cache
-def _entries(path: Path, module: str, modified: int) -> tuple[Entry, ...]:
-    """`_read_source` of a file as it was last modified."""
-    entries: list[Entry] = []
-    for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
-        if isinstance(node, ast.ClassDef) and any(map(_is_register, node.decorator_list)):
-            try:
-                entries.append(_described(node, module, str(path)))
-            except (ValueError, TypeError):  # a value that is no literal: only Python knows it
-                entries.append(_class_entry(getattr(importlib.import_module(module), node.name)))
-    return tuple(entries)
-
-
-def _described(node: ast.ClassDef, module: str, origin: str) -> Entry:
-    """What the source of a class tells.
-
-    Raises:
-        ValueError: an argument of `register` or a fact that is no literal, or a base class that may hold
-            facts of its own.
-    """
-    (decorator,), (base,) = node.decorator_list, node.bases
-    assert isinstance(decorator, ast.Call)
-    if _last_name(base) != "Reducer":
-        raise ValueError("a base class with facts of its own")
-    arguments = inspect.signature(register).bind(
-        *map(ast.literal_eval, decorator.args),
-        **{str(keyword.arg): ast.literal_eval(keyword.value) for keyword in decorator.keywords},
-    )
-    arguments.apply_defaults()
-    return Entry(
-        name=arguments.arguments["name"],
-        module=module,
-        origin=origin,
-        summary=(ast.get_docstring(node) or "").partition("\n")[0],
-        paper=arguments.arguments["paper"],
-        facts=_literals(node) | {"class": node.name},
-    )
-
-
-def _literals(node: ast.ClassDef) -> dict[str, Any]:
-    """The facts that a class body states, annotated or not.
-
-    Raises:
-        ValueError: one of them is no literal, or is set within another statement.
-    """
-    facts: dict[str, Any] = {}
-    for statement in node.body:
-        if isinstance(statement, ast.AnnAssign):
-            targets: list[ast.expr] = [statement.target]
-        elif isinstance(statement, ast.Assign):
-            targets = statement.targets
-        elif isinstance(statement, ast.FunctionDef | ast.Expr | ast.Pass):
-            continue
-        else:
-            raise ValueError("a fact may be set in there")
-        names = {target.id if isinstance(target, ast.Name) else "" for target in targets}
-        if "" in names:
-            raise ValueError("a fact may be unpacked there")
-        if names & FACTS and statement.value:
-            facts.update(dict.fromkeys(names & FACTS, ast.literal_eval(statement.value)))
-    return facts
-
-
-def _is_register(decorator: ast.expr) -> bool:
-    return isinstance(decorator, ast.Call) and _last_name(decorator.func) == "register"
-
-
-def _last_name(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-
-
-def _class_entry(cls: type[Reducer]) -> Entry:
-    """What an imported class says of itself."""
-    return Entry(
-        name=cls.name,
-        module=cls.__module__,
-        origin=file_of(cls),
-        summary=(cls.__doc__ or "").strip().partition("\n")[0],
-        paper=cls.paper,
-        facts={fact: getattr(cls, fact) for fact in FACTS} | {"class": cls.__name__},
-    )
+    return sorted(brought())
 
 
 def _brought(cls: type, module: str, new: bool) -> bool:
@@ -356,14 +217,6 @@ def error_of(name: str) -> str:
     """Why a method of an installed package cannot be used; empty for all others. This imports the package."""
     entry = catalog().get(name)
     return getattr(get(name), "error", "") if entry and entry.origin.startswith("plugin ") else ""
-
-
-def file_of(cls: type) -> str:
-    """The source file that defines a class, or its module where there is none."""
-    try:
-        return inspect.getfile(cls)
-    except (OSError, TypeError):
-        return cls.__module__
 
 
 def _clash(name: str, first: str, second: str) -> str:
