@@ -35,11 +35,8 @@ def load(path: Path) -> dict[str, int]:
             "file."
         )
     if path.suffix not in _READERS:
-        why = (
-            "reading a pickle can run code"
-            if path.suffix in (".pkl", ".pickle", ".pt", ".pth")
-            else "its form is not known"
-        )
+        pickled = path.suffix in (".pkl", ".pickle", ".pt", ".pth")
+        why = "reading a pickle can run code" if pickled else "its form is not known"
         raise TokredError(
             f"The class map {path} cannot be read ({why}); give a .txt file with one class per line, or a "
             ".csv or .json file."

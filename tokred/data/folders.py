@@ -13,7 +13,7 @@ from timm.utils.misc import natural_key
 from tokred.data import folder_tree, imagenet
 from tokred.data.folder_tree import FolderTree
 from tokred.data.images import Files, StrictImages
-from tokred.data.source import Source
+from tokred.data.source import Source, hash_lines
 from tokred.errors import UNLABELLED, TokredError
 
 VALIDATION_NAMES = {"validation", "val", "valid", "evaluation", "eval"}  # which timm takes for one another
@@ -103,18 +103,21 @@ class _Folder:
         self.origin = imagenet.origin(self.paths)
 
     def source(self, labels: bool, devkit: str | None) -> Source:
-        loose = [
-            path for path, target in zip(self.paths, self.targets, strict=True) if not self.names[target]
-        ]
         if not labels:
             return self._source(np.full(len(self.paths), UNLABELLED), None)
-        if len(loose) == len(self.paths):
-            return self._flat(devkit)
-        if loose:
+        pairs = zip(self.paths, self.targets, strict=True)
+        loose = [path for path, target in pairs if not self.names[target]]
+        if 0 < len(loose) < len(self.paths):
             raise TokredError(
                 f"{len(loose)} of the {len(self.paths)} images in {self.root} are outside its class folders, "
                 f"such as {Path(loose[0]).name}; remove them, or use --no-labels."
             )
+        if devkit is not None and self.origin != "validation":
+            raise TokredError(
+                f"--devkit labels files such as ILSVRC2012_val_00000001.JPEG, but {self.root} holds others."
+            )
+        if loose:
+            return self._flat(devkit)
         if devkit is not None:
             self._compare(imagenet.read_labels(Path(devkit)), devkit)
         return self._source(self.targets, self.names, by_name=True)
@@ -122,11 +125,6 @@ class _Folder:
     def _flat(self, devkit: str | None) -> Source:
         """Images in one folder: ImageNet's validation set as it is published, or images without labels."""
         if self.origin != "validation":
-            if devkit is not None:
-                raise TokredError(
-                    f"--devkit labels files such as ILSVRC2012_val_00000001.JPEG, but {self.root} holds "
-                    "others."
-                )
             return self._source(np.full(len(self.paths), UNLABELLED), None)
         file = Path(devkit) if devkit is not None else imagenet.find_labels(self.root)
         if file is None:
@@ -142,10 +140,6 @@ class _Folder:
 
     def _compare(self, labels: dict[int, str], devkit: str) -> None:
         """Raise where class folders and the devkit do not agree."""
-        if self.origin != "validation":
-            raise TokredError(
-                f"--devkit labels files such as ILSVRC2012_val_00000001.JPEG, but {self.root} holds others."
-            )
         wnids = imagenet.labels_of(self.paths, labels, Path(devkit))
         wrong = [i for i, wnid in enumerate(wnids) if wnid != self.names[self.targets[i]]]
         if wrong:
@@ -158,18 +152,11 @@ class _Folder:
     def _source(self, labels: np.ndarray, names: tuple[str, ...] | None, by_name: bool = False) -> Source:
         files = Files(self.paths, labels, self.root)
         stats = [_status(path) for path in self.paths]
-        digest, fingerprint = hashlib.sha256(), hashlib.sha256()
-        for index, status in enumerate(stats):
-            digest.update(
-                f"{files.filename(index)}\0{0 if status is None else status.st_size}\n".encode(
-                    errors="surrogateescape"
-                )
-            )
-            fingerprint.update(f"{0 if status is None else status.st_mtime_ns}\n".encode())
-        # Labels that the folders' names do not tell are no part of the images' names.
-        full = (
-            digest.hexdigest() if by_name else hashlib.sha256(digest.digest() + labels.tobytes()).hexdigest()
-        )
+        sizes = (0 if status is None else status.st_size for status in stats)
+        images_hash = hash_lines(f"{files.filename(index)}\0{size}" for index, size in enumerate(sizes))
+        full = images_hash
+        if not by_name:  # labels that the folders' names do not tell are no part of the images' names
+            full = hashlib.sha256(bytes.fromhex(images_hash) + labels.tobytes()).hexdigest()
         return Source(
             images=StrictImages(files),
             name=self.name,
@@ -178,12 +165,12 @@ class _Folder:
             groups=np.arange(len(files)),
             classes=None if names is None else len(names),
             class_names=names,
-            fingerprint=fingerprint.hexdigest(),
+            fingerprint=hash_lines(str(0 if status is None else status.st_mtime_ns) for status in stats),
             labels=labels,
             labelled=names is not None,
             sorted=by_name,
             origin=self.origin,
-            images_hash=digest.hexdigest(),
+            images_hash=images_hash,
         )
 
 

@@ -63,11 +63,7 @@ def find_labels(root: Path) -> Path | None:
 
 
 def labels_of(paths: Iterable[str], labels: dict[int, str], file: Path) -> list[str]:
-    """The WordNet ID of each validation file, by the number in its name.
-
-    Raises:
-        TokredError: a file has no number or no label.
-    """
+    """The WordNet ID of each validation file, by the number in its name; an error where it has no label."""
     wnids = []
     for path in paths:
         match = _VALIDATION.match(Path(path).name)
@@ -97,15 +93,13 @@ def read_labels(path: Path) -> dict[int, str]:
         elif path.suffix == ".txt" and path.name != _TRUTH:
             labels = dict(enumerate(read_text(path).split(), 1))
         else:
-            labels = _devkit(
-                *(_archived(path) if path.is_file() and path.name != _TRUTH else _unpacked(path))
-            )
+            archived = path.is_file() and path.name != _TRUTH
+            labels = _devkit(*(_archived(path) if archived else _unpacked(path)))
     except Exception as error:  # each format fails in its own way
         raise TokredError(
             f"{path} has no labels of ImageNet's validation set ({type(error).__name__}: {error}); expected "
-            "the devkit "
-            f"ILSVRC2012_devkit_t12 as a folder or tar.gz, with {_TRUTH} and {_META} in it, or Kaggle's "
-            f"{_KAGGLE}."
+            f"the devkit ILSVRC2012_devkit_t12 as a folder or tar.gz, with {_TRUTH} and {_META} in it, or "
+            f"Kaggle's {_KAGGLE}."
         ) from error
     known = set(class_names())
     unknown = next((wnid for wnid in labels.values() if wnid not in known), None)

@@ -46,12 +46,15 @@ class StrictImages(Dataset[tuple[Image.Image, int]]):
     """Images of a timm reader; unlike in timm's own data set an unreadable one is an error that names it.
 
     `image.info["kind"]` says what a file is, if not plain 8-bit colour. Orientation in EXIF is not applied,
-    as in
-    published evaluations.
+    as in published evaluations.
+
+    Args:
+        reader: index to (image or open file, label).
+        labelled: whether what the reader has in second place is a label.
     """
 
-    def __init__(self, reader: Any) -> None:
-        self.reader = reader
+    def __init__(self, reader: Any, labelled: bool = True) -> None:
+        self.reader, self.labelled = reader, labelled
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -60,7 +63,7 @@ class StrictImages(Dataset[tuple[Image.Image, int]]):
         label = UNLABELLED
         try:
             image, target = self.reader[index]
-            label = UNLABELLED if target is None else int(target)
+            label = int(target) if self.labelled and target is not None else UNLABELLED
             image = image if isinstance(image, Image.Image) else Image.open(image)
             kind, colour = _kind(image), _colour(image)
         except Exception as error:  # each format fails in its own way

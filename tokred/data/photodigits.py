@@ -44,6 +44,7 @@ _RESIDUES = {"train": (1, 2, 3, 5, 6, 8), "validation": (7,), "test": (0, 4)}  #
 _GLYPH = 32  # digits are enlarged once from 8 x 8 to this side, then warped
 _BORDER = 4  # and one empty pixel of the original around it, so that strokes fade to nothing
 _BACKGROUND = NUM_CLASSES  # token target of a patch without ink
+_COVERED = 0.15  # share of a patch that ink covers in a token of the digit
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ class Scene:
 
     @classmethod
     def draw(cls, rng: np.random.RandomState, ease: float) -> Scene:
-        """One scene from 13 uniform draws. `ease` 1 is a large, centred, upright white digit on black; 0 is
-        the benchmark.
+        """One scene from 13 uniform draws.
+
+        `ease` 1 is a large, centred, upright white digit on black; 0 is the benchmark.
         """
         u = rng.random_sample(13)
         hard = 1.0 - ease
@@ -144,12 +146,10 @@ def render(
     return image, mask, int(labels[source]), source
 
 
-def token_targets(mask: Image.Image, label: int, grid: int, least: float = 0.15) -> np.ndarray:
-    """Class of every patch token, [grid * grid]: the digit's where ink covers at least `least` of it, else
-    background.
-    """
+def token_targets(mask: Image.Image, label: int, grid: int) -> np.ndarray:
+    """Class of every patch token, [grid * grid]: the digit's where ink covers 15 % of it, else background."""
     cover = np.asarray(mask.resize((grid, grid), Image.Resampling.BOX), dtype=np.float32) / 255
-    return np.where(cover.reshape(-1) >= least, label, _BACKGROUND).astype(np.int64)
+    return np.where(cover.reshape(-1) >= _COVERED, label, _BACKGROUND).astype(np.int64)
 
 
 class PhotoDigits(Dataset[tuple[Any, int]]):
@@ -180,9 +180,7 @@ class PhotoDigits(Dataset[tuple[Any, int]]):
         return (self.transform(image) if self.transform else image), label
 
     def groups(self) -> np.ndarray:
-        """Source digit of every image, [length]: images of one digit are not independent, statistics resample
-        digits.
-        """
+        """Source digit of every image, [length]; images of one digit are not independent."""
         if self.split == "train":
             return np.array([render("train", self.seed, i, size=16)[3] for i in range(self.length)])
         digits = split_digits(self.split)

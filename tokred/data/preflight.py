@@ -137,11 +137,9 @@ def _noted_imagenet(source: Source) -> Source:
     ]
     if source.origin == "validation" and unusual:
         present = int((counts > 0).sum())
-        here = (
-            f"{len(source):,} images for {present:,}"
-            if len(unusual) == present
-            else f"other numbers in {len(unusual)} of {present}"
-        )
+        here = f"other numbers in {len(unusual)} of {present}"
+        if len(unusual) == present:
+            here = f"{len(source):,} images for {present:,}"
         return source.noted(
             f"ImageNet's validation set has {imagenet.PER_CLASS} images of each class; this data has {here}: "
             f"{some(unusual, 3)}."
@@ -213,7 +211,6 @@ def at_chance(right: int, images: int, classes: int) -> str:
     if few or stats.binom.sf(right - 1, images, 1 / classes) < _CHANCE:
         return ""
     return (
-        f"The dense model is right on {right} of {images} images, which is chance with {classes:,} "
-        "classes: "
+        f"The dense model is right on {right} of {images} images, which is chance with {classes:,} classes: "
         "the labels probably do not belong to the weights."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +16,11 @@ from tokred.errors import UNLABELLED, TokredError
 from tokred.models.zoo import DefaultWeights
 
 Origin = Literal["", "validation", "training"]  # by the names of ImageNet's files
+
+
+def hash_lines(lines: Iterable[str]) -> str:
+    """SHA-256 of lines of text, as hexadecimal digits."""
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,8 @@ def open_source(
 
     Args:
         data: None for PhotoDigits; a folder with one folder for each class (or with such folders for each
-            split),
-            with ImageNet's validation files, or with images that have no labels; or a name that timm reads,
-            such as
-            "hfds/imagenet-1k".
+            split), with ImageNet's validation files, or with images that have no labels; or a name that timm
+            reads, such as "hfds/imagenet-1k".
         split: name of the split; by default "test" for PhotoDigits, "validation" elsewhere.
         labels: whether to use labels, where there are any.
         class_map: file that says which class each label is; see `class_map.load`.

@@ -11,7 +11,7 @@ from timm.data import create_dataset
 
 from tokred.data import webdataset
 from tokred.data.images import StrictImages
-from tokred.data.source import Source
+from tokred.data.source import Source, hash_lines
 from tokred.errors import UNLABELLED, TokredError
 
 _PREFIXES = ("hfds", "torch", "wds", "tfds", "hfids")
@@ -45,11 +45,10 @@ def open_named(data: str, split: str | None, data_dir: str | None, labels: bool 
     try:
         if prefix == "wds":
             return webdataset.open_shards(rest, split, data_dir, labels)
-        source = (
-            _open_torch(rest, chosen, data_dir)
-            if prefix == "torch"
-            else _open_hfds(data, rest, chosen, data_dir)
-        )
+        if prefix == "torch":
+            source = _open_torch(rest, chosen, data_dir)
+        else:
+            source = _open_hfds(data, rest, chosen, data_dir)
     except TokredError:
         raise
     except Exception as error:  # each library fails in its own way
@@ -66,23 +65,19 @@ def _open_torch(name: str, split: str, data_dir: str | None) -> Source:
     if data_dir is None:
         raise TokredError(f"torch/{name} needs the folder of its files; set --data-dir.")
     images = create_dataset(f"torch/{name}", root=data_dir, split=split)
-    digest = hashlib.sha256(f"{name} {split} {len(images)}\n".encode())
-    fingerprint = hashlib.sha256()
-    for file in sorted(path for path in Path(data_dir).rglob("*") if path.is_file()):
-        status = file.stat()
-        digest.update(f"{file.relative_to(data_dir)}\0{status.st_size}\n".encode(errors="surrogateescape"))
-        fingerprint.update(f"{status.st_mtime_ns}\n".encode())
+    files = sorted(path for path in Path(data_dir).rglob("*") if path.is_file())
+    sizes = (f"{file.relative_to(data_dir)}\0{file.stat().st_size}" for file in files)
     names = getattr(images, "wnids", None) or getattr(images, "classes", None)
     targets = getattr(images, "targets", None)
     return Source(
         images=StrictImages(images),
         name=f"torch/{name}",
         split=split,
-        hash=digest.hexdigest(),
+        hash=hash_lines((f"{name} {split} {len(images)}", *sizes)),
         groups=np.arange(len(images)),
         classes=len(names) if names else None,
         class_names=tuple(map(str, names)) if names else None,
-        fingerprint=fingerprint.hexdigest(),
+        fingerprint=hash_lines(str(file.stat().st_mtime_ns) for file in files),
         labels=None if targets is None else np.asarray(targets, dtype=np.int64),
     )
 
@@ -97,25 +92,19 @@ def _open_hfds(data: str, name: str, split: str, cache: str | None) -> Source:
     if image is None:
         raise TokredError(f"{data} has no column of images (there are: {', '.join(table.column_names)}).")
     reader = create_dataset(data, root=cache, split=split, input_key=image, target_key=label or image).reader
-    labels = (
-        np.full(len(table), UNLABELLED) if label is None else _labels(table.select_columns([label])[:][label])
-    )
+    column = [None] * len(table) if label is None else table.select_columns([label])[:][label]
     digest = hashlib.sha256(f"{reader.dataset._fingerprint} {len(reader)}".encode()).hexdigest()
     names = tuple(getattr(table.features[label], "names", None) or ()) if label else ()
     return Source(
-        images=StrictImages(reader if label else _Unlabelled(reader)),
+        images=StrictImages(reader, labelled=label is not None),
         name=data,
         split=split,
         hash=digest,
         groups=np.arange(len(reader)),
         classes=len(names) or None,
         class_names=names or None,
-        labels=labels,
+        labels=np.array([UNLABELLED if one is None else int(one) for one in column], dtype=np.int64),
     )
-
-
-def _labels(column: list[Any]) -> np.ndarray:
-    return np.array([UNLABELLED if label is None else int(label) for label in column], dtype=np.int64)
 
 
 def _column(features: Any, name: str, kind: type) -> str | None:
@@ -124,20 +113,3 @@ def _column(features: Any, name: str, kind: type) -> str | None:
         return name
     fitting = [key for key, feature in features.items() if isinstance(feature, kind)]
     return fitting[0] if len(fitting) == 1 else None
-
-
-class _Unlabelled:
-    """A reader of images alone."""
-
-    def __init__(self, reader: Any) -> None:
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.reader[index][0], UNLABELLED
-
-    def filename(self, index: int, absolute: bool = False) -> str:
-        """As the reader has it."""
-        return str(self.reader.filename(index, absolute=absolute))

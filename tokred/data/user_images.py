@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from tokred.data import imagenet
 from tokred.data.images import StrictImages
 from tokred.data.source import Source
 from tokred.errors import UNLABELLED, TokredError
@@ -79,7 +79,7 @@ def class_names(data: Source | None, loaded: Loaded) -> tuple[str, ...] | None:
     names: tuple[str, ...] | None = None
     if data is not None and data.class_names:
         names = data.class_names
-        if all(re.fullmatch(r"n\d{8}", name) for name in names):
+        if all(map(imagenet.is_wnid, names)):
             info = ImageNetInfo("imagenet-21k")
             known = {info.index_to_label_name(i): i for i in range(info.num_classes())}
             names = tuple(info.index_to_description(known[name]) if name in known else name for name in names)

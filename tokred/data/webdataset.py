@@ -24,7 +24,7 @@ from timm.utils.misc import natural_key
 
 from tokred.data.folders import SPLIT_NAMES, split_names
 from tokred.data.images import StrictImages
-from tokred.data.source import Source
+from tokred.data.source import Source, hash_lines
 from tokred.errors import UNLABELLED, TokredError
 from tokred.utils.files import read_text
 
@@ -91,41 +91,37 @@ def open_shards(place: str, split: str | None, data_dir: str | None, wanted: boo
     path = Path(data_dir or "") / place
     if split is not None and ".tar" in split:  # as timm takes it, with the number of images behind a bar
         path, split = (path if path.is_dir() else path.parent) / split.partition("|")[0], None
-    files = list(_expand(str(path))) if not path.is_dir() else _of_split(path, split)
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is not None or not files:
-        raise TokredError(
-            f"There is no shard at {missing or path}; wds/ takes a folder of local .tar files, or files such "
-            "as "
-            f"DIR/val-{{000..063}}.tar."
-        )
+    files = _files(path, split)
     samples = [sample for file in files for sample in _index(file) if sample.image is not None]
     if not samples:
         raise TokredError(f"The shards in {path} have no images ({', '.join(_IMAGES)}); see --split.")
     labels = _labels(samples) if wanted else np.full(len(samples), UNLABELLED)
-    digest, fingerprint = hashlib.sha256(), hashlib.sha256()
-    for sample in samples:
-        digest.update(
-            f"{sample.key}\0{sample.parts[sample.image or ''][1]}\n".encode(errors="surrogateescape")
-        )
-    for file in files:
-        fingerprint.update(f"{file.stat().st_mtime_ns}\n".encode())
-    labelled = bool((labels != UNLABELLED).all())
-    images_hash = digest.hexdigest()
-    full = hashlib.sha256(images_hash.encode() + labels.tobytes()).hexdigest()
+    images_hash = hash_lines(f"{one.key}\0{one.parts[one.image or ''][1]}" for one in samples)
     name = os.path.basename(os.path.realpath(path if path.is_dir() else path.parent))
     return Source(
         images=StrictImages(Shards(samples, labels)),
         name=f"wds/{name}",
         split=split or "validation",
-        hash=full,
+        hash=hashlib.sha256(images_hash.encode() + labels.tobytes()).hexdigest(),
         groups=np.arange(len(samples)),
         classes=None,
-        fingerprint=fingerprint.hexdigest(),
+        fingerprint=hash_lines(str(file.stat().st_mtime_ns) for file in files),
         labels=labels,
-        labelled=labelled,
+        labelled=bool((labels != UNLABELLED).all()),
         images_hash=images_hash,
     )
+
+
+def _files(path: Path, split: str | None) -> list[Path]:
+    """The shards of a split in a folder, or those of a pattern; at least one, and all are there."""
+    files = _of_split(path, split) if path.is_dir() else list(_expand(str(path)))
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None or not files:
+        raise TokredError(
+            f"There is no shard at {missing or path}; wds/ takes a folder of local .tar files, or files such "
+            "as DIR/val-{000..063}.tar."
+        )
+    return files
 
 
 def _expand(pattern: str) -> Iterator[Path]:
@@ -141,11 +137,7 @@ def _expand(pattern: str) -> Iterator[Path]:
 
 
 def _listed(info: Path) -> dict[str, list[str]]:
-    """The names of shards of each split in an _info.json.
-
-    Raises:
-        TokredError: it has another form.
-    """
+    """The names of shards of each split in an _info.json."""
     try:
         splits = json.loads(read_text(info)).get("splits", {})
         return {split: [str(name) for name in facts["filenames"]] for split, facts in splits.items()}

@@ -8,10 +8,8 @@ does not apply, and a note says so.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
-from timm.data import ImageNetInfo
-
+from tokred.data import imagenet
 from tokred.data.folders import VALIDATION_NAMES
 from tokred.data.preprocessing import Preparation
 from tokred.data.source import Source
@@ -75,8 +73,9 @@ def is_imagenet_validation(source: Source) -> bool:
     """
     if source.limited or len(source) != IMAGES or source.split not in VALIDATION_NAMES:
         return False
-    if source.class_names and source.class_names[0] in _wnids():  # other sources have names in words
-        return source.class_names == _wnids()
+    wnids = imagenet.class_names(CLASSES)
+    if source.class_names and source.class_names[0] in wnids:  # other sources have names in words
+        return source.class_names == wnids
     return source.classes in (None, CLASSES) and "imagenet-1k" in source.name.lower().replace("_", "-")
 
 
@@ -89,8 +88,3 @@ def is_imagenet(source: Source) -> bool:
         return False
     named = source.origin == "validation" or "imagenet-1k" in source.name.lower().replace("_", "-")
     return named or is_imagenet_validation(source)
-
-
-@cache
-def _wnids() -> tuple[str, ...]:
-    return tuple(ImageNetInfo("imagenet-1k").label_names())
