@@ -6,7 +6,7 @@ import torch
 from helpers.adaptive import Runs, Standouts
 
 import tokred
-from tokred.core.calibrate import calibrate, image_flops, reducer_flops, set_threshold
+from tokred.core.calibrate import calibrate, image_flops, set_threshold
 from tokred.core.costs import CostTable
 from tokred.core.flops import analyse
 from tokred.core.plan import Plan
@@ -66,9 +66,9 @@ def test_the_cost_of_an_image_is_the_trace_of_the_model_on_it_alone(cls):
     reduced, costs, x = model(cls), CostTable(tiny_vit()), images(4)
     counts = reduced.run(x).counts.numpy()
     traces = [analyse(reduced, x[i : i + 1]) for i in range(4)]
-    assert image_flops(costs, reduced.plan, counts).tolist() == [trace.total() for trace in traces]
-    own = [trace.total("stages") for trace in traces]
-    assert reducer_flops(costs, reduced.plan, counts).tolist() == own
+    flops, reducers = image_flops(costs, reduced.plan, counts)
+    assert flops.tolist() == [trace.total() for trace in traces]
+    assert reducers.tolist() == [trace.total("stages") for trace in traces]
 
 
 @pytest.mark.parametrize(("cls", "budget"), [(Standouts, 0.3), (Standouts, 0.1), (Runs, 0.2)])
@@ -78,7 +78,7 @@ def test_calibration_meets_the_budget_in_the_mean(cls, budget):
     assert match.reduction == pytest.approx(budget, abs=0.003)  # of 40 images with few tokens
     with torch.no_grad():
         alone = np.concatenate([reduced.run(image[None]).counts.numpy() for image in images(40)])
-    assert match.flops == round(image_flops(costs, match.plan, alone).mean())
+    assert match.flops == round(image_flops(costs, match.plan, alone)[0].mean())
     assert match.plan.knob == reduced.stage_list()[0].reducer.threshold
     assert match.budget == budget
 
@@ -91,7 +91,7 @@ def test_calibration_finds_what_a_scan_over_all_thresholds_finds(budget):
         set_threshold(reduced, float(threshold))
         with torch.no_grad():
             counts = reduced.run(images(40)).counts.numpy()
-        saved.append(1 - image_flops(costs, reduced.plan, counts).mean() / costs.dense)
+        saved.append(1 - image_flops(costs, reduced.plan, counts)[0].mean() / costs.dense)
     assert saved == sorted(saved)
     match = calibrate(reduced, costs, budget, images(40).split(16))
     place = np.searchsorted(np.linspace(0, 1, 101), match.plan.knob)
@@ -128,7 +128,7 @@ def test_reduce_sets_a_threshold_on_images_or_takes_one():
     with torch.no_grad():
         counts = met.run(images(24)).counts.numpy()
         alone = met.run(images(1))
-    saved = 1 - image_flops(CostTable(backbone), met.plan, counts).mean() / CostTable(backbone).dense
+    saved = 1 - image_flops(CostTable(backbone), met.plan, counts)[0].mean() / CostTable(backbone).dense
     assert saved == pytest.approx(0.2, abs=0.005)
     assert alone.x.shape[1] == 1 + alone.counts[0, -1] < 37  # at batch 1 the tokens are gone
     fixed = tokred.reduce(backbone, "ats", stages=(2, 3), threshold=met.plan.knob)
@@ -182,4 +182,4 @@ def test_a_reducer_that_is_not_quadratic_is_counted_at_every_number_of_tokens():
     reduced, costs, x = model(Cubic), CostTable(tiny_vit()), images(3)
     counts = reduced.run(x).counts.numpy()
     traces = [analyse(reduced, x[i : i + 1]).total() for i in range(3)]
-    assert image_flops(costs, reduced.plan, counts).tolist() == traces
+    assert image_flops(costs, reduced.plan, counts)[0].tolist() == traces

@@ -61,7 +61,7 @@ def test_the_row_has_the_means_over_the_test_images_of_what_each_costs_alone(tmp
         images = [job.preparation.transform(job.source.images[i][0])[None] for i in range(12)]
         tokens = np.concatenate([model.run(image).counts.numpy() for image in images])
         alone = torch.cat([model(image) for image in images]).argmax(1)
-    flops = image_flops(job.costs, model.plan, tokens)
+    flops, _ = image_flops(job.costs, model.plan, tokens)
     assert np.array_equal(job.evaluation.methods["standouts"].tokens, tokens)
     assert np.array_equal(job.evaluation.methods["standouts"].prediction, alone.numpy())
     assert row.gflops == pytest.approx(flops.mean() / 1e9)

@@ -25,40 +25,36 @@ _FEW = 32  # images that the search goes over
 _CORRECTIONS = 6  # passes over all images
 
 
-def image_flops(costs: CostTable, plan: Plan, counts: np.ndarray) -> np.ndarray:
-    """FLOPs of each image, [n] int64, equal to a trace of the model on that image alone.
+def image_flops(costs: CostTable, plan: Plan, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """FLOPs of each image, equal to a trace of the model on that image alone, and those of its reducers.
 
     Args:
         costs: cost table of the backbone.
         plan: the plan, of a method whose counts depend on the image.
         counts: [n, S] int, tokens that each image has after each stage.
+
+    Returns:
+        FLOPs of the model, [n] int64, and of the reducers alone, [n] int64.
     """
     total = np.full(len(counts), costs.embedding, dtype=np.int64)
+    reducers = np.zeros(len(counts), dtype=np.int64)
     before = np.column_stack([np.full(len(counts), costs.n), counts])
     for place, segment in enumerate(costs.segments(plan)):
         lengths, where = np.unique(before[:, place], return_inverse=True)
         flops = [sum(costs.part(part, layer, n) for part, layer in segment) for n in lengths.tolist()]
         total += np.array(flops, dtype=np.int64)[where]
-    return total + reducer_flops(costs, plan, counts)
+        for layer in plan.stages[place : place + 1]:
+            reducers += _stage_flops(costs, plan, layer, lengths)[where]
+    return total + reducers, reducers
 
 
-def reducer_flops(costs: CostTable, plan: Plan, counts: np.ndarray) -> np.ndarray:
-    """FLOPs of the reducers alone, [n] int64; arguments as for `image_flops`.
+def _stage_flops(costs: CostTable, plan: Plan, layer: int, lengths: np.ndarray) -> np.ndarray:
+    """FLOPs of the reducer at one layer on each number of tokens, [k] int64.
 
     What a reducer costs must follow from the number of tokens that it looks at. It is taken for quadratic in
     that number, for even and odd ones apart; where the count at all patches contradicts, it is counted at
     each one.
     """
-    total = np.zeros(len(counts), dtype=np.int64)
-    before = np.column_stack([np.full(len(counts), costs.n), counts])
-    for place, layer in enumerate(plan.stages):
-        lengths, where = np.unique(before[:, place], return_inverse=True)
-        total += _stage_flops(costs, plan, layer, lengths)[where]
-    return total
-
-
-def _stage_flops(costs: CostTable, plan: Plan, layer: int, lengths: np.ndarray) -> np.ndarray:
-    """FLOPs of the reducer at one layer on each number of tokens, [k] int64."""
     flops = np.zeros(len(lengths), dtype=np.int64)
     for odd in (0, 1):
         places = np.flatnonzero(lengths % 2 == odd)
@@ -123,7 +119,7 @@ def calibrate(model: ReducedViT, costs: CostTable, budget: float, images: Iterab
             )
     set_threshold(model, nearest[1])
     counts = everything.counts[nearest[1]]
-    flops, reducers = (round(part(costs, model.plan, counts).mean()) for part in (image_flops, reducer_flops))
+    flops, reducers = (round(part.mean()) for part in image_flops(costs, model.plan, counts))
     return Match(model.plan, flops, reducers, costs.dense, budget, costs.n)
 
 
@@ -149,8 +145,8 @@ class _Saved:
         if threshold not in self.counts:
             counts = [self.model.advance(start).counts.cpu().numpy() for start in self.starts]
             self.counts[threshold] = np.concatenate(counts)
-        flops = image_flops(self.costs, self.model.plan, self.counts[threshold]).mean()
-        return 1 - float(flops) / self.costs.dense
+        flops, _ = image_flops(self.costs, self.model.plan, self.counts[threshold])
+        return 1 - float(flops.mean()) / self.costs.dense
 
     def threshold(self, target: float) -> float:
         """The threshold at which the images save the fraction `target`, by bisection between 0 and 1."""

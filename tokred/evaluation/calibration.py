@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokred.core.calibrate import calibrate, image_flops, reducer_flops
+from tokred.core.calibrate import calibrate, image_flops
 from tokred.core.costs import CostTable
 from tokred.core.match import Match
 from tokred.core.plan import Plan
@@ -91,11 +91,7 @@ class Calibration:
         return source.images, source
 
     def match(self, model: ReducedViT, costs: CostTable, budget: float) -> Match:
-        """Set the threshold of a model; the match has the mean cost of the images.
-
-        Raises:
-            TokredError: as `images` and `calibrate`.
-        """
+        """Set the threshold of a model; the match has the mean cost of the images. See `calibrate`."""
         model.to(self.device).eval()
         with autocast(self.device, self.dtype):
             return calibrate(model, costs, budget, self.images)
@@ -113,7 +109,7 @@ def measured_columns(
         groups: [n] groups of images that are not independent.
         seed: seed of the interval.
     """
-    flops = image_flops(costs, plan, tokens)
+    flops, reducers = image_flops(costs, plan, tokens)
     total, count = group_sums(groups, flops, np.ones(len(flops)))
     lo, hi = interval(total, count, seed)
     return {
@@ -122,6 +118,6 @@ def measured_columns(
         "gflops_lo": lo / 1e9,
         "gflops_hi": hi / 1e9,
         "gflops_sd": float(flops.std()) / 1e9,
-        "reducer_gflops": float(reducer_flops(costs, plan, tokens).mean() / 1e9),
+        "reducer_gflops": float(reducers.mean() / 1e9),
         "reduction": 1 - float(flops.mean()) / costs.dense,
     }
