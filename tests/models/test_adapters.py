@@ -162,7 +162,7 @@ def test_a_full_adapter_brings_its_own_backbone(tmp_path, backbone):
 def test_folders_are_looked_through_and_other_files_passed_over(tmp_path, backbone):
     written(tmp_path, backbone, name="b.safetensors")
     written(tmp_path, backbone, name="a.safetensors")
-    tensor_files.write_weights(backbone, tmp_path / "tiny.safetensors", {"model": "tiny"})
+    tensor_files.write_tensors(backbone.state_dict(), tmp_path / "tiny.safetensors", {"model": "tiny"})
     assert [adapter.path.name for adapter in foreign.find([tmp_path])] == ["a.safetensors", "b.safetensors"]
     (tmp_path / "empty").mkdir()
     for place in ("none", "empty"):

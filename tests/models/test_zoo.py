@@ -31,7 +31,7 @@ def test_names():
 def test_weights_round_trip_in_half_precision(tmp_path):
     model = zoo.build("deit_t", 10)
     path = tmp_path / "w.safetensors"
-    tensor_files.write_weights(model, path, {"seed": 3})
+    tensor_files.write_tensors(model.state_dict(), path, {"seed": 3})
     loaded = zoo.load_file("deit_t", path)
     assert loaded.card == {"seed": 3}
     assert loaded.model.num_classes == 10
@@ -44,7 +44,7 @@ def test_weights_round_trip_in_half_precision(tmp_path):
 
 def test_a_cut_off_file(tmp_path):
     path = tmp_path / "w.safetensors"
-    tensor_files.write_weights(zoo.build("deit_t", 10), path, {})
+    tensor_files.write_tensors(zoo.build("deit_t", 10).state_dict(), path, {})
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TokredError, match="cannot be read"):
         zoo.load_file("deit_t", path)
@@ -54,7 +54,7 @@ def test_a_cut_off_file(tmp_path):
 
 def test_weights_of_another_model(tmp_path):
     path = tmp_path / "w.safetensors"
-    tensor_files.write_weights(zoo.build("deit_t", 10), path, {})
+    tensor_files.write_tensors(zoo.build("deit_t", 10).state_dict(), path, {})
     with pytest.raises(TokredError, match="not for deit_s"):
         zoo.load_file("deit_s", path)
     torch.save({"model": {"unrelated": torch.zeros(3)}}, tmp_path / "w.pth")

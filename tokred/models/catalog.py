@@ -78,9 +78,8 @@ def catalog(names: Sequence[str], progress: Callable[[int], None] = lambda model
         progress: callback with the number of models that are done.
     """
     file = f"models-{__version__}-timm-{timm.__version__}-torch-{torch.__version__}.json"
-    known = {
-        name: facts for name, facts in cache_files.read(file).items() if len(facts) == len(Entry._fields) - 1
-    }
+    stored = cache_files.read(file).items()
+    known = {name: facts for name, facts in stored if len(facts) == len(Entry._fields) - 1}
     before = len(known)
     for name in names:
         if name not in known:

@@ -15,6 +15,7 @@ from tokred.core.backbone import blank_image
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError, UnsupportedModel
 from tokred.utils.atomic import check_writable_file, replace_file
+from tokred.utils.devices import evaluating
 
 Form = Literal["onnx", "pt2"]
 OPSET = 18  # the lowest that torch's exporter writes
@@ -49,29 +50,20 @@ def export(
         )
     if form == "onnx":
         _check_onnx(model)
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with evaluating(model), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # exporters warn of their own code
             content = _WRITERS[form](model, *_example(model, dynamic_batch))
     except TokredError:
         raise
     except Exception as error:
         raise UnsupportedModel(f"{_name(model)} cannot be exported to {form}: {_cause(error)}") from error
-    finally:
-        for part, training in modes:
-            part.training = training
     replace_file(path, content, "choose another file")
     return path
 
 
 def check_form(name: str) -> Form:
-    """The name itself, if it is that of a form.
-
-    Raises:
-        TokredError: it is not.
-    """
+    """The name itself; a `TokredError` if it is not that of a form."""
     if name not in get_args(Form):
         raise TokredError(f"A model is exported as {' or '.join(get_args(Form))}, not as {name!r}.")
     return cast("Form", name)

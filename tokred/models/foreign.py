@@ -52,19 +52,14 @@ class Checkpoint(Adapter):
         return super().apply(backbone, plan, weights_hash, seed)
 
     def check(self, backbone: Any) -> None:
-        """Raise where the checkpoint is of another model than the one that is compared.
-
-        Raises:
-            TokredError: with the model that it is of.
-        """
+        """Raise a `TokredError` if the checkpoint is of another model than the one that is compared."""
         own = (self.card["width"], self.card["depth"], self.card["patches"], self.card["classes"])
         here = (backbone.embed_dim, len(backbone.blocks), num_patches(backbone), backbone.num_classes)
         if own != here:
             words = "a model of width {}, {} layers, {} patches and {} classes"
             raise TokredError(
                 f"{self.path} holds {words.format(*own)} ({self.card['model']}), but what is compared is "
-                f"{words.format(*here)}; "
-                "choose the --model and the data that it was trained for."
+                f"{words.format(*here)}; choose the --model and the data that it was trained for."
             )
 
     def own_tokens(self, n: int) -> tuple[int, ...] | None:
@@ -100,8 +95,7 @@ def find(places: Iterable[str | Path]) -> list[Adapter]:
     """All adapters in files and folders, in this order.
 
     A place may also be a foreign checkpoint, or a folder with such and no adapter; "evit=FILE" names the
-    method of
-    its training.
+    method of its training.
 
     Raises:
         TokredError: no such file or folder, a file without a readable card, or a folder without an adapter.

@@ -150,11 +150,9 @@ def _advice(name: str) -> str:
         files = f"config.json and model.safetensors from {constants.ENDPOINT}/{repository}"
         return f"download {files} into a folder and give it with --model local-dir:FOLDER, {cache}"
     config = get_pretrained_cfg(name)
-    place = (
-        f"model.safetensors from {constants.ENDPOINT}/{config.hf_hub_id}"
-        if config.hf_hub_id
-        else f"{config.url}"
-    )
+    place = f"{config.url}"
+    if config.hf_hub_id:
+        place = f"model.safetensors from {constants.ENDPOINT}/{config.hf_hub_id}"
     return f"download {place} and give it with --model {_tagged(name)} --weights FILE, {cache}"
 
 

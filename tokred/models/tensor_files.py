@@ -47,8 +47,7 @@ def read_checkpoint(path: Path) -> Any:
     """The content of a .pth file, read without running code.
 
     Beside tensors and plain Python values only `argparse.Namespace` is allowed, in which training scripts
-    keep their
-    settings.
+    keep their settings.
 
     Raises:
         TokredError: missing, corrupt, or something else is in it.
@@ -142,15 +141,6 @@ def read_card(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return card if isinstance(card, dict) else {}
-
-
-def write_weights(model: nn.Module, path: Path, card: dict[str, Any]) -> None:
-    """Write a model's float16 weights and their card beside them, each in one step.
-
-    Raises:
-        TokredError: they cannot be written.
-    """
-    write_tensors(model.state_dict(), path, card)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, card: Mapping[str, Any]) -> None:

@@ -79,9 +79,8 @@ def describe(path: Path, method: str | None = None) -> dict[str, Any]:
 def _card(
     path: Path, method: str | None, raw: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    averaged = raw.get("model") is None or bool(
-        raw.get("ema_best", False)
-    )  # the benchmark's own evaluation takes what was better
+    # The benchmark's own evaluation takes what was better.
+    averaged = raw.get("model") is None or bool(raw.get("ema_best", False))
     part = "model_ema" if averaged and raw.get("model_ema") is not None else "model"
     backbone, reducers = _parts(state_dict(raw, path, part))
     chosen = _method(path, method, reducers, settings)
@@ -131,10 +130,8 @@ def _parts(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[tuple[in
 def _facts(path: Path, backbone: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the tensors say about the backbone."""
     try:
-        width, patches = (
-            int(backbone["cls_token"].shape[-1]),
-            int(backbone["pos_embed"].shape[1]) - 1 - ("dist_token" in backbone),
-        )
+        width = int(backbone["cls_token"].shape[-1])
+        patches = int(backbone["pos_embed"].shape[1]) - 1 - ("dist_token" in backbone)
         classes = len(backbone["head.weight"])
     except (KeyError, IndexError):
         raise TokredError(
@@ -142,11 +139,8 @@ def _facts(path: Path, backbone: Mapping[str, Tensor]) -> dict[str, Any]:
             "head)."
         ) from None
     depth = len({key.split(".")[1] for key in backbone if key.startswith("blocks.")})
-    model = (
-        f"deit_{_SIZES[width]}_patch16_224"
-        if width in _SIZES and patches == 196
-        else f"a DeiT of width {width}"
-    )
+    known = width in _SIZES and patches == 196
+    model = f"deit_{_SIZES[width]}_patch16_224" if known else f"a DeiT of width {width}"
     return {"model": model, "width": width, "depth": depth, "patches": patches, "classes": classes}
 
 
@@ -189,9 +183,8 @@ def _method(
 
 def _named(text: str) -> str | None:
     """The method that a model or file is named after."""
-    words = re.split(
-        r"[^a-z0-9]+", text.lower().replace("k-medoids", "kmedoids").replace("dpc-knn", "dpcknn")
-    )
+    text = text.lower().replace("k-medoids", "kmedoids").replace("dpc-knn", "dpcknn")
+    words = re.split(r"[^a-z0-9]+", text)
     return next((_NAMES[word] for word in words if word in _NAMES), None)
 
 
@@ -247,10 +240,8 @@ def _options(
         },
     }
     # All others run with tokred's defaults, which are the benchmark's forms: PatchMerger without scale on
-    # normalised
-    # tokens, SiT with its learned temperature, DynamicViT's 1e-6 on the quotient, EViT's fused token as a
-    # plain sum,
-    # ToMe on keys with proportional attention.
+    # normalised tokens, SiT with its learned temperature, DynamicViT's 1e-6 on the quotient, EViT's fused
+    # token as a plain sum, ToMe on keys with proportional attention.
     return complete_options(registry.get(method), said.get(method, {}))
 
 

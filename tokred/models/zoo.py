@@ -76,11 +76,9 @@ def timm_name(name: str) -> str:
                 f"local-dir:{name}."
             )
         near = catalog.suggest(base, list(ALIASES))
-        hint = (
-            f"Did you mean: {', '.join(near)}?"
-            if near
-            else f"Known: {', '.join(ALIASES)}, and the ViTs of timm that `tokred models` lists."
-        )
+        hint = f"Known: {', '.join(ALIASES)}, and the ViTs of timm that `tokred models` lists."
+        if near:
+            hint = f"Did you mean: {', '.join(near)}?"
         raise UnknownName(f"Unknown model {name!r}. {hint}")
     resolved = architecture + dot + tag
     tagged = [known.partition(".")[2] for known in get_arch_pretrained_cfgs(architecture)]
@@ -93,11 +91,7 @@ def timm_name(name: str) -> str:
 
 
 def check_img_size(size: int | None) -> None:
-    """Refuse a side of images that no model has; None stands for the model's own.
-
-    Raises:
-        InvalidSetting
-    """
+    """Raise `InvalidSetting` for a side of images that no model has; None stands for the model's own."""
     if size is None or 1 <= size <= _MAX_PIXELS:
         return
     raise InvalidSetting(
@@ -107,11 +101,7 @@ def check_img_size(size: int | None) -> None:
 
 
 def check_made_for(schedule: Schedule, name: str) -> None:
-    """Check that a schedule is for the architecture of a model, whatever its weights.
-
-    Raises:
-        TokredError: it was made for another one.
-    """
+    """Raise a `TokredError` if a schedule was made for another architecture than a model's."""
     if schedule.model is None:
         return
     wanted, architecture = (timm_name(one).partition(".")[0] for one in (schedule.model, name))
@@ -129,8 +119,7 @@ def build(name: str, num_classes: int | None = None, img_size: int | None = None
         UnknownName: no such model.
         UnsupportedModel: tokred cannot reduce it.
         TokredError: a place, such as hf-hub:owner/name, cannot be looked up, or images of that size do not
-            divide
-            into patches.
+            divide into patches.
     """
     check_img_size(img_size)
     given = {"num_classes": num_classes, "img_size": img_size}
@@ -149,11 +138,7 @@ def build(name: str, num_classes: int | None = None, img_size: int | None = None
 
 
 def outline(name: str, img_size: int | None = None) -> Any:
-    """A model by name that is made in no time, with arbitrary weights: enough to count what it costs.
-
-    Raises:
-        TokredError: as `build`.
-    """
+    """A model as by `build`, made in no time with arbitrary weights: enough to count what it costs."""
     architecture = timm_name(name).partition(".")[0]
     options = catalog.outline_options(architecture) if architecture in catalog.family() else {}
     with torch.device("meta"):
@@ -196,8 +181,7 @@ def load_for(
     if broken:
         raise TokredError(
             f"The weights ({loaded.weights}) hold numbers that are not finite, in {some(broken, 2)}; their "
-            "training has diverged, "
-            "or the file is damaged."
+            "training has diverged, or the file is damaged."
         )
     if not classifier and _projects(loaded.model):
         loaded.model.num_classes = 0  # the head stays: its output is the embedding
@@ -279,18 +263,14 @@ def _resample(model: Any, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _check_size(model: Any, tensors: dict[str, torch.Tensor], name: str, path: Path) -> None:
-    """Raise where the weights are for images of another size.
-
-    Raises:
-        TokredError: with the size that they are for.
-    """
+    """Raise a `TokredError` if the weights are for images of another size."""
     side = _side(model, tensors)
     if side:
         size = side * model.patch_embed.patch_size[0]
         raise TokredError(
             f"The weights in {path} are for images of {size} pixels, but {name} takes "
-            f"{model.patch_embed.img_size[0]}: "
-            f"give --img-size {size}, or another size to resample their position embedding."
+            f"{model.patch_embed.img_size[0]}: give --img-size {size}, or another size to resample their "
+            "position embedding."
         )
 
 
@@ -328,13 +308,13 @@ def _published_file(name: str, path: Path) -> str:
     return ""
 
 
-def load_pretrained(name: str, num_classes: int | None = None, img_size: int | None = None) -> Loaded:
+def load_pretrained(name: str, img_size: int | None = None) -> Loaded:
     """A model with timm's pretrained weights, or those of a place, from the local cache or the hub.
 
     Raises:
         TokredError: they cannot be loaded, for instance without a network; the message says what to fetch.
     """
-    model = build(name, num_classes, img_size, pretrained=True)
+    model = build(name, img_size=img_size, pretrained=True)
     published = pretrained.published_name(timm_name(name), model)
     about = name if pretrained.is_source(name) else f"timm {published or timm_name(name)}"
     return Loaded(
@@ -348,11 +328,7 @@ def load_pretrained(name: str, num_classes: int | None = None, img_size: int | N
 
 
 def _load(model: nn.Module, tensors: dict[str, torch.Tensor], name: str, path: Path) -> None:
-    """Load all tensors.
-
-    Raises:
-        TokredError: names or shapes are not the model's; two of each are shown.
-    """
+    """Load all tensors; a `TokredError` shows two names or shapes that are not the model's."""
     intro, advice = f"The weights in {path} are not for {name}", "choose the --model that they belong to"
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False)

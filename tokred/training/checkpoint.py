@@ -15,11 +15,7 @@ from tokred.utils.files import check_regular
 
 
 def save(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; `identity` is everything that determines the result of the run.
-
-    Raises:
-        TokredError: it cannot be written.
-    """
+    """Write a checkpoint or raise a `TokredError`; `identity` is everything that determines the result."""
     temporary = path.with_suffix(".tmp")
     with writing(path):
         try:

@@ -60,21 +60,12 @@ class TrainingRun(ABC):
         return False
 
     def save(self) -> None:
-        """Write the checkpoint.
-
-        Raises:
-            TokredError: it cannot be written.
-        """
+        """Write the checkpoint; see `checkpoint.save`."""
         state = {**self.state(), "step": self.step, "seconds": self.seconds}
         checkpoint.save(self.out / "checkpoint.pt", self.identity, state)
 
     def resume(self) -> bool:
-        """Continue from the checkpoint, and return whether there is one.
-
-        Raises:
-            TokredError: the folder cannot be written or contains another run, or the checkpoint cannot be
-                read.
-        """
+        """Continue from the checkpoint, and return whether there is one; see `checkpoint.load`."""
         state = checkpoint.load(self.out / "checkpoint.pt", self.identity, self.device)
         if state is None:
             return False

@@ -28,10 +28,8 @@ def initialize(model: Any, rng: torch.Generator) -> None:
     model.cls_token.copy_(1e-6 * torch.randn(model.cls_token.shape, generator=rng))
     model.pos_embed[:, : -grid * grid].zero_()
     model.pos_embed[:, -grid * grid :].copy_(0.1 * sincos_position(grid, dim))
-    fan_in = model.patch_embed.proj.weight[0].numel()
-    model.patch_embed.proj.weight.copy_(
-        fan_in**-0.5 * torch.randn(model.patch_embed.proj.weight.shape, generator=rng)
-    )
+    patches = model.patch_embed.proj.weight
+    patches.copy_(patches[0].numel() ** -0.5 * torch.randn(patches.shape, generator=rng))
     for block in model.blocks:
         q, k, v = block.attn.qkv.weight.chunk(3)
         q.copy_(torch.randn(q.shape, generator=rng) * dim**-0.5)

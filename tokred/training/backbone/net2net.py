@@ -15,52 +15,46 @@ from torch import Tensor
 
 from tokred.errors import TokredError
 
+_NOISE = 0.5  # deviation from equal shares, relative to the standard deviation of the layer's weights
+
 
 @torch.no_grad()
-def widen(small: Any, large: Any, rng: torch.Generator, noise: float = 0.5) -> None:
+def widen(small: Any, large: Any, rng: torch.Generator) -> None:
     """Give `large` weights with which it computes the same logits as `small`.
 
     Args:
         small: the trained model.
         large: a model of the same depth, patch and head width, with a whole multiple of the channels.
         rng: generator of the shares of repeated channels.
-        noise: deviation from equal shares, relative to the standard deviation of the layer's weights.
 
     Raises:
         TokredError: the models do not have such shapes.
     """
     times, rest = divmod(large.embed_dim, small.embed_dim)
-    same = all(
-        [
-            len(small.blocks) == len(large.blocks),
-            small.patch_embed.patch_size == large.patch_embed.patch_size,
-            small.blocks[0].attn.head_dim == large.blocks[0].attn.head_dim,
-            small.pos_embed.shape[1] == large.pos_embed.shape[1],
-        ]
-    )
-    if rest or not same:
+    if rest or _shape(small) != _shape(large):
         raise TokredError(
             f"A model of width {small.embed_dim} and depth {len(small.blocks)} cannot be widened to one of "
             f"width {large.embed_dim} and depth {len(large.blocks)}: depth, patch and head width must agree, "
             "and the width must be a multiple, as from deit_t to deit_s."
         )
-    source = small.state_dict()
+    source, target = small.state_dict(), large.state_dict()
     large.load_state_dict(
-        {
-            key: _widened(key, source[key], value, times, rng, noise)
-            for key, value in large.state_dict().items()
-        }
+        {key: _widened(key, source[key], value, times, rng) for key, value in target.items()}
     )
 
 
-def _widened(
-    key: str, value: Tensor, target: Tensor, times: int, rng: torch.Generator, noise: float
-) -> Tensor:
+def _shape(model: Any) -> tuple[Any, ...]:
+    """What both models must have in common."""
+    patch, block = model.patch_embed.patch_size, model.blocks[0]
+    return len(model.blocks), patch, block.attn.head_dim, model.pos_embed.shape[1]
+
+
+def _widened(key: str, value: Tensor, target: Tensor, times: int, rng: torch.Generator) -> Tensor:
     if value.shape == target.shape:
         return value
     if key.endswith(("qkv.weight", "qkv.bias")):  # queries, keys and values are repeated separately
         parts = [
-            _widened(key.replace("qkv", "part"), part, goal, times, rng, noise)
+            _widened(key.replace("qkv", "part"), part, goal, times, rng)
             for part, goal in zip(value.chunk(3), target.chunk(3), strict=True)
         ]
         return torch.cat(parts)
@@ -69,6 +63,6 @@ def _widened(
         dims = [goal // length for goal, length in zip(target.shape, value.shape, strict=True)]
         return value.repeat(dims)
     rows = value.repeat(target.shape[0] // value.shape[0], 1)
-    shares = noise * value.std() * torch.randn(times, *rows.shape, generator=rng)
+    shares = _NOISE * value.std() * torch.randn(times, *rows.shape, generator=rng)
     shares = rows / times + shares - shares.mean(0)
     return torch.cat(list(shares), dim=1)

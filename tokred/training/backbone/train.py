@@ -119,9 +119,8 @@ class Trainer(TrainingRun):
             feats = features(self.model, self.normalize(images), tokens)
             logits, token_logits = self.model.forward_head(feats), self.token_head(feats[:, 1:])
         loss = F.cross_entropy(logits.float(), labels)
-        loss = loss + self.recipe.token_weight * F.cross_entropy(
-            token_logits.float().flatten(0, 1), targets.flatten()
-        )
+        of_tokens = F.cross_entropy(token_logits.float().flatten(0, 1), targets.flatten())
+        loss = loss + self.recipe.token_weight * of_tokens
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
@@ -145,23 +144,21 @@ class Trainer(TrainingRun):
             "precision": str(self.precision).removeprefix("torch."),
             **versions(),
         }
-        tensor_files.write_weights(weights, path, card)
+        tensor_files.write_tensors(weights.state_dict(), path, card)
         shipped = zoo.load_file(self.recipe.model, path)  # the accuracy is that of the stored weights
         for split in ("validation", "test"):
             card[f"{split}_top1"] = round(accuracy(shipped.model, split), 2)
         card["weights_hash"] = shipped.weights_hash
-        tensor_files.write_weights(weights, path, card)
+        tensor_files.write_tensors(weights.state_dict(), path, card)
         return path
 
 
 def _trainable(model: Any) -> bool:
     """Whether `features` supports the model: a CLS token, learned positions, no norm before the blocks."""
     norms = (model.norm_pre, model.patch_embed.norm)
-    plain = type(model).__name__ == "VisionTransformer" and all(
-        isinstance(norm, nn.Identity) for norm in norms
-    )
     return (
-        plain
+        type(model).__name__ == "VisionTransformer"
+        and all(isinstance(norm, nn.Identity) for norm in norms)
         and model.cls_token is not None
         and model.num_prefix_tokens == 1
         and model.pos_embed is not None
@@ -181,7 +178,7 @@ class Normalize:
 
 
 @torch.inference_mode()
-def accuracy(model: Any, split: photodigits.Split, limit: int | None = None, batch_size: int = 50) -> float:
+def accuracy(model: Any, split: photodigits.Split, limit: int | None = None) -> float:
     """Top-1 in per cent on the first `limit` images of a split."""
     model.eval()
 
@@ -192,7 +189,7 @@ def accuracy(model: Any, split: photodigits.Split, limit: int | None = None, bat
     normalize = Normalize(model)
     hits = sum(
         (model(normalize(images)).argmax(1) == labels).sum().item()
-        for images, labels in DataLoader(data, batch_size)
+        for images, labels in DataLoader(data, batch_size=50)
     )
     return 100 * hits / len(data)
 

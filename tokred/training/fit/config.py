@@ -61,8 +61,5 @@ class FitConfig:
         parts += [] if self.stages is None else ["layers", *str(stages_text(self.stages)).split()]
         parts += [Path(path).stem for path in (self.data, self.weights) if path is not None]
         parts += [] if self.img_size is None else [f"{self.img_size}px"]
-        parts += [
-            "full" if self.recipe.full else "reducer",
-            "any" if self.budget is None else f"{self.budget:g}",
-        ]
-        return "-".join(parts)
+        budget = "any" if self.budget is None else f"{self.budget:g}"
+        return "-".join([*parts, "full" if self.recipe.full else "reducer", budget])

@@ -100,11 +100,7 @@ def _same_classes(in_data: int | None, classes: int) -> bool:
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """Check that all labels [B] are classes of the model.
-
-    Raises:
-        TokredError: a label is not.
-    """
+    """Raise a `TokredError` if a label, of [B], is not a class of the model."""
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         wrong = int(labels.max()) if int(labels.max()) >= classes else int(labels.min())
         raise TokredError(
@@ -132,9 +128,8 @@ def _splits(data: str) -> tuple[Source, Source, str]:
             f"{data} contains {len(whole)} image; a fit needs at least one for training and one for "
             "validation."
         )
-    is_validation = (
-        np.arange(len(whole)) % 10 == 9 if len(whole) >= 10 else np.arange(len(whole)) == len(whole) - 1
-    )
+    places = np.arange(len(whole))
+    is_validation = places % 10 == 9 if len(whole) >= 10 else places == places[-1]
     note = (
         "There is no validation split, so every tenth image is used for validation; compare on other images."
     )
@@ -163,10 +158,8 @@ class Shuffled(Dataset[Any]):
             return position
         epoch, offset = divmod(position, self.images.n)
         if epoch != self._epoch:
-            self._epoch, self._order = (
-                epoch,
-                np.random.RandomState([self.seed, epoch]).permutation(self.images.n),
-            )
+            self._epoch = epoch
+            self._order = np.random.RandomState([self.seed, epoch]).permutation(self.images.n)
         return int(self._order[offset])
 
     def __getitem__(self, position: int) -> loading.Item | loading.LoadError:
@@ -206,11 +199,8 @@ def training_transform(model: Any, recipe: FitRecipe, as_drawn: bool) -> Any:
     Raises:
         TokredError: timm does not know the policy of augmentation.
     """
-    plain = (
-        not (recipe.flip or recipe.color_jitter or recipe.auto_augment or recipe.erase)
-        and recipe.crop_scale == 1
-    )
-    if as_drawn or plain:
+    changed = recipe.flip or recipe.color_jitter or recipe.auto_augment or recipe.erase
+    if as_drawn or (not changed and recipe.crop_scale == 1):
         return preprocessing.prepare(model, 1.0 if as_drawn else None).transform
     config = preprocessing.data_config(model)
     try:
@@ -235,11 +225,7 @@ def training_transform(model: Any, recipe: FitRecipe, as_drawn: bool) -> Any:
 def training_batches(
     data: Shuffled, steps: range, batch_size: int, rank: int, world: int, workers: int
 ) -> Iterator[loading.Batch]:
-    """Yield this process's share of the batch of each step.
-
-    Raises:
-        TokredError: an image cannot be read.
-    """
+    """Yield this process's share of the batch of each step; see `loading.stream`."""
     starts = (step * batch_size for step in steps)
     shares = (list(range(start + rank, start + batch_size, world)) for start in starts)
     return loading.stream(data, shares, workers)

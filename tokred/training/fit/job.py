@@ -28,6 +28,7 @@ from tokred.training.loop import TrainingRun
 from tokred.utils.devices import default_batch_size, resolve_precision
 from tokred.utils.distributed import Processes
 from tokred.utils.provenance import versions
+from tokred.utils.text import spaced
 
 # A fit for any budget is validated at the first of these that the method can reach.
 VALIDATED_BUDGETS = (0.3, 0.2, 0.1, 0.05)
@@ -70,7 +71,6 @@ class Fit(TrainingRun):
         self.images = open_images(config.data, self.recipe.seed, self.loaded.model.num_classes, config.labels)
         self._check()
         self.steps = self.recipe.steps(self.images.n)
-        chunk = config.chunk or default_batch_size(self.device)
         self.student.model.to(self.device)
         self.student.teacher.to(self.device)
         self.processes = Processes(self.device)
@@ -79,24 +79,9 @@ class Fit(TrainingRun):
                 f"A batch of {self.recipe.batch_size} images cannot be shared by "
                 f"{self.processes.world} processes."
             )
-        self.learner = Learner(
-            student=self.student,
-            recipe=self.recipe,
-            images=self.images,
-            processes=self.processes,
-            device=self.device,
-            dtype=self.dtype,
-            chunk=chunk,
-        )
-        self.validate = Validator(
-            images=self.images,
-            student=self.student,
-            processes=self.processes,
-            device=self.device,
-            dtype=self.dtype,
-            chunk=chunk,
-            workers=config.workers,
-        )
+        chunk = config.chunk or default_batch_size(self.device)
+        self.learner = Learner(self.student, self.images, self.processes, self.device, self.dtype, chunk)
+        self.validate = Validator(self.learner, config.workers)
         self.running_loss = float("nan")
         self.best, self.history = Best(), list[dict[str, float]]()
 
@@ -139,24 +124,20 @@ class Fit(TrainingRun):
         aim = "any budget" if self.config.budget is None else f"{100 * self.config.budget:g} % fewer FLOPs"
         options = options_text(changed_options(plan.reducer, plan.options))
         method = f"{plan.reducer.name} ({options})" if options else plan.reducer.name
-        layers = " ".join(map(str, plan.stages))
         length = f"{self.steps} steps of {self.recipe.batch_size} images from {images.name}"
         how = "" if images.labelled else " Without labels, accuracy means agreement with the dense model."
         return (
-            f"Fitting {what} of {method} at layers {layers} for {aim}: {count:,} "
-            f"parameters, {length}. "
-            f"Weights: {self.loaded.weights}.{how}{' ' if images.note else ''}{images.note}"
+            f"Fitting {what} of {method} at layers {spaced(plan.stages)} for {aim}: {count:,} parameters, "
+            f"{length}. Weights: {self.loaded.weights}.{how}{' ' if images.note else ''}{images.note}"
         )
 
     def status(self) -> str:
         """Loss and the last validation, for a progress bar."""
-        last = self.history[-1] if self.history else None
-        validated = (
-            f", validation {last['top1']:.1f} % (loss {last['loss']:.3f}), best {self.best.top1:.1f} %"
-            if last
-            else ""
-        )
-        return f"loss {self.running_loss:.3f}{validated}"
+        status = f"loss {self.running_loss:.3f}"
+        for last in self.history[-1:]:
+            validation = f"validation {last['top1']:.1f} % (loss {last['loss']:.3f})"
+            status += f", {validation}, best {self.best.top1:.1f} %"
+        return status
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -200,12 +181,7 @@ class Fit(TrainingRun):
             super().save()
 
     def resume(self) -> bool:
-        """Continue from the checkpoint if there is one, else initialise the parameters.
-
-        Raises:
-            TokredError: the folder cannot be written or contains another fit, or the checkpoint cannot be
-                read.
-        """
+        """Continue from the checkpoint if there is one, else initialise the parameters."""
         resumed = super().resume()
         if not resumed and self.recipe.calibrate:
             self._calibrate()
@@ -249,11 +225,8 @@ class Fit(TrainingRun):
         return {round(self.steps * (i + 1) / count) for i in range(count)}
 
     def _data(self) -> Shuffled:
-        return Shuffled(
-            self.images,
-            training_transform(self.loaded.model, self.recipe, self.images.n is None),
-            self.recipe.seed,
-        )
+        transform = training_transform(self.loaded.model, self.recipe, as_drawn=self.images.n is None)
+        return Shuffled(self.images, transform, self.recipe.seed)
 
     def batches(self) -> Iterator[loading.Batch]:
         steps = range(self.step, self.step if self.stopped else self.steps)
@@ -274,9 +247,8 @@ class Fit(TrainingRun):
                 loss, top1 = self.validate()
             entry |= {f"{label}loss": round(loss, 4), f"{label}top1": round(top1, 2)}
             if loss < self.best.loss:
-                self.best = Best(
-                    loss, top1, self.step, {name: value.detach().clone() for name, value in tensors.items()}
-                )
+                copies = {name: value.detach().clone() for name, value in tensors.items()}
+                self.best = Best(loss, top1, self.step, copies)
         self.history.append(entry)
 
     def finish(self, command: str) -> Path:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tokred.data.loading import Batch
 from tokred.errors import TokredError
 from tokred.training.fit.data import FitImages, check_labels, drawn_from
-from tokred.training.fit.recipe import FitRecipe
 from tokred.training.fit.student import Student
 from tokred.utils.devices import autocast
 from tokred.utils.distributed import Processes
@@ -23,7 +22,6 @@ class Learner:
 
     Args:
         student: the student, on its device.
-        recipe: the recipe of the fit.
         images: the images to learn from.
         processes: the processes that share every batch.
         device: the student's device.
@@ -34,18 +32,18 @@ class Learner:
     def __init__(
         self,
         student: Student,
-        recipe: FitRecipe,
         images: FitImages,
         processes: Processes,
         device: torch.device,
         dtype: torch.dtype,
         chunk: int,
     ) -> None:
-        self.student, self.recipe, self.images, self.processes = student, recipe, images, processes
+        self.student, self.recipe, self.images, self.processes = student, student.recipe, images, processes
         self.device, self.dtype, self.chunk = device, dtype, chunk
         self.parameters = student.parameters()
         self.optimizer = self._make_optimizer()
-        self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if recipe.ema else {}
+        averaged = self.parameters if self.recipe.ema else {}
+        self.average = {name: parameter.detach().clone() for name, parameter in averaged.items()}
         self.mixup = self._make_mixup()
 
     def _make_optimizer(self) -> torch.optim.Optimizer:

@@ -121,9 +121,8 @@ class Student:
             lesson: the dense model's outputs on the same images.
             targets: classes, [B], or their probabilities, [B, classes]; None without labels.
         """
-        state = self.model.advance(
-            self.model.embed(images, lesson.start.images) if self.recipe.full else lesson.start
-        )
+        start = self.model.embed(images, lesson.start.images) if self.recipe.full else lesson.start
+        state = self.model.advance(start)
         logits = self.model.logits(state).float()
         zero, recipe = logits.new_zeros(()), self.recipe
         parts = {
@@ -144,9 +143,8 @@ class Student:
         """The method's own penalty, the mean over stages."""
         active = [stage for stage in self.model.stage_list() if stage.reducer.keep < stage.reducer.n]
         pairs = zip(active, state.reductions, strict=True)
-        return torch.stack(
-            [stage.reducer.penalty(reduction).to(state.x.device) for stage, reduction in pairs]
-        ).mean()
+        penalties = [stage.reducer.penalty(reduction).to(state.x.device) for stage, reduction in pairs]
+        return torch.stack(penalties).mean()
 
     def _token_distance(self, state: State, target: Tensor) -> Tensor:
         """Mean squared distance of the final tokens to the teacher's, relative to their variance per image.
@@ -194,9 +192,8 @@ class Student:
         student_logits = self.model(images).float()
         loss = _divergence(student_logits, logits) * len(student_logits)
         if labels is not None:
-            loss = self.recipe.logits_weight * loss + self.recipe.label_weight * F.cross_entropy(
-                student_logits, labels, reduction="sum"
-            )
+            wrong = F.cross_entropy(student_logits, labels, reduction="sum")
+            loss = self.recipe.logits_weight * loss + self.recipe.label_weight * wrong
         aim = logits.argmax(1) if labels is None else labels
         return float(loss), int((student_logits.argmax(1) == aim).sum())
 
@@ -208,9 +205,8 @@ def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 
 def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
     """Mean KL divergence from the teacher's distribution."""
-    return F.kl_div(
-        logits.float().log_softmax(1), teacher.float().log_softmax(1), log_target=True, reduction="batchmean"
-    )
+    log, target = logits.float().log_softmax(1), teacher.float().log_softmax(1)
+    return F.kl_div(log, target, log_target=True, reduction="batchmean")
 
 
 def _capacity(n: int, stages: int) -> tuple[int, ...]:
@@ -224,8 +220,6 @@ def _trainable_copy(backbone: Any, drop_path: float) -> Any:
     last = max(1, len(model.blocks) - 1)
     for index, block in enumerate(model.blocks):
         if drop_path:
-            block.drop_path1, block.drop_path2 = (
-                DropPath(drop_path * index / last),
-                DropPath(drop_path * index / last),
-            )
+            block.drop_path1 = DropPath(drop_path * index / last)
+            block.drop_path2 = DropPath(drop_path * index / last)
     return model

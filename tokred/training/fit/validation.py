@@ -8,40 +8,27 @@ import torch
 from torch import Tensor
 
 from tokred.data import loading, preprocessing
-from tokred.training.fit.data import FitImages, check_labels
-from tokred.training.fit.student import Student
+from tokred.training.fit.data import check_labels
+from tokred.training.fit.learner import Learner
 from tokred.utils.devices import autocast
-from tokred.utils.distributed import Processes
 
 
 class Validator:
     """Loss and accuracy of a student on the validation images; the dense model runs once on each.
 
     Args:
-        images: the images of the fit.
-        student: the student to validate.
-        processes: the processes that share the images.
-        device: the student's device.
-        dtype: dtype of matrix products; autocast is used unless it is float32.
-        chunk: number of images in a forward pass.
+        learner: the student with its images, device and precision.
         workers: number of processes that load images.
     """
 
-    def __init__(
-        self,
-        images: FitImages,
-        student: Student,
-        processes: Processes,
-        device: torch.device,
-        dtype: torch.dtype,
-        chunk: int,
-        workers: int,
-    ) -> None:
-        self.student, self.processes, self.device, self.dtype = student, processes, device, dtype
-        self.labelled, source = images.labelled, images.validation
+    def __init__(self, learner: Learner, workers: int) -> None:
+        self.student, self.processes = learner.student, learner.processes
+        self.device, self.dtype = learner.device, learner.dtype
+        self.labelled, source = learner.images.labelled, learner.images.validation
         self._source, self._workers = source, workers
-        self._preparation = preprocessing.prepare(student.teacher.backbone, source.crop_pct)
-        self._ranges = loading.ranges(len(source), chunk)[processes.rank :: processes.world]
+        self._preparation = preprocessing.prepare(self.student.teacher.backbone, source.crop_pct)
+        ranges = loading.ranges(len(source), learner.chunk)
+        self._ranges = ranges[self.processes.rank :: self.processes.world]
         self._logits: list[Tensor] = []  # those of the dense model
 
     def __call__(self) -> tuple[float, float]:
