@@ -15,7 +15,7 @@ from tokred.core import registry
 from tokred.core.backbone import check_supported
 from tokred.core.calibrate import calibrate
 from tokred.core.costs import CostTable
-from tokred.core.match import at_knob, at_tokens, check_counted, match
+from tokred.core.match import Match, at_knob, at_tokens, check_counted, match
 from tokred.core.plan import Plan, Protocol, counts_at_rate, resolve_stages
 from tokred.core.reducer import Reducer
 from tokred.core.schedule import UNIFORM, Schedule, choose
@@ -23,6 +23,7 @@ from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError
 from tokred.evaluation import foreign_plans
 from tokred.models import adapters, foreign, tensor_files, zoo
+from tokred.utils.devices import evaluating
 from tokred.utils.text import spaced
 
 if TYPE_CHECKING:
@@ -99,20 +100,7 @@ def reduce(
     weights_hash = tensor_files.hash_weights(model) if adapters.of_method(near.adapters, method) else ""
     options = adapters.fitted_options(near.adapters, method, options, weights_hash)
     place: Any = {"protocol": protocol, "stages": stages, "options": options}
-    if cls.adaptive():
-        check_counted(cls, counts)
-        if method in near.matches:  # a checkpoint has its own layers and options
-            own = near.matches[method].plan
-            place |= {"stages": own.stages, "options": dict(own.options)}
-        plan = at_knob(costs, method, cls.threshold if threshold is None else threshold, **place).plan
-    elif counts.tokens is not None:
-        plan = at_tokens(costs, method, counts.tokens, **place).plan
-    elif keep is not None:
-        layers = stages or resolve_stages(cls, costs.depth, protocol)
-        plan = _at_rate(method, layers, costs.n, keep, options)
-    else:
-        found = near.matches.get(method) or match(costs, method, budget, schedule=counts, **place)
-        plan = found.plan
+    plan = _plan(costs, method, near.matches.get(method), budget, keep, counts, threshold, place)
     costs.save()
     reduced = ReducedViT(model, plan, seed=seed)
     calibrated = partial(_calibrated, costs=costs, budget=budget, images=images)
@@ -143,11 +131,7 @@ REDUCE_SETTINGS = frozenset(inspect.signature(reduce).parameters) - {"model", "m
 def _check_counts(
     cls: type[Reducer], fixed: bool, threshold: float | None, images: Iterable[Tensor] | None
 ) -> None:
-    """Check that the settings of token counts suit the method; `fixed` if `keep` or `tokens` is given.
-
-    Raises:
-        TokredError: they do not.
-    """
+    """Refuse settings of token counts that do not suit the method; `fixed` if `keep` or `tokens` is given."""
     if not cls.adaptive():
         if threshold is not None or images is not None:
             raise TokredError(
@@ -168,24 +152,15 @@ def _calibrated(
     if images is None:
         return reduced
     batches = [images] if isinstance(images, Tensor) else images
-    modes = [(part, part.training) for part in reduced.modules()]
-    reduced.eval()
-    try:
+    with evaluating(reduced):
         calibrate(reduced, costs, budget, batches)
-    finally:
-        for part, training in modes:
-            part.training = training
     return reduced
 
 
 def _check_schedule(
     counts: Schedule, model: Any, keep: float | None, stages: Sequence[int] | Literal["all"] | None
 ) -> None:
-    """Check a schedule against the model and the other arguments.
-
-    Raises:
-        TokredError: it contradicts them.
-    """
+    """Refuse a schedule that contradicts the model or the other arguments."""
     if counts.shape != "uniform" and keep is not None:
         raise TokredError(f"keep makes a uniform schedule; give a budget for the schedule {counts.name}.")
     if stages is not None and counts.stages is not None:
@@ -195,15 +170,32 @@ def _check_schedule(
         zoo.check_made_for(counts, architecture)
 
 
-def _at_rate(method: str, layers: tuple[int, ...], n: int, keep: float, options: Mapping[str, Any]) -> Plan:
-    """The plan at a keep rate.
-
-    Raises:
-        TokredError: a rate outside (0, 1].
-    """
+def _plan(
+    costs: CostTable,
+    method: str,
+    own: Match | None,
+    budget: float,
+    keep: float | None,
+    counts: Schedule,
+    threshold: float | None,
+    place: Mapping[str, Any],
+) -> Plan:
+    """The plan by what sets the token counts; `own` is that of a foreign checkpoint."""
+    cls = registry.get(method)
+    if cls.adaptive():
+        check_counted(cls, counts)
+        if own is not None:  # a checkpoint has its own layers and options
+            place = {**place, "stages": own.plan.stages, "options": dict(own.plan.options)}
+        return at_knob(costs, method, cls.threshold if threshold is None else threshold, **place).plan
+    if counts.tokens is not None:
+        return at_tokens(costs, method, counts.tokens, **place).plan
+    if keep is None:
+        return (own or match(costs, method, budget, schedule=counts, **place)).plan
     if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < keep <= 1:
         raise TokredError(f"keep is the fraction of tokens that a stage keeps, such as 0.7; got {keep!r}.")
-    return Plan(method, layers, counts_at_rate(registry.get(method), n, len(layers), float(keep)), options)
+    layers = place["stages"] or resolve_stages(cls, costs.depth, place["protocol"])
+    tokens = counts_at_rate(cls, costs.n, len(layers), float(keep))
+    return Plan(method, layers, tokens, place["options"])
 
 
 def compare(

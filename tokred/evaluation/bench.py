@@ -15,11 +15,12 @@ from tokred.errors import TokredError
 from tokred.evaluation import candidates
 from tokred.evaluation.candidates import Candidate
 from tokred.evaluation.config import Config
-from tokred.evaluation.speed import DENSE, Speed, measure
+from tokred.evaluation.speed import Speed, measure
 from tokred.evaluation.timing import check_rounds
 from tokred.models import zoo
 from tokred.models.tensor_files import hash_weights
 from tokred.tables.render import Table
+from tokred.tables.row import BASELINE
 from tokred.utils import numbers
 from tokred.utils.atomic import replace_file
 from tokred.utils.devices import default_batch_size, resolve_device, resolve_precision
@@ -70,14 +71,9 @@ class Bench:
         loaded = _loaded(config.model, config.img_size)
         self.dense, self.costs = loaded.model, CostTable(loaded.model)
         config = replace(config, allow_unfitted=True)  # time does not depend on the parameters
-        self.candidates = {
-            candidate.name: candidate for candidate in candidates.build(config, loaded, self.costs)
-        }
-        self.models = {
-            name: candidate.model
-            for name, candidate in self.candidates.items()
-            if candidate.model is not None
-        }
+        built = candidates.build(config, loaded, self.costs)
+        self.candidates = {candidate.name: candidate for candidate in built}
+        self.models = {one.name: one.model for one in built if one.model is not None}
 
     @property
     def title(self) -> str:
@@ -107,23 +103,19 @@ class Bench:
             progress: function called with 1 after every round.
         """
         rows: list[Record] = []
+        reductions = candidates.reductions(self.candidates.values(), self.costs)
+        refused = {name: str(one.refused) for name, one in self.candidates.items() if one.refused}
         for size in self.batch_sizes:
-            failed = {
-                name: str(candidate.refused)
-                for name, candidate in self.candidates.items()
-                if candidate.refused
-            }
-            saved = {name: candidate.reduction(self.costs) for name, candidate in self.candidates.items()}
-            reductions = {name: reduction for name, reduction in saved.items() if reduction is not None}
+            failed = dict(refused)
             speeds = measure(
                 self.models,
                 self.dense,
                 size,
+                reductions,
                 rounds=self.rounds,
                 device=self.device,
                 dtype=self.dtype,
                 compiled=self.compiled,
-                reductions=reductions,
                 failed=failed,
                 progress=progress,
             )
@@ -220,8 +212,8 @@ def _figures(row: Record) -> list[str]:
         return [""] * 5
     patterns = (
         *("{images_per_s:.1f}", "{latency_ms:.1f}"),
-        "" if row["method"] == DENSE else "{speedup:.3f} [{speedup_lo:.3f}, {speedup_hi:.3f}]",
-        "" if row["method"] == DENSE else "{promise_share:.1%}",
+        "" if row["method"] == BASELINE else "{speedup:.3f} [{speedup_lo:.3f}, {speedup_hi:.3f}]",
+        "" if row["method"] == BASELINE else "{promise_share:.1%}",
         "" if row["peak_mem_mb"] is None else "{peak_mem_mb:.1f}",
     )
     return [pattern.format(**row) for pattern in patterns]

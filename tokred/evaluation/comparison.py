@@ -15,7 +15,7 @@ from tokred.core.backbone import num_patches
 from tokred.core.fingerprint import software
 from tokred.data import loading, preflight
 from tokred.errors import TokredError
-from tokred.evaluation import published_accuracy
+from tokred.evaluation import candidates, published_accuracy
 from tokred.evaluation.calibration import measured_columns
 from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.config_file import NAME, config_text
@@ -339,18 +339,16 @@ class Job(Setup):
 
     def _measure(self, rounds: int) -> dict[str, dict[str, Any]]:
         """Measure the time, memory and speed-up of every model alone, in turns."""
-        saved = {candidate.name: candidate.reduction(self.costs) for candidate in self.candidates}
-        reductions = {name: reduction for name, reduction in saved.items() if reduction is not None}
         models = {name: model for name, model in self.models.items() if name not in self.evaluation.failed}
         size, failed = self.evaluation.smallest_batch or self.batch_size, dict[str, str]()
         speeds = measure(
             models,
             self.loaded.model,
             size,
+            candidates.reductions(self.candidates, self.costs),
             rounds=rounds,
             device=self.device,
             dtype=self.dtype,
-            reductions=reductions,
             failed=failed,
         )
         return {name: asdict(speed) for name, speed in speeds.items()}

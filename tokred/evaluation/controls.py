@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokred.core.costs import CostTable
+from tokred.core.plan import Plan
 from tokred.core.stage import State
 from tokred.core.vit import ReducedViT
 from tokred.data import preprocessing
@@ -105,22 +106,16 @@ def _grids(costs: CostTable) -> list[tuple[int, int]]:
 
 
 def _estimate(costs: CostTable, patches: int) -> float:
-    parts = [(part, layer) for layer in range(1, costs.depth + 1) for part in ("attend", "mlp")] + [
-        ("head", costs.depth)
-    ]
-    return costs.embedding * patches / costs.n + sum(
-        costs.part(part, layer, patches) for part, layer in parts
-    )
+    (parts,) = costs.segments(Plan())
+    total = sum(costs.part(part, layer, patches) for part, layer in parts)
+    return costs.embedding * patches / costs.n + total
 
 
 def _resized(backbone: Any, grid: tuple[int, int]) -> Any:
     """The backbone for images of another size, which shares all parameters but the positional embedding."""
     position = backbone.pos_embed
-    shared = {
-        id(tensor): tensor
-        for tensor in (*backbone.parameters(), *backbone.buffers())
-        if tensor is not position
-    }
+    tensors = (*backbone.parameters(), *backbone.buffers())
+    shared = {id(tensor): tensor for tensor in tensors if tensor is not position}
     model = copy.deepcopy(backbone, shared)
     patch = backbone.patch_embed.patch_size
     model.set_input_size(img_size=(grid[0] * patch[0], grid[1] * patch[1]))
@@ -137,8 +132,5 @@ def _smaller_models(name: str) -> list[str]:
     below = reversed(_SIZES[: _SIZES.index(words[place])])
     names = ["_".join([*words[:place], size, *words[place + 1 :]]) for size in below]
     aliases = {full: alias for alias, full in zoo.ALIASES.items()}
-    return [
-        f"{smaller}.{tag}" if tag else aliases.get(smaller, smaller)
-        for smaller in names
-        if timm.is_model(smaller)
-    ]
+    known = [name for name in names if timm.is_model(name)]
+    return [f"{smaller}.{tag}" if tag else aliases.get(smaller, smaller) for smaller in known]

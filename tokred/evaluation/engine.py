@@ -135,11 +135,7 @@ class Pass:
         return target
 
     def _finite(self, output: Tensor, images: Tensor, index: Tensor) -> Tensor:
-        """The output of the dense model.
-
-        Raises:
-            TokredError: it is not finite.
-        """
+        """The output of the dense model; a `TokredError` if it is not finite."""
         if not finite(output):
             place = _first_not_finite(self.dense, images, index)
             raise TokredError(
@@ -196,11 +192,7 @@ class Pass:
 def evaluate(
     dense: ReducedViT, methods: Mapping[str, ReducedViT], batches: Iterable[Batch], n: int, **settings: Any
 ) -> Evaluation:
-    """Run the dense model and all methods over n images; `settings` are those of `Pass`.
-
-    Raises:
-        TokredError: see `Pass.run`.
-    """
+    """Run the dense model and all methods over n images, see `Pass.run`; `settings` are those of `Pass`."""
     return Pass(dense, methods, Evaluation.empty(n, methods), **settings).run(batches)
 
 

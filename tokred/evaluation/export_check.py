@@ -67,12 +67,8 @@ def check(
         want = torch.cat([model(batch) for batch in images.split(16)])
         got = torch.cat([run(batch) for batch in batches])
         with tempfile.TemporaryDirectory() as folder:
-            dense = load(
-                export(
-                    ReducedViT(model.backbone), Path(folder) / f"dense.{form}", form, dynamic_batch=dynamic
-                ),
-                form,
-            )
+            file = Path(folder) / f"dense.{form}"
+            dense = load(export(ReducedViT(model.backbone), file, form, dynamic_batch=dynamic), form)
         speedups, times = {}, {}
         for size in (1, 16) if dynamic else (1,):
             batch = images[torch.arange(size) % len(images)]

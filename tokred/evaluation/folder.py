@@ -155,11 +155,7 @@ class Folder:
         return bool(self.run.get("finished")) and (self.path / "predictions.npz").exists()
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write a file in one step.
-
-        Raises:
-            TokredError: it cannot be written; an existing file is unchanged.
-        """
+        """Write a file in one step; see `replace_file`."""
         replace_file(self.path / name, _encoded(content))
 
     @property

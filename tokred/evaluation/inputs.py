@@ -11,11 +11,7 @@ from tokred.models.zoo import Loaded
 
 
 def open_images(config: Config) -> Source:
-    """Open all images of a configuration.
-
-    Raises:
-        TokredError: see `sources.open_source`.
-    """
+    """Open all images of a configuration; see `sources.open_source`."""
     return sources.open_source(
         config.data,
         config.split,
@@ -38,18 +34,13 @@ def open_inputs(config: Config, classifier: bool = True) -> tuple[Source, Loaded
     """
     source = open_images(config)
     loaded = load_weights(config, source, classifier)
-    aligned = preflight.align(
-        source, loaded.model.num_classes, loaded.weights, own=config.weights is not None
-    )
+    own = config.weights is not None
+    aligned = preflight.align(source, loaded.model.num_classes, loaded.weights, own)
     return aligned.limit(config.limit), loaded, prepare(config, loaded, source)
 
 
 def load_weights(config: Config, source: Source | None, classifier: bool = True) -> Loaded:
-    """Load the model with the weights in the configuration, or by default with those for the images.
-
-    Raises:
-        TokredError: see `zoo.load_for`.
-    """
+    """Load the weights in the configuration, or by default those for the images; see `zoo.load_for`."""
     default = "pretrained" if source is None else source.weights
     return zoo.load_for(config.model, config.weights, default, config.img_size, classifier)
 

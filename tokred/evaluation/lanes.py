@@ -56,11 +56,8 @@ class Lanes:
         """
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
-        clock, running, ends = (
-            Clock(self.count),
-            deque[Future[np.ndarray]](),
-            dict[Future[np.ndarray], float](),
-        )
+        clock, running = Clock(self.count), deque[Future[np.ndarray]]()
+        ends = dict[Future[np.ndarray], float]()
         loader = iter(batches)
         settings = (torch.set_num_threads, (self.threads,))
         try:

@@ -194,9 +194,7 @@ class RunPredictions:
             run = cls(
                 images=arrays["rows"],
                 labels=arrays["labels"],
-                groups=arrays[
-                    "groups" if "groups" in arrays else "rows"
-                ],  # by default every image has its own
+                groups=arrays["groups" if "groups" in arrays else "rows"],  # by default one for each image
                 models=models,
                 about=dict(json.loads(str(arrays["about"]))),
             )

@@ -40,20 +40,12 @@ class Record:
             self.flush()
 
     def flush_all(self) -> None:
-        """Save everything that is evaluated, including batches that have not been noted yet.
-
-        Raises:
-            TokredError: it cannot be written.
-        """
+        """Save everything that is evaluated, including batches that have not been noted yet."""
         self._pending = [np.flatnonzero(self.evaluation.done & ~self._saved)]
         self.flush()
 
     def flush(self) -> None:
-        """Save the batches noted since the last save.
-
-        Raises:
-            TokredError: they cannot be written.
-        """
+        """Save the batches noted since the last save; see `Folder.write`."""
         now = time.monotonic()
         if sum(map(len, self._pending)):
             images, seconds = np.concatenate(self._pending), (now - self._last) / self.processes

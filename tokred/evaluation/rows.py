@@ -15,12 +15,16 @@ import numpy as np
 from tokred.errors import TokredError
 from tokred.evaluation.feature_scores import feature_columns
 from tokred.evaluation.metrics import Scores, fidelity, rise_intervals, score
-from tokred.evaluation.predictions import RunPredictions
+from tokred.evaluation.predictions import Predictions, RunPredictions
 from tokred.evaluation.significance import judge
 from tokred.tables.row import BASELINE, Row, rank
 
 PUBLISHED_TOLERANCE = 0.05  # points of top-1: other decoders and processors move it by some hundredths
 _SPEED = ("images_per_s", "latency_ms", "speedup", "promise_share", "peak_mem_mb")
+_AGAINST_ITSELF = ("p_value", "agreement", "agreement_lo", "agreement_hi", "kl", "drop_lo", "drop_hi")
+
+Models = Mapping[str, Predictions]
+"""What is stored of each model for the images that count."""
 
 
 def build_rows(
@@ -58,17 +62,19 @@ def build_rows(
     for name, reason in predictions.failed.items():
         if name in rows:
             rows[name] = replace(rows[name], status="failed", error=reason)
-    measured = predictions.models if len(places) else {}
-    further = _further_columns(predictions, places, run["seed"])
+    labels = predictions.labels[places] if predictions.labelled else None
+    groups, seed = predictions.groups[places], run["seed"]
+    models = {name: model.take(places) for name, model in predictions.models.items()} if len(places) else {}
+    further = _further_columns(models, labels, groups, seed)
     scores = {}
     if not predictions.encodes:
-        scores = {name: _score(name, run["seed"], predictions, places) for name in measured}
+        scores = {name: _score(name, models, labels, groups, seed) for name in models}
     merits = {
-        place: _merit(predictions, name, places)
+        place: _merit(models[name], models[BASELINE], labels)
         for place, name in enumerate(rows)
-        if name in measured and name != BASELINE
+        if name in models and name != BASELINE
     }
-    flags = judge(list(rows.values()), merits, predictions.groups[places])
+    flags = judge(list(rows.values()), merits, groups)
     whole = not run["limited"] and len(places) == len(predictions.images)
     published = published_columns(run["published"] if whole else None, scores.get(BASELINE))
     return rank(
@@ -89,38 +95,31 @@ def _timing(speed: Mapping[str, Any]) -> dict[str, Any]:
     return {column: speed.get(column) for column in _SPEED}
 
 
-def _score(name: str, seed: int, predictions: RunPredictions, places: np.ndarray) -> Scores:
+def _score(name: str, models: Models, labels: np.ndarray | None, groups: np.ndarray, seed: int) -> Scores:
     """A model's scores; those of the baseline against itself are left out, except for its zeros."""
-    own, dense = predictions.models[name].take(places), predictions.models[BASELINE].take(places)
-    labels, groups = predictions.labels[places], predictions.groups[places]
-    if predictions.labelled:
-        scores = score(own, dense, labels, groups, seed)
-    else:
-        scores = fidelity(own, dense, groups, seed)
-    itself = dict.fromkeys(
-        ("p_value", "agreement", "agreement_lo", "agreement_hi", "kl", "drop_lo", "drop_hi")
-    )
+    own, dense = models[name], models[BASELINE]
+    scores = fidelity(own, dense, groups, seed) if labels is None else score(own, dense, labels, groups, seed)
+    itself = dict.fromkeys(_AGAINST_ITSELF)
     return replace(scores, **itself) if name == BASELINE else scores
 
 
-def _merit(predictions: RunPredictions, name: str, places: np.ndarray) -> np.ndarray:
+def _merit(own: Predictions, dense: Predictions, labels: np.ndarray | None) -> np.ndarray:
     """What a model gets right, [n]: the label, else the dense model's prediction, else its features."""
-    own, dense = predictions.models[name], predictions.models[BASELINE]
     if own.cosine is not None:
-        return own.cosine[places]
-    truth = predictions.labels if predictions.labelled else dense.prediction
-    return np.asarray(own.prediction == truth)[places]
+        return own.cosine
+    return np.asarray(own.prediction == (dense.prediction if labels is None else labels))
 
 
-def _further_columns(predictions: RunPredictions, places: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
+def _further_columns(
+    models: Models, labels: np.ndarray | None, groups: np.ndarray, seed: int
+) -> dict[str, dict[str, Any]]:
     """The columns of features, or else the limits of the rise of NLL, by the names of the models."""
-    models = {name: model.take(places) for name, model in predictions.models.items()}
-    groups = predictions.groups[places]
-    if predictions.encodes:
-        labels = predictions.labels[places] if predictions.labelled else None
+    if not models:
+        return {}
+    if models[BASELINE].cosine is not None:
         return dict(feature_columns(models, labels, groups, seed))
-    dense = models.pop(BASELINE)
-    ends = rise_intervals(models, dense, groups, seed)
+    reduced = {name: model for name, model in models.items() if name != BASELINE}
+    ends = rise_intervals(reduced, models[BASELINE], groups, seed)
     return {name: {"nll_rise_lo": low, "nll_rise_hi": high} for name, (low, high) in ends.items()}
 
 

@@ -130,9 +130,9 @@ class Setup:
         data = f"{what}, {self.source.split} split, {first} images{labels}"
         notes = (self.source.note, published_accuracy.note(self.loaded, self.source, self.preparation))
         note = "".join(f" {note}" for note in notes if note)
-        where = f"{self.device}" + (
-            f" in {self.processes.world} processes" if self.processes.world > 1 else ""
-        )
+        where = f"{self.device}"
+        if self.processes.world > 1:
+            where += f" in {self.processes.world} processes"
         inputs = f"Data: {data}. Weights: {self.loaded.weights}. Input: {self.preparation}."
         return f"{inputs} Precision: {precision} on {where}.{note}"
 

@@ -136,15 +136,6 @@ def ranks(
     )
 
 
-def leaders(
-    top1s: Sequence[float],
-    correct: np.ndarray | Sequence[np.ndarray],
-    groups: np.ndarray | None = None,
-) -> list[int]:
-    """The places of the rows with rank 1; a single one beats all others. Arguments as for `ranks`."""
-    return [index for index, rank in enumerate(ranks(top1s, correct, groups)) if rank == 1]
-
-
 def paired(
     top1s: Sequence[float], correct: np.ndarray | Sequence[np.ndarray], groups: np.ndarray | None
 ) -> Test:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from tokred.core.flops import count
 from tokred.core.vit import ReducedViT
 from tokred.errors import TokredError
 from tokred.evaluation.timing import (
@@ -29,8 +28,6 @@ from tokred.evaluation.timing import (
 )
 from tokred.tables.row import BASELINE
 from tokred.utils.devices import autocast
-
-DENSE = BASELINE
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,12 @@ def measure(
     models: Mapping[str, ReducedViT],
     dense: Any,
     batch_size: int,
+    reductions: Mapping[str, float],
     *,
     rounds: int = 15,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     compiled: bool = False,
-    reductions: Mapping[str, float] | None = None,
     failed: dict[str, str] | None = None,
     progress: Callable[[int], None] = lambda rounds: None,
 ) -> dict[str, Speed]:
@@ -83,11 +80,11 @@ def measure(
         models: reduced models by name.
         dense: the plain backbone.
         batch_size: number of images in a forward pass; they are random, of the backbone's size.
+        reductions: fractions of FLOPs saved, by name.
         rounds: number of times each model is timed.
         device: device to run on; the models are moved there.
         dtype: dtype of matrix products; autocast is used unless it is float32, as in a comparison.
         compiled: whether to run all models, including the dense one, through `torch.compile`.
-        reductions: known fractions of FLOPs saved, by name; others are counted.
         failed: dictionary that receives a sentence for each model that fails; without it a failure is raised.
         progress: function called with 1 after every round.
 
@@ -95,34 +92,29 @@ def measure(
         Speeds by name, that of the dense model under "baseline".
     """
     device = device or torch.device("cpu")
-    everything: dict[str, nn.Module] = {DENSE: dense, **models}
+    everything: dict[str, nn.Module] = {BASELINE: dense, **models}
     for model in everything.values():
         model.to(device).eval()
     shape = (batch_size, 3, *dense.patch_embed.img_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     runs, peaks = {}, {}
-    with (
-        torch._dynamo.config.patch(recompile_limit=2 * len(everything) + 8),
-        autocast(device, dtype),
-    ):  # all reduced models share one `forward`, and so its count of compilations
+    # All reduced models share one `forward`, and so its count of compilations.
+    limit = torch._dynamo.config.patch(recompile_limit=2 * len(everything) + 8)
+    with limit, autocast(device, dtype):
         for name, model in everything.items():
             try:
                 runs[name], peaks[name] = _prepared(model, images, device, compiled)
             except (Exception, SystemExit) as error:  # a failed method must not stop the others
-                if failed is None or name == DENSE:
+                if failed is None or name == BASELINE:
                     raise
                 failed[name] = sentence(error)
         seconds = interleave(runs, rounds, device, progress=progress, failed=failed)
-    if DENSE not in seconds:
-        raise TokredError(f"The dense model cannot be timed: {(failed or {}).get(DENSE)}")
-    saved = {
-        name: 1 - count(models[name]).total / count(ReducedViT(dense)).total
-        for name in seconds
-        if name not in {DENSE, *(reductions or {})}
-    }
-    saved |= {DENSE: 0.0, **(reductions or {})}
+    if BASELINE not in seconds:
+        raise TokredError(f"The dense model cannot be timed: {(failed or {}).get(BASELINE)}")
+    saved = {BASELINE: 0.0, **reductions}
     return {
-        name: _speed(seconds[name], seconds[DENSE], batch_size, saved[name], peaks[name]) for name in seconds
+        name: _speed(own, seconds[BASELINE], batch_size, saved[name], peaks[name])
+        for name, own in seconds.items()
     }
 
 

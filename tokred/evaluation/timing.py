@@ -36,7 +36,6 @@ def interleave(
     device: torch.device,
     *,
     least: float = 0.0,
-    seed: int = 0,
     progress: Callable[[int], None] = lambda rounds: None,
     failed: dict[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -47,7 +46,6 @@ def interleave(
         rounds: number of rounds.
         device: device to wait for before the clock is read.
         least: shortest measurement in seconds; a shorter run is called several times and averaged.
-        seed: seed of the order.
         progress: function called with 1 after every round.
         failed: dictionary that receives a sentence for each run that fails, which is then left out; without
             it a failure is raised.
@@ -56,12 +54,11 @@ def interleave(
         TokredError: a number of rounds that cannot be; see `check_rounds`.
     """
     check_rounds(rounds)
-    calls = {
-        name: max(1, round(least / _seconds(run, 1, device))) if least else 1 for name, run in runs.items()
-    }
+    calls = dict.fromkeys(runs, 1)
+    if least:
+        calls = {name: max(1, round(least / _seconds(run, 1, device))) for name, run in runs.items()}
     seconds = {name: np.empty(rounds) for name in runs}
-    rng = np.random.default_rng(seed)
-    names = list(runs)
+    rng, names = np.random.default_rng(0), list(runs)
     for index in range(rounds):
         for name in rng.permutation(names):
             try:
@@ -141,10 +138,8 @@ def peak_bytes(run: Run, device: torch.device) -> int | None:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
-    changes = sorted(
-        (event for event in results.events() if event.name() == "[memory]"),
-        key=lambda event: event.start_ns(),
-    )
+    changes = [event for event in results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
     return int(np.cumsum([event.nbytes() for event in changes], dtype=np.int64).max(initial=0))
 
 

@@ -102,11 +102,10 @@ def flags(ranked: RankedRow) -> list[str]:
 
 def better(ranked: RankedRow) -> list[str]:
     """Sentences about the rows than which a row is significantly better, by the measures that show it."""
-    by_top1, by_nll = (set(map(id, rows)) for rows in (ranked.better_top1, ranked.better_nll))
     parts = {
-        "top-1 and NLL": [one for one in ranked.better_top1 if id(one) in by_nll],
-        "top-1": [one for one in ranked.better_top1 if id(one) not in by_nll],
-        "NLL": [one for one in ranked.better_nll if id(one) not in by_top1],
+        "top-1 and NLL": [one for one in ranked.better_top1 if one in ranked.better_nll],
+        "top-1": [one for one in ranked.better_top1 if one not in ranked.better_nll],
+        "NLL": [one for one in ranked.better_nll if one not in ranked.better_top1],
     }
     return [
         f"better by {measure} than {', '.join(dict.fromkeys(one.row.method for one in rows))}"
@@ -145,10 +144,8 @@ def counted(settings: Sequence[Setting]) -> str:
     """A sentence about the size of a board."""
     groups = [group for setting in settings for group in setting.groups]
     ranked = [sum(one.rank is not None for one in group.ranked) for group in groups]
-    excluded_rows = sum(len(setting.apart) for setting in settings) + sum(
-        len(group.apart) for group in groups
-    )
-    excluded = f"; {_plural(excluded_rows, 'row')} excluded" if excluded_rows else ""
+    apart = sum(len(setting.apart) for setting in settings) + sum(len(group.apart) for group in groups)
+    excluded = f"; {_plural(apart, 'row')} excluded" if apart else ""
     count = sum(map(bool, ranked))
     return f"{_plural(sum(ranked), 'ranked row')} in {_plural(count, 'group')}{excluded}."
 

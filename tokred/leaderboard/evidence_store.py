@@ -28,11 +28,7 @@ class Store:
         self.folder = board.with_name(f"{board.name.removesuffix('.csv')}.rows")
 
     def put(self, key: Key, evidence: Evidence) -> None:
-        """Store the evidence of a row. An earlier verification of the same predictions is kept.
-
-        Raises:
-            TokredError: it cannot be written.
-        """
+        """Store the evidence of a row, see `replace_file`; an earlier verification of it is kept."""
         path = self._file(key, evidence)
         if evidence.verified is None and (before := _read(path)):
             evidence = replace(evidence, verified=before.verified)

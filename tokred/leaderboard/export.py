@@ -162,13 +162,13 @@ def _every_row(settings: Sequence[Setting]) -> Iterator[tuple[RankedRow, int | N
     """Every row once, with the number of others that share its rank."""
     for setting in settings:
         yield from ((ranked, None) for ranked in (*setting.baselines, *setting.apart))
-        seen: set[int] = set()  # a control can be in several groups
+        seen = set[RankedRow]()  # a control can be in several groups
         for group in setting.groups:
             count = Counter(ranked.rank for ranked in group.ranked)
             for ranked in (*group.ranked, *group.apart):
-                if id(ranked) not in seen:
+                if ranked not in seen:
                     yield ranked, None if ranked.rank is None else count[ranked.rank] - 1
-                seen.add(id(ranked))
+                seen.add(ranked)
 
 
 def _named(settings: Sequence[Setting]) -> Iterator[tuple[str, Row]]:

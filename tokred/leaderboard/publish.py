@@ -54,11 +54,7 @@ def export(board: Path, name: str, title: str, target: Path | None) -> str:
 
 
 def find(path: Path) -> Path:
-    """The CSV of a board, or of a run by its folder.
-
-    Raises:
-        TokredError: there is none.
-    """
+    """The CSV of a board, or of a run by its folder; a `TokredError` if there is none."""
     file = path / CSV_NAME if path.is_dir() else path
     if not file.exists():
         advice = f"create it with tokred leaderboard add RUN --board {path}"

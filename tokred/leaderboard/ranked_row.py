@@ -50,7 +50,7 @@ def identity(row: Row, columns: Sequence[str] = IDENTITY) -> tuple[str, ...]:
     return tuple(csv_cell(values[name]) for name in columns)
 
 
-@dataclass
+@dataclass(eq=False)
 class RankedRow:
     """A row of a board with its evidence and its rank.
 
@@ -120,21 +120,13 @@ def read(path: Path) -> list[Row]:
 
 
 def run_of(path: Path) -> Run | None:
-    """The run that a leaderboard.csv belongs to, if it has predictions; None for any other CSV.
-
-    Raises:
-        TokredError: the run is damaged.
-    """
+    """The run of a leaderboard.csv, if it has predictions; None for any other CSV. See `read_run`."""
     has_predictions = path.name == CSV_NAME and (path.parent / PREDICTIONS).is_file()
     return read_run(path.parent) if has_predictions else None
 
 
 def load(path: Path, run: Run | None) -> list[RankedRow]:
-    """Read the rows of a board or run with their evidence. The caller holds the lock of a board.
-
-    Raises:
-        TokredError: the file is not a leaderboard; see `read`.
-    """
+    """Read the rows of a board or run with their evidence, see `read`; the caller holds a board's lock."""
     store = Store(path)
     return [_with_evidence(row, store, run) for row in read(path)]
 

@@ -117,9 +117,9 @@ def _setting(rows: Sequence[RankedRow]) -> Setting:
                 (group.apart if ranked.exclusions else group.ranked).append(ranked)
         _rank(group)
         setting.groups.append(group)
-    shown = {id(ranked) for group in setting.groups for ranked in (*group.ranked, *group.apart)}
+    shown = {ranked for group in setting.groups for ranked in (*group.ranked, *group.apart)}
     for ranked in methods:  # an excluded control is listed once, in the first group of its budget
-        if id(ranked) not in shown:
+        if ranked not in shown:
             same = (group for group in setting.groups if group.budget == ranked.row.budget)
             next(same, setting.groups[0]).apart.append(ranked)
     return setting
@@ -182,16 +182,14 @@ def _nll_test(rows: Sequence[RankedRow]) -> Callable[[int, int], float]:
         if ranked.evidence is not None and ranked.evidence.nll is not None:
             nll.setdefault(ranked.evidence.images, {})[place] = ranked.evidence.nll
             clusters[ranked.evidence.images] = ranked.evidence.clusters
-    tests = [
-        (list(same), significance.paired_nll(list(same.values()), clusters[images]))
+    tests = {
+        tuple(same): significance.paired_nll(list(same.values()), clusters[images])
         for images, same in nll.items()
-    ]
+    }
 
     def test(first: int, second: int) -> float:
-        for places, paired in tests:
-            if first in places and second in places:
-                return paired(places.index(first), places.index(second))
-        return 1.0
+        places = next((places for places in tests if first in places and second in places), ())
+        return tests[places](places.index(first), places.index(second)) if places else 1.0
 
     return test
 

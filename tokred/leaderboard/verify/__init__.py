@@ -8,17 +8,17 @@ the run all results are identical. Otherwise rounding differs, and `compare.LIMI
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokred.errors import TokredError, did_you_mean
 from tokred.evaluation.run_folder import Run
 from tokred.leaderboard import publish
 from tokred.leaderboard.board import locked
-from tokred.leaderboard.evidence import VERIFIED, read_verified
+from tokred.leaderboard.evidence import VERIFIED, Evidence, read_verified
 from tokred.leaderboard.evidence_store import Store
 from tokred.leaderboard.ranked_row import RankedRow, run_of
 from tokred.leaderboard.verify.compare import Check, unchecked
@@ -66,8 +66,6 @@ def verify(
     Raises:
         TokredError: there is nothing to check, or none of the runs can be repeated.
     """
-    from tokred.leaderboard.verify import rerun
-
     path = publish.find(target)
     ranked, run = publish.ranked_rows(path), run_of(path)
     checks, runs, errors = _chosen(ranked, methods, path), dict[str, list[Check]](), list[TokredError]()
@@ -81,16 +79,9 @@ def verify(
         else:
             runs.setdefault(_run(check.row), []).append(check)
     for about, members in runs.items():
+        evidence = [one.evidence for one in ranked if one.evidence and _run(one) == about]
         try:
-            job = rerun.job_of(json.loads(about), places or rerun.Places())
-            evidence = [one.evidence for one in ranked if one.evidence and _run(one) == about]
-            rows, unknown = rerun.rebuild(job, evidence, run)
-            batches = rerun.batches(len(job.source), job.batch_size, sample, seed)
-            with bar(sum(map(len, batches))) as advance:
-                evaluation = rerun.run(job, [check.evidence for check in members], batches, advance)
-            for check in members:
-                check.compare_sample(evaluation, run, str(job.dtype).removeprefix("torch."))
-                check.compare_row(rows.get(check.evidence.name), unknown)
+            _repeat(members, evidence, run, json.loads(about), places, sample, seed, bar)
         except TokredError as error:
             errors.append(error)
             for check in members:
@@ -99,6 +90,29 @@ def verify(
         raise errors[0]
     repeated = [check for check in checks if check.images]
     return Verification(checks, [*unchecked(repeated), *_note(path, run, repeated)])
+
+
+def _repeat(
+    checks: Sequence[Check],
+    evidence: Sequence[Evidence],
+    run: Run | None,
+    about: Mapping[str, Any],
+    places: Places | None,
+    sample: int,
+    seed: int,
+    bar: Bars,
+) -> None:
+    """Set up a run again by its run.json, build its rows, evaluate a sample, and enter what differs."""
+    from tokred.leaderboard.verify import rerun
+
+    job = rerun.job_of(about, places or rerun.Places())
+    rows, unknown = rerun.rebuild(job, evidence, run)
+    batches = rerun.batches(len(job.source), job.batch_size, sample, seed)
+    with bar(sum(map(len, batches))) as advance:
+        evaluation = rerun.run(job, [check.evidence for check in checks], batches, advance)
+    for check in checks:
+        check.compare_sample(evaluation, run, str(job.dtype).removeprefix("torch."))
+        check.compare_row(rows.get(check.evidence.name), unknown)
 
 
 def _run(ranked: RankedRow) -> str:
