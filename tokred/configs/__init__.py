@@ -144,11 +144,7 @@ def read(kind: str, name: str, known: Sequence[str], build: Callable[[dict[str, 
 def check_keys(
     values: Iterable[str], known: Sequence[str], where: Callable[[str], str] = lambda key: ""
 ) -> None:
-    """Check the names of settings.
-
-    Raises:
-        UnknownName: one is unknown; the message suggests others, after `where` it stands.
-    """
+    """Raise `UnknownName`, which suggests others after `where` it stands, if a setting is unknown."""
     for name in values:
         if name not in known:
             raise UnknownName(f"{where(name)}{did_you_mean('setting', str(name), known)}")

@@ -30,11 +30,7 @@ _POOLS = ("token", "avg", "max", "avgmax", "map")
 
 
 def check_supported(model: Any) -> None:
-    """Refuse, by name, a model that `ReducedViT` would run wrongly.
-
-    Raises:
-        UnsupportedModel
-    """
+    """Raise `UnsupportedModel` for a model that `ReducedViT` would run wrongly."""
     name, kind = type(model).__name__, type(model)
     family = next((family for family in _FAMILIES if isinstance(model, family)), None)
     if family is None or kind.forward_features is not family.forward_features:
@@ -71,11 +67,7 @@ def check_supported(model: Any) -> None:
 
 
 def check_pool(pool: str | None) -> None:
-    """Refuse a pooling that a model is to get later; none at all, "", makes it an encoder.
-
-    Raises:
-        UnsupportedModel: tokens cannot count by their sizes in it.
-    """
+    """Raise `UnsupportedModel` for a pooling in which sizes cannot count; none, "", makes an encoder."""
     if pool not in (None, "", *_POOLS):
         raise UnsupportedModel(
             f"tokred pools by {', '.join(map(repr, _POOLS))}, or not at all, not by {pool!r}."

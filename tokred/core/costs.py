@@ -42,11 +42,8 @@ class CostTable:
     def __init__(self, backbone: Any) -> None:
         check_supported(backbone)
         self.backbone = backbone
-        self.n, self.depth, self.num_prefix = (
-            num_patches(backbone),
-            len(backbone.blocks),
-            backbone.num_prefix_tokens,
-        )
+        self.n, self.depth = num_patches(backbone), len(backbone.blocks)
+        self.num_prefix = backbone.num_prefix_tokens
         self._differences: dict[str, list[int]] = {}
         self._stages: dict[tuple[Any, ...], int] = {}
         self._quadratics: dict[tuple[Any, ...], np.ndarray] = {}
@@ -117,24 +114,19 @@ class CostTable:
         key = (plan.method, repr(plan.options), n % 2, plan.stages[0] == 1)
         if key not in self._quadratics:
             lengths = [16 + n % 2 + 2 * i for i in range(3)]
-            if any(
-                plan.reducer.floor(length) + 3 > length for length in lengths
-            ):  # too few counts to fit a polynomial to
-                return float(self.stage(plan, plan.stages[0], n, keep))
+            if any(plan.reducer.floor(length) + 3 > length for length in lengths):
+                return float(self.stage(plan, plan.stages[0], n, keep))  # too few counts for a polynomial
             points = [
                 (length, max(plan.reducer.floor(length), 12) + j)
                 for i, length in enumerate(lengths)
                 for j in range(3 - i)
             ]
             design = np.array([_monomials(*point) for point in points], dtype=float)
-            even = self._quadratics.get((*key[:2], 0, key[3]))
-            if (
-                even is not None
-                and abs(np.dot(design[0], even) - self.stage(plan, plan.stages[0], *points[0])) < 1
-            ):
+            even, first = self._quadratics.get((*key[:2], 0, key[3])), plan.stages[0]
+            if even is not None and abs(np.dot(design[0], even) - self.stage(plan, first, *points[0])) < 1:
                 self._quadratics[key] = even  # the cost does not ask whether n is odd
             else:
-                counts = [self.stage(plan, plan.stages[0], *point) for point in points]
+                counts = [self.stage(plan, first, *point) for point in points]
                 self._quadratics[key] = np.linalg.solve(design, np.array(counts, dtype=float))
         return float(np.dot(_monomials(n, keep), self._quadratics[key]))
 
@@ -159,11 +151,8 @@ class CostTable:
 
     def reducers(self, plan: Plan) -> int:
         """FLOPs of a plan's reducers."""
-        counts = (self.n, *plan.tokens)
-        return sum(
-            self.stage(plan, layer, n, keep)
-            for layer, n, keep in zip(plan.stages, counts, counts[1:], strict=False)
-        )
+        stages = zip(plan.stages, pairwise((self.n, *plan.tokens)), strict=True)
+        return sum(self.stage(plan, layer, n, keep) for layer, (n, keep) in stages)
 
     def plan(self, plan: Plan) -> int:
         """FLOPs of one image under a plan; equal to `count(ReducedViT(backbone, plan)).total`."""

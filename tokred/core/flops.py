@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tokred.core.backbone import blank_image
 from tokred.errors import UncountedOp
+from tokred.utils.devices import evaluating
 
 _ELEMENTWISE = """
     abs add add_ addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor
@@ -41,8 +42,7 @@ _INDEXING = """
 """
 _CREATION = "bernoulli_ eye feature_dropout linspace meshgrid new_ones ones_like real upsample_bicubic2d"
 
-#: Operators that count zero: no multiply-accumulates by the convention. fvcore itself ignores a
-#: few more of the kind.
+#: Operators that count zero: no multiply-accumulates by the convention. fvcore itself ignores a few more.
 ZERO_OPS = frozenset(
     f"aten::{name}"
     for group in (_ELEMENTWISE, _REDUCTIONS, _SORTING, _INDEXING, _CREATION)
@@ -113,11 +113,8 @@ def analyse(module: nn.Module, *inputs: Tensor) -> FlopCountAnalysis:
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     analysis.set_op_handle(**_HANDLES)
     logging.getLogger("fvcore").setLevel(logging.ERROR)
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    analysis.total()
-    for part, training in modes:  # the model is the caller's: each part gets back its own mode
-        part.training = training
+    with evaluating(module):
+        analysis.total()
     # Operators of tokred's own are searches that run on the host.
     unknown = sorted(op for op in {*analysis.unsupported_ops()} - ZERO_OPS if not op.startswith("tokred::"))
     if unknown:
@@ -131,8 +128,5 @@ def analyse(module: nn.Module, *inputs: Tensor) -> FlopCountAnalysis:
 def count(model: Any) -> Flops:
     """FLOPs of one image, from fvcore's trace of an assembled `ReducedViT` at its own image size."""
     analysis = analyse(model, blank_image(model.backbone))
-    return Flops(
-        int(analysis.total()),
-        int(analysis.total("stages")),
-        {k: int(v) for k, v in analysis.by_operator().items()},
-    )
+    by_operator = {name: int(flops) for name, flops in analysis.by_operator().items()}
+    return Flops(int(analysis.total()), int(analysis.total("stages")), by_operator)

@@ -15,12 +15,7 @@ from typing import Any
 from tokred.core import registry
 from tokred.core.costs import CostTable
 from tokred.core.options import complete_options
-from tokred.core.plan import (
-    Plan,
-    Protocol,
-    resolve_stages,
-    uniform_counts,
-)
+from tokred.core.plan import Plan, Protocol, resolve_stages, uniform_counts
 from tokred.core.reducer import Reducer
 from tokred.core.schedule import UNIFORM, Layers, Schedule
 from tokred.core.search import DecreasingSearch, Search
@@ -117,11 +112,7 @@ def match(
 
 
 def check_budget(budget: float) -> None:
-    """Check that a budget is a number between 0 and 1, exclusive.
-
-    Raises:
-        TokredError: it is not.
-    """
+    """Raise a `TokredError` unless the budget is a number between 0 and 1, exclusive."""
     if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget < 1:
         raise TokredError(
             f"A budget is the fraction of FLOPs to save, between 0 and 1, such as 0.3; got {budget!r}."
@@ -129,11 +120,7 @@ def check_budget(budget: float) -> None:
 
 
 def check_counted(cls: type[Reducer], schedule: Schedule) -> None:
-    """Refuse a schedule of token counts for a method whose counts depend on the image.
-
-    Raises:
-        TokredError: it is one.
-    """
+    """Raise a `TokredError` for a schedule of token counts and a method whose counts depend on the image."""
     if cls.adaptive() and not schedule.uniform:
         raise TokredError(
             f"How many tokens {cls.name} removes depends on the image, so the schedule {schedule.name} is "

@@ -111,11 +111,7 @@ def options_arguments(cls: type[Reducer], options: Mapping[str, Any]) -> list[st
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
-    """A value as its annotation has it.
-
-    Raises:
-        TokredError: the annotation does not allow it.
-    """
+    """A value as its annotation has it; a `TokredError` if the annotation does not allow it."""
     if get_origin(hint) in (Union, UnionType):
         if str(value) == "None" and NoneType in get_args(hint):
             return None

@@ -85,9 +85,8 @@ def _findable(folder: Path) -> Iterator[None]:
 
 
 def _explain(target: str, error: BaseException) -> str:
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)
-    ]
+    trace = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in trace if not _is_machinery(frame.filename)]
     if isinstance(error, ModuleNotFoundError) and not frames and f"{target}.".startswith(f"{error.name}."):
         return f"There is no module {target!r}; {_EXPECTED}."
     file, line, message = target, None, str(error)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokred.core import ops
 from tokred.core.lazy import once
-from tokred.core.reduction import History, Mask, Reduction
+from tokred.core.reduction import History, Reduction
 from tokred.core.rng import Rng
 from tokred.errors import TokredError
 
@@ -200,8 +200,7 @@ class View:
     @once
     def alive(self) -> Tensor | None:
         """[B, N] in training with masks, 1 for tokens that are left, 0 for dropped ones; None otherwise."""
-        last = self.history.reductions[-1] if self.history else None
-        return last.alive if isinstance(last, Mask) else None
+        return self.history.alive if self.history else None
 
     @property
     def num_prefix(self) -> int:
@@ -249,6 +248,11 @@ class View:
             )
         a = self._attention()
         return ops.row_attention(a.q[:, :, :1].float() * a.scale, a.k.float(), a.bias)[:, self.num_prefix :]
+
+    @once
+    def importance(self) -> Tensor:
+        """CLS attention times the norm of the values, [B, N] float32: what each token gives to the CLS."""
+        return self.cls_attention * torch.linalg.vector_norm(self.values.float(), dim=(1, 3))
 
     @once
     def received_attention(self) -> Tensor:

@@ -17,14 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokred.core.lazy import once
-from tokred.core.ops import (
-    behind_prefix,
-    count_groups,
-    extremes_of_groups,
-    raster,
-    sum_groups,
-    take_rows,
-)
+from tokred.core.ops import behind_prefix, count_groups, extremes_of_groups, raster, sum_groups, take_rows
 from tokred.errors import TokredError
 
 _FEW = 3  # numbers a token: its size, and the sums of its patches' rows and columns
@@ -53,6 +46,11 @@ class Reduction(ABC):
     @abstractmethod
     def matrix(self) -> Tensor:
         """The weights that `pool` applies, [B, M, N]; if it is not linear, those of the group's mean."""
+
+    def output_shape(self) -> tuple[int, int]:
+        """The numbers of images and of output tokens, (B, M); by default M is N."""
+        images, tokens = self.labels().shape
+        return images, tokens
 
     def apply(self, x: Tensor, prefix: int) -> Tensor:
         """Pool the patch tokens of [B, P + N, C] to [B, P + M, C]; the first `prefix` rows stay."""
@@ -110,6 +108,9 @@ class Keep(Reduction):
 
     def matrix(self) -> Tensor:
         return F.one_hot(self.index, self.n).float()
+
+    def output_shape(self) -> tuple[int, int]:
+        return self.index.shape[0], self.index.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +228,9 @@ class Merge(Reduction):
         total = weighted.sum(-1, keepdim=True)
         return weighted / (torch.where(total == 0, 1, total) if self.drops else total)
 
+    def output_shape(self) -> tuple[int, int]:
+        return len(self.label), self.m
+
     def trimmed(self) -> Merge:
         """The decision without the last groups, which no image of the batch uses. This reads values.
 
@@ -275,6 +279,9 @@ class Mix(Reduction):
     def matrix(self) -> Tensor:
         return self.weight
 
+    def output_shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1]
+
     def unmerge(self, y: Tensor) -> Tensor:
         return torch.matmul(self.shares().mT.to(y.dtype), y)
 
@@ -318,6 +325,12 @@ class History:
         self.reductions: tuple[Reduction, ...] = (*(before.reductions if before else ()), reduction)
         self._before = before
         self._places: Tensor | None = None
+
+    @property
+    def alive(self) -> Tensor | None:
+        """[B, M] in training by masks, 1 for the patch tokens that are still there, else 0."""
+        last = self.reductions[-1]
+        return last.alive if isinstance(last, Mask) else None
 
     @once
     def size(self) -> Tensor:
@@ -371,16 +384,6 @@ def compose_labels(reductions: Sequence[Reduction]) -> Tensor:
     return labels
 
 
-def _output_shape(reduction: Reduction) -> tuple[int, int]:
-    """The numbers of images and of output tokens."""
-    if isinstance(reduction, Keep):
-        return reduction.index.shape[0], reduction.index.shape[1]
-    if isinstance(reduction, Mix):
-        return reduction.weight.shape[0], reduction.weight.shape[1]
-    labels = reduction.labels()
-    return labels.shape[0], reduction.m if isinstance(reduction, Merge) else labels.shape[1]
-
-
 def unmerge(reductions: Sequence[Reduction], y: Tensor) -> Tensor:
     """Features of the final tokens [B, M, C] on the original tokens [B, N0, C]; zeros for dropped ones.
 
@@ -394,8 +397,8 @@ def unmerge(reductions: Sequence[Reduction], y: Tensor) -> Tensor:
         raise TokredError(f"unmerge takes a sequence of reductions, such as Merge; got {reductions!r}.")
     if not (isinstance(y, Tensor) and y.ndim == 3):
         raise TokredError(f"unmerge takes features [B, M, C]; got {tuple(getattr(y, 'shape', ())) or y!r}.")
-    if reductions and tuple(y.shape[:2]) != _output_shape(reductions[-1]):
-        images, tokens = _output_shape(reductions[-1])
+    if reductions and tuple(y.shape[:2]) != reductions[-1].output_shape():
+        images, tokens = reductions[-1].output_shape()
         raise TokredError(
             f"The last reduction leaves {tokens} patch tokens of {images} images; these features have the "
             f"shape {list(y.shape)}; leave prefix tokens out."

@@ -59,11 +59,7 @@ def _scramble(x: Tensor) -> Tensor:
 
 
 def check_seed(seed: Any) -> int:
-    """The seed as an int.
-
-    Raises:
-        TokredError: it is no whole number, or needs more than 62 bits.
-    """
+    """The seed as an int; a `TokredError` if it is no whole number or needs more than 62 bits."""
     try:
         number = whole(seed)
     except TypeError:

@@ -63,8 +63,7 @@ class State:
     @property
     def alive(self) -> Tensor | None:
         """[B, N] in training by masks, 1 for the patch tokens that are still there, else 0."""
-        last = self.reductions[-1] if self.history else None
-        return last.alive if isinstance(last, Mask) else None
+        return self.history.alive if self.history else None
 
     def reduced(self, x: Tensor, reduction: Reduction) -> State:
         """The state after a stage, with its tokens [B, P + M, C] and its decision."""

@@ -65,7 +65,7 @@ class ATS(Reducer):
 
     def _published(self, view: View) -> Tensor:
         """1 for tokens that a point falls on, [B, n] int64; 0 for the others."""
-        score = view.cls_attention * torch.linalg.vector_norm(view.values.float(), dim=(1, 3))
+        score = view.importance
         order = torch.where(view.valid, score, -1.0).argsort(dim=1, stable=True)  # padding first
         score, valid = score.gather(1, order), view.valid.gather(1, order)
         total = (score / score.sum(1, keepdim=True).clamp(min=1e-12)).cumsum(1)

@@ -61,8 +61,7 @@ class PPT(Reducer):
         return n - n // 2
 
     def forward(self, view: View) -> Merge:
-        importance = view.cls_attention * torch.linalg.vector_norm(view.values.float(), dim=(1, 3))
-        share = importance / importance.sum(1, keepdim=True).clamp(min=1e-12)  # [B, n]
+        share = view.importance / view.importance.sum(1, keepdim=True).clamp(min=1e-12)  # [B, n]
         patches = view.grid[0] * view.grid[1]
         flat = share.var(1, keepdim=True) < self.variance * (_PATCHES / patches) ** 2
         label = torch.where(flat, self._merged(view), self._kept(share))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,14 @@ def png(drawn: Figure, dpi: int = 160) -> bytes:
     with style(), any_script():
         drawn.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def files(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """Each figure as an SVG and a PNG file, by the names of the files."""
+    return {
+        **{f"{name}.svg": svg(drawn).encode() for name, drawn in figures.items()},
+        **{f"{name}.png": png(drawn) for name, drawn in figures.items()},
+    }
 
 
 def inline(drawn: Figure, name: str = "figure") -> str:

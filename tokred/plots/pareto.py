@@ -58,13 +58,7 @@ def points(rows: Sequence[Row], x: Axis) -> list[Point]:
             y = 1.0 if row.method == BASELINE else y
             y, lo, hi = (None if share is None else 100 * share for share in (y, lo, hi))
         cost = getattr(row, x)
-        if (
-            row.status != "ok"
-            or row.unfitted
-            or cost is None
-            or y is None
-            or not np.isfinite([cost, y]).all()
-        ):
+        if row.status != "ok" or row.unfitted or None in (cost, y) or not np.isfinite([cost, y]).all():
             continue
         if lo is None or hi is None or not np.isfinite([lo, hi]).all():
             lo = hi = None
@@ -78,10 +72,9 @@ def front(x: np.ndarray, y: np.ndarray, same: float = 0.0) -> np.ndarray:
     A point is better than another if its y is larger and its x is at most `same` larger, or if its y is equal
     and its x is smaller.
     """
-    wins = (y[:, None] > y) & (x[:, None] <= x + same) | (y[:, None] == y) & (
-        x[:, None] < x
-    )  # [better, worse]
-    return np.asarray(~wins.any(axis=0))
+    higher = (y[:, None] > y) & (x[:, None] <= x + same)  # [better, worse]
+    cheaper = (y[:, None] == y) & (x[:, None] < x)
+    return np.asarray(~(higher | cheaper).any(axis=0))
 
 
 def looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:

@@ -17,7 +17,7 @@ _NO_RESULT = {"failed": "failed", "unfitted": "not fitted yet", "unreachable": "
 def measured(data: RunData) -> list[Row]:
     """Rows that compete for the best result; if there are none, the rows of all fitted methods."""
     others = [row for row in data.rows if row.method != BASELINE and not row.control and not row.unfitted]
-    usable = [row for row in others if row.status == "ok" and _worth(row) is not None]
+    usable = [row for row in others if row.status == "ok" and row.score is not None]
     return list(filter(competes, usable)) or usable
 
 
@@ -56,8 +56,8 @@ def _least(rows: Sequence[Row]) -> str:
 
 def _best(rows: Sequence[Row]) -> list[Row]:
     """The rows with the highest accuracy or agreement; several if it is equal."""
-    most = max(_worth(row) or 0.0 for row in rows)
-    return [row for row in rows if (_worth(row) or 0.0) == most]
+    most = max(row.score or 0.0 for row in rows)
+    return [row for row in rows if (row.score or 0.0) == most]
 
 
 def _names(rows: Sequence[Row]) -> str:
@@ -67,10 +67,6 @@ def _names(rows: Sequence[Row]) -> str:
 
 def _spent(budget: float) -> str:
     return f"{100 * budget:.12g} % fewer FLOPs"
-
-
-def _worth(row: Row) -> float | None:
-    return row.score
 
 
 def _share(row: Row) -> str:
@@ -149,11 +145,9 @@ def _image_warnings(data: RunData) -> list[str]:
         texts += map(str, notes)
     if first.n_failed:
         how = "left out" if first.on_error == "skip" else "counted as wrong for every model"
-        what = (
-            "1 image could not be read and is"
-            if first.n_failed == 1
-            else (f"{first.n_failed:,} images could not be read and are")
-        )
+        what = "1 image could not be read and is"
+        if first.n_failed > 1:
+            what = f"{first.n_failed:,} images could not be read and are"
         texts.append(f"{what} {how}.")
     return texts
 

@@ -89,9 +89,8 @@ def _tied(text: str) -> str:
 
 
 def _json(run: Any) -> Markup:
-    return Markup(
-        "\n".join(escape(visible(line)) for line in json.dumps(run, indent=2, ensure_ascii=False).split("\n"))
-    )
+    lines = json.dumps(run, indent=2, ensure_ascii=False).split("\n")
+    return Markup("\n".join(escape(visible(line)) for line in lines))
 
 
 def _plots(rows: Sequence[Row]) -> list[tuple[str, Markup]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from tokred.report.run_data import RunData
 from tokred.tables.row import BASELINE, Row
 
@@ -33,9 +35,7 @@ def schedules(data: RunData) -> list[Schedule]:
     if not stages:
         return []
     depth = int(data.about.get("depth") or max(stages))
-    patches = int(
-        data.about.get("patches") or math.prod(data.maps["grid"].tolist() if "grid" in data.maps else [0])
-    )
+    patches = int(data.about.get("patches") or np.prod(data.maps.get("grid", 0)))
     shown = [(row, plan) for row, plan in plans if plan or (row.method == BASELINE and patches)]
     return [_schedule(data.called(row), plan, depth, patches or None) for row, plan in shown]
 

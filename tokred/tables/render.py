@@ -6,6 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
 from tokred.errors import TokredError, did_you_mean
@@ -71,22 +72,14 @@ class Table:
 
     def numbered(self) -> tuple[list[str], list[list[int]]]:
         """The distinct notes about rows, in order, and the numbers of each row's own, from 1."""
-        sentences = list(
-            dict.fromkeys(note for place in range(len(self.rows)) for note in self.row_notes.get(place, ()))
-        )
+        notes = [self.row_notes.get(place, ()) for place in range(len(self.rows))]
+        sentences = list(dict.fromkeys(chain(*notes)))
         number = {sentence: place for place, sentence in enumerate(sentences, start=1)}
-        return sentences, [
-            sorted({number[note] for note in self.row_notes.get(place, ())})
-            for place in range(len(self.rows))
-        ]
+        return sentences, [sorted({number[note] for note in own}) for own in notes]
 
 
 def check_format(name: str) -> str:
-    """The name itself, if it is one of `FORMATS`.
-
-    Raises:
-        TokredError: it is not.
-    """
+    """The name itself; a `TokredError` if it is not one of `FORMATS`."""
     if name not in FORMATS:
         raise TokredError(did_you_mean("--format", name, list(FORMATS)))
     return name
@@ -175,10 +168,8 @@ def _widths(table: Table, marks: Sequence[str], width: int) -> list[int]:
 def markdown(table: Table) -> str:
     """The table in Markdown."""
     sentences, marks = table.numbered()
-    lines = [
-        table.headers,
-        ["---" if column in table.words else "---:" for column in range(len(table.headers))],
-    ]
+    rule = ["---" if column in table.words else "---:" for column in range(len(table.headers))]
+    lines = [table.headers, rule]
     for place, row in enumerate(table.rows):
         cells = [_bold(table, place, column, for_markdown(text), "**{}**") for column, text in enumerate(row)]
         if marks[place]:

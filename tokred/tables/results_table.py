@@ -38,13 +38,12 @@ def results_table(rows: Sequence[Row], title: str = "", defaults: Mapping[str, s
             without `defaults` none are.
     """
     names = headers(rows)
-    styles = [_style(row) for row in rows]
     return Table(
         title=title,
         headers=names,
         rows=[[cells(row)[name] for name in names] for row in rows],
         bold=frozenset((place, 1) for place, row in enumerate(rows) if row.best),
-        styles=styles,
+        styles=[_style(row) for row in rows],
         notes=run_notes(rows),
         row_notes={place: row_notes(row, rows, defaults or {}) for place, row in enumerate(rows)},
         titled=bool(title),

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BASELINE = "baseline"
-PUBLISHED = (
-    "published"  # training of rows whose weights come from elsewhere, trained with the reduction in place
-)
+PUBLISHED = "published"  # training of rows whose weights come from elsewhere, trained with the reduction
 TOLERANCE = 0.001  # of the dense model's FLOPs, by which a budget may be missed: 0.1 percentage points
 SCHEMA = 5  # one more whenever a column is appended or comes to mean something else
 
@@ -28,7 +26,8 @@ class Row:
 
     The field order is the column order of the CSV, and columns are only ever appended. None is an empty cell:
     not measured, or not applicable. Fractions are from 0 to 1, accuracies in per cent, drops in percentage
-    points; FLOPs count one for each multiply-accumulate. `_lo` and `_hi` are the limits of 95 % intervals.
+    points; FLOPs count one for each multiply-accumulate. `_lo` and `_hi` are the limits of the 95 % interval
+    of the column that they follow in name; for differences from the baseline they are paired by image.
 
     Attributes:
         method: its name; "baseline" for the dense model.
@@ -49,12 +48,11 @@ class Row:
         tokens: the numbers of tokens after the stages, with spaces between.
         knob: the method's published parameter, as text.
         top1: accuracy; None without labels.
-        top1_lo, top1_hi: limits of top1.
         top5: accuracy of the five most likely classes.
         drop: the baseline's top-1 minus this one.
-        drop_lo, drop_hi: limits of drop, paired by image.
         p_value: p-value of McNemar's test against the baseline.
-        agreement: the fraction of images on which the prediction is the baseline's.
+        agreement: the fraction of images on which the prediction is the baseline's; it has limits without
+            labels.
         kl: mean Kullback-Leibler divergence from the baseline's distribution, in nats.
         images_per_s: measured throughput.
         latency_ms: measured time of a batch.
@@ -88,29 +86,20 @@ class Row:
         baseline_off: whether the measured baseline differs from `published_top1`.
         unbeaten: controls that this method is not significantly better than, with spaces between.
         best: whether it is significantly better than every other method of its budget.
-        agreement_lo, agreement_hi: limits of agreement, without labels.
         nll: mean negative log-likelihood of the labels, in nats; None without labels.
         nll_rise: this nll minus the baseline's.
-        nll_rise_lo, nll_rise_hi: limits of nll_rise, paired by image.
         gflops_lo, gflops_hi: limits of gflops where images have different counts; then this, `reduction` and
             `tokens` are means.
         gflops_sd: standard deviation of gflops over images.
         feature_cosine: mean cosine similarity of the pooled features to the baseline's; None with a
             classifier, as are the following.
-        feature_cosine_lo, feature_cosine_hi: its limits.
         feature_error: mean relative error of the pooled features, the norm of the difference over the
             baseline's norm.
-        feature_error_lo, feature_error_hi: its limits.
         patch_cosine: mean cosine similarity of the features of each patch, a dropped one having none.
-        patch_cosine_lo, patch_cosine_hi: its limits.
         patch_error: mean relative error of the features of all patches of an image.
-        patch_error_lo, patch_error_hi: its limits.
         knn_agreement: the fraction of an image's nearest neighbours that are those of the baseline.
-        knn_agreement_lo, knn_agreement_hi: its limits.
         knn_top1: accuracy of the nearest neighbours' vote; None without labels.
-        knn_top1_lo, knn_top1_hi: its limits.
         knn_drop: the baseline's knn_top1 minus this one.
-        knn_drop_lo, knn_drop_hi: its limits, paired by image.
         schedule: the name of the schedule of token counts; empty for a uniform one.
     """
 

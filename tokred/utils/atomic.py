@@ -59,20 +59,15 @@ def replace_file(path: Path, data: bytes, advice: str = UNCHANGED) -> None:
 
 
 def write_all(folder: Path, files: Mapping[str, bytes], advice: str = UNCHANGED) -> None:
-    """Write files into a folder, each in one step.
-
-    Raises:
-        TokredError: one cannot be written. The message ends with the advice.
-    """
+    """Write files into a folder, each in one step; see `replace_file`."""
     for name, content in files.items():
         replace_file(folder / name, content, advice)
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove what killed writers of a file, or of all in a folder, have left; no writer may be at work."""
-    for leftover in folder.glob(
-        _TEMPORARY.format(name="*" if name is None else glob.escape(name), token="*")
-    ):
+    pattern = _TEMPORARY.format(name="*" if name is None else glob.escape(name), token="*")
+    for leftover in folder.glob(pattern):
         with contextlib.suppress(OSError):
             leftover.unlink()
 
@@ -101,11 +96,7 @@ def check_writable(folder: Path, option: str = "--out") -> None:
 
 
 def check_writable_file(path: Path, option: str = "--out") -> None:
-    """Make sure that a file can be written, before work depends on that; its folder is made.
-
-    Raises:
-        TokredError: it is a folder, or its folder cannot be made or written.
-    """
+    """Raise a `TokredError` unless a file can be written, before work depends on that; its folder is made."""
     if os.path.isdir(path):
         raise TokredError(f"{path} is a folder; give the name of a file with {option}.")
     if not is_stream(path):

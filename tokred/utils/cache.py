@@ -28,11 +28,7 @@ def write(name: str, values: dict[str, Any]) -> None:
 
 
 def _folder() -> Path:
-    """tokred's folder by the XDG base directory specification, which ignores relative paths.
-
-    Raises:
-        OSError: the user has no home folder.
-    """
+    """tokred's folder by the XDG base directory specification; an OSError if the user has no home folder."""
     root = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if root.is_absolute():
         return root / "tokred"

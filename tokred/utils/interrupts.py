@@ -34,10 +34,6 @@ class Interrupts:
         raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raise an interrupt that was swallowed.
-
-        Raises:
-            KeyboardInterrupt
-        """
+        """Raise a KeyboardInterrupt that was swallowed."""
         if self.came:
             raise KeyboardInterrupt

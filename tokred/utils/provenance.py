@@ -35,9 +35,7 @@ def code_hash() -> str:
     digest = hashlib.sha256()
     for name, path in sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py")):
         content = path.read_bytes()
-        digest.update(
-            f"{name} {len(content)}\n".encode()
-        )  # the length keeps files from running into each other
+        digest.update(f"{name} {len(content)}\n".encode())  # the length keeps files apart
         digest.update(content)
     return digest.hexdigest()
 

@@ -7,9 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 _BREAKS = re.compile("\r\n|[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
-_UNSEEN = frozenset(
-    ("Cc", "Cf", "Cs", "Zl", "Zp")
-)  # control, format (bidirectional overrides, zero width), half of a pair, separators
+# Control, format (bidirectional overrides, zero width), half of a pair, separators.
+_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 _MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {char: "\\" + char for char in "\\|`[]*~"}
 _LATEX = {char: "\\" + char for char in "&%_#$"} | {
@@ -32,7 +31,8 @@ def visible(text: str) -> str:
     are no text, are written as Python writes them: \x1b, \u202e.
     """
     text = _BREAKS.sub(" ", text)
-    return "".join(_written(char) if unicodedata.category(char) in _UNSEEN else char for char in text)
+    unseen = {char for char in text if unicodedata.category(char) in _UNSEEN}
+    return "".join(char.encode("unicode_escape").decode("ascii") if char in unseen else char for char in text)
 
 
 def spaced(numbers: Iterable[int]) -> str:
@@ -56,10 +56,6 @@ def some(names: Sequence[str], most: int = 5) -> str:
 def plain_name(text: str) -> str:
     """The text as part of a file's name: "hf-hub:owner/name" becomes "hf-hub-owner-name"."""
     return re.sub(r"[/\\:]+", "-", visible(text))
-
-
-def _written(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def for_markdown(text: str) -> str:

@@ -83,10 +83,6 @@ class Gallery(Panels):
 
 
 def check_suffix(path: Path) -> None:
-    """Check that the suffix of a file is that of a picture.
-
-    Raises:
-        TokredError: it is not.
-    """
+    """Raise a `TokredError` if the suffix of a file is not that of a picture."""
     if path.suffix.lower() not in _FORMATS:
         raise TokredError(f"--out takes the name of a picture, {', '.join(_FORMATS)}; got {path}.")

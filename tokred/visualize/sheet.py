@@ -46,11 +46,7 @@ def render(panels: Panels) -> Image.Image:
 
 
 def check_extent(images: int, methods: int, rows: int, shape: tuple[int, int], size: int | None) -> None:
-    """Check that a sheet is not too large for viewers.
-
-    Raises:
-        TokredError: it would be too large.
-    """
+    """Raise a `TokredError` if a sheet would be too large for viewers."""
     width, height = _size(*shape, picture_scale(*shape, size))
     across = columns(methods, width)
     total = images * rows * math.ceil(methods / max(1, across)) * (height + 7 * font_size(width))

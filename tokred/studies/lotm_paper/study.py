@@ -96,9 +96,9 @@ class Study:
             return f"{title}. FLOPs alone"
         source = next(iter(self.jobs.values())).source
         where = f"{source.name} {source.split}, {len(source)} images"
-        return (
-            f"{title}. On {where}" if self.comparable else f"{title}. Measured on {where}, NOT on ImageNet-1K"
-        )
+        if self.comparable:
+            return f"{title}. On {where}"
+        return f"{title}. Measured on {where}, NOT on ImageNet-1K"
 
     @property
     def first(self) -> bool:
@@ -171,11 +171,7 @@ class Study:
         return self.as_table(rows).render(form)
 
     def write(self, out: Path, rows: Rows) -> None:
-        """Write the table as CSV, Markdown and LaTeX, or the figures, in the first process.
-
-        Raises:
-            TokredError: they cannot be written.
-        """
+        """Write the table as CSV, Markdown and LaTeX, or the figures; only the first process does."""
         if not self.first:
             return
         if self.table is None:
@@ -196,10 +192,7 @@ class Study:
         figures = {"fig3-flops": pareto.pareto(rows, "gflops", self.title, points if self.comparable else ())}
         if any(row.images_per_s for row in rows):
             figures["fig3-speed"] = pareto.pareto(rows, "images_per_s", self.title)
-        return {
-            **{f"{name}.svg": plots.svg(figure).encode() for name, figure in figures.items()},
-            **{f"{name}.png": plots.png(figure) for name, figure in figures.items()},
-        }
+        return plots.files(figures)
 
 
 def planned(config: Config, costs: CostTable) -> list[Row]:

@@ -50,13 +50,8 @@ def _distributions(measurement: Measurement, findings: pd.DataFrame) -> Figure:
         )
         width = edges[1] - edges[0]
         axis.stairs(real / real.sum() / width, edges, fill=True, color=_FILL, label="picture as it is")
-        axis.stairs(
-            shuffled / shuffled.sum() / width,
-            edges,
-            color=_SENSE_COLOURS["position"],
-            linewidth=1.4,
-            label="patches shuffled",
-        )
+        look = {"color": _SENSE_COLOURS["position"], "linewidth": 1.4, "label": "patches shuffled"}
+        axis.stairs(shuffled / shuffled.sum() / width, edges, **look)
         row = select(findings, "both", kind).iloc[0]
         axis.axvline(row["mean"], color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axis.set_title(f"{_PANELS[kind]}\n", fontsize=10.5)
@@ -122,9 +117,8 @@ def _curve(
     layers, values = rows["layer"].to_numpy(), rows[column].to_numpy()
     low, high = rows[f"{column}_lo"].to_numpy(), rows[f"{column}_hi"].to_numpy()
     if len(rows) == 1:
-        axis.errorbar(
-            layers, values, [values - low, high - values], color=colour, capsize=4, linestyle="none"
-        )
+        bars = [values - low, high - values]
+        axis.errorbar(layers, values, bars, color=colour, capsize=4, linestyle="none")
     axis.fill_between(layers, low, high, color=colour, alpha=0.18, lw=0)
     looks = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.6, "linestyle": line}
     axis.plot(layers, values, label=label, **looks)

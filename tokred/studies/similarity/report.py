@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tokred import plots
 from tokred.errors import TokredError
-from tokred.plots import png, svg
 from tokred.studies.similarity.accumulator import BINS, EDGES
 from tokred.studies.similarity.figures import FIGURES, figures
 from tokred.studies.similarity.pairs import KINDS
@@ -148,11 +148,9 @@ def write(measurement: Measurement, findings: pd.DataFrame, out: Path) -> None:
         "code": code_hash(),
     }
     tables = dict(zip(TABLES, (findings, histograms(measurement), by_distance(measurement)), strict=True))
-    drawings = figures(measurement, findings)
     content = {
         **{name: _csv(table) for name, table in tables.items()},
-        **{f"{name}.svg": svg(drawing).encode() for name, drawing in drawings.items()},
-        **{f"{name}.png": png(drawing) for name, drawing in drawings.items()},
+        **plots.files(figures(measurement, findings)),
         "run.json": (json.dumps(run, indent=2) + "\n").encode(),
     }
     write_all(out, content, "make room or choose another folder with --out")
