@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tokred.core import plugins
