@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,26 +102,24 @@ def reduce(
     plan = _plan(costs, method, near.matches.get(method), budget, keep, counts, threshold, place)
     costs.save()
     reduced = ReducedViT(model, plan, seed=seed)
-    calibrated = partial(_calibrated, costs=costs, budget=budget, images=images)
-    if adapter is None and not reduced.learned:
-        return calibrated(reduced)
-    chosen = adapters.choose(near.adapters, plan, weights_hash)
-    if chosen is not None:
-        return calibrated(chosen.apply(model, plan, weights_hash, seed))
-    if adapter is not None:
-        raise TokredError(
-            f"There is no adapter of {method} at {adapter}; train one with `tokred fit {method}`."
-        )
-    if not allow_unfitted:
-        command = adapters.fit_command(
-            plan,
-            "MODEL",
-            stages=None if stages is None else spaced(stages),
-            protocol=None if protocol == "native" else protocol,
-            weights="FILE",
-        )
-        raise adapters.unfitted(plan, weights_hash, command, setting="adapter")
-    return calibrated(reduced)
+    if adapter is not None or reduced.learned:
+        chosen = adapters.choose(near.adapters, plan, weights_hash)
+        if chosen is not None:
+            reduced = chosen.apply(model, plan, weights_hash, seed)
+        elif adapter is not None:
+            raise TokredError(
+                f"There is no adapter of {method} at {adapter}; train one with `tokred fit {method}`."
+            )
+        elif not allow_unfitted:
+            command = adapters.fit_command(
+                plan,
+                "MODEL",
+                stages=None if stages is None else spaced(stages),
+                protocol=None if protocol == "native" else protocol,
+                weights="FILE",
+            )
+            raise adapters.unfitted(plan, weights_hash, command, setting="adapter")
+    return reduced if images is None else _calibrated(reduced, costs, budget, images)
 
 
 REDUCE_SETTINGS = frozenset(inspect.signature(reduce).parameters) - {"model", "method", "options"}
@@ -145,12 +142,8 @@ def _check_counts(
         )
 
 
-def _calibrated(
-    reduced: ReducedViT, costs: CostTable, budget: float, images: Iterable[Tensor] | None
-) -> ReducedViT:
-    """The model with its threshold calibrated on `images`, if given; its training modes stay as they are."""
-    if images is None:
-        return reduced
+def _calibrated(reduced: ReducedViT, costs: CostTable, budget: float, images: Iterable[Tensor]) -> ReducedViT:
+    """The model with its threshold calibrated on `images`; its training modes stay as they are."""
     batches = [images] if isinstance(images, Tensor) else images
     with evaluating(reduced):
         calibrate(reduced, costs, budget, batches)
