@@ -82,9 +82,7 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Entry point: errors that are the user's to solve are one sentence and exit code 2."""
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning
-    )  # libraries warn each other; users need not read it
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries warn each other
     try:
         app(standalone_mode=True)
     except (TokredError, OSError, MemoryError, RuntimeError) as error:

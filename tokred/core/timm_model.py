@@ -6,7 +6,7 @@ attributes, so that weights and scripts for the backbone serve the reduced model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from timm.models._features import feature_take_indices
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from tokred.core.backbone import check_pool, classify, pools_patches
 from tokred.core.inspection import Inspection
-from tokred.core.reducer import Site
 from tokred.core.reduction import unmerge
 from tokred.core.stage import State
 from tokred.errors import TokredError
@@ -29,6 +28,9 @@ class TimmModel(nn.Module):
     stages: nn.ModuleDict
     depth: int
     num_prefix: int
+    embed: Callable[..., State]
+    advance: Callable[..., State]
+    run: Callable[..., State]
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,18 +40,6 @@ class TimmModel(nn.Module):
     def tokred(self) -> Inspection:
         """What the reduction does: `plan`, `summary()` and `trace(images)`."""
         return Inspection(self)
-
-    def embed(self, x: Tensor, images: Tensor | None = None) -> State:
-        """The state before layer 1."""
-        raise NotImplementedError
-
-    def advance(self, state: State, stop: tuple[int, Site] | None = None) -> State:
-        """The state at a later point."""
-        raise NotImplementedError
-
-    def run(self, x: Tensor, attn_mask: Tensor | None = None) -> State:
-        """The state after the last layer."""
-        raise NotImplementedError
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Tokens after the last layer and its norm, [B, P + M, C]: as many patch tokens as the plan leaves.

@@ -12,7 +12,7 @@ import torch
 from tokred.core.costs import CostTable
 from tokred.core.options import changed_options, options_text
 from tokred.errors import TokredError
-from tokred.evaluation import candidates
+from tokred.evaluation import builder, candidates
 from tokred.evaluation.candidates import Candidate
 from tokred.evaluation.config import Config
 from tokred.evaluation.speed import Speed, measure
@@ -71,7 +71,7 @@ class Bench:
         loaded = _loaded(config.model, config.img_size)
         self.dense, self.costs = loaded.model, CostTable(loaded.model)
         config = replace(config, allow_unfitted=True)  # time does not depend on the parameters
-        built = candidates.build(config, loaded, self.costs)
+        built = builder.build(config, loaded, self.costs)
         self.candidates = {candidate.name: candidate for candidate in built}
         self.models = {one.name: one.model for one in built if one.model is not None}
 

@@ -11,7 +11,7 @@ from typing import Any
 from tokred.core.costs import CostTable
 from tokred.data import loading
 from tokred.data.loading import Batch
-from tokred.evaluation import candidates, published_accuracy
+from tokred.evaluation import builder, candidates, published_accuracy
 from tokred.evaluation.calibration import Calibration
 from tokred.evaluation.config import PLACES, Config
 from tokred.evaluation.inputs import open_inputs
@@ -49,7 +49,7 @@ class Setup:
         self.source, self.loaded, self.preparation = open_inputs(config, classifier=False)
         self.costs = CostTable(self.loaded.model)
         calibration = Calibration(config, self.loaded, self.source.images_hash, self.device, self.dtype)
-        self.candidates = candidates.build(config, self.loaded, self.costs, calibration)
+        self.candidates = builder.build(config, self.loaded, self.costs, calibration)
         self.models = {
             candidate.name: candidate.model for candidate in self.candidates if candidate.model is not None
         }

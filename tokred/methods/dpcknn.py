@@ -68,26 +68,20 @@ class DPCKNN(Reducer):
 
     def forward(self, view: View) -> Merge:
         distance = view.distance  # [B, n, n]
-        unit = (
-            self.dim**0.5
-            if self.scale == "published"
-            else distance.square().mean((1, 2)).sqrt().clamp(min=1e-12).unsqueeze(-1)
-        )
+        unit = self.dim**0.5
+        if self.scale != "published":
+            unit = distance.square().mean((1, 2)).sqrt().clamp(min=1e-12).unsqueeze(-1)
         nearest = smallest(distance, self.n, min(self.neighbors, self.n))  # [B, n, neighbors]
-        density = torch.exp(
-            -(nearest / (unit if self.scale == "published" else unit.unsqueeze(-1))).square().mean(-1)
-        )  # [B, n]
+        row_unit = unit if self.scale == "published" else unit.unsqueeze(-1)
+        density = torch.exp(-(nearest / row_unit).square().mean(-1))  # [B, n]
         if self.ties == "noise":
             density = density + 1e-6 * view.rng.uniform(view.x)
         rank = self._rank(density)  # [B, n], 0 for the densest
         separation = nearest_before(distance, rank)
-        separation = torch.where(
-            rank == 0, distance.amax((1, 2)).unsqueeze(-1), separation
-        )  # the densest token has no denser one
-
-        center = (density * (separation / unit)).argsort(dim=1, descending=True, stable=True)[
-            :, : self.keep
-        ]  # [B, keep]
+        # The densest token has no denser one.
+        separation = torch.where(rank == 0, distance.amax((1, 2)).unsqueeze(-1), separation)
+        order = (density * (separation / unit)).argsort(dim=1, descending=True, stable=True)
+        center = order[:, : self.keep]
         label = nearest_center(distance, center)
         slots = torch.arange(self.keep, device=center.device).expand_as(center)
         label = label.scatter(1, center, slots)  # a centre belongs to its own cluster, even beside a twin

@@ -62,9 +62,9 @@ class DynamicViT(Reducer):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, view: View) -> Reduction:
-        alive = (
-            torch.ones_like(view.x[..., 0], dtype=torch.float32) if view.alive is None else view.alive
-        )  # [B, n]
+        alive = view.alive
+        if alive is None:
+            alive = torch.ones_like(view.x[..., 0], dtype=torch.float32)  # [B, n]
         log_odds = self._predict(view.x.float(), alive)  # [B, n], of staying
         if self.training and self.any_budget:
             log_odds = _shift(log_odds, alive, self.keep)

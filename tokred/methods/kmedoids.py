@@ -63,13 +63,10 @@ class KMedoids(Reducer):
         weight = view.received_attention if self.weight == "received" else view.cls_attention  # [B, n]
         center = weight.argsort(dim=1, descending=True, stable=True)[:, : self.keep]  # [B, keep]
         for _ in range(self.iterations):
-            center = self._updated(
-                center, nearest_center(view.distance, center), view.distance, weight.detach()
-            )
+            label = nearest_center(view.distance, center)
+            center = self._updated(center, label, view.distance, weight.detach())
         label = nearest_center(view.distance, center)
-        if (
-            self.update == "textbook"
-        ):  # a centre belongs to its own cluster, even beside an equal token, so that none is empty
+        if self.update == "textbook":  # a centre is in its own cluster, so that none is empty
             label = label.scatter(1, center, torch.arange(self.keep, device=center.device).expand_as(center))
         if self.output == "medoid":
             return Keep(center, self.n, label)
@@ -78,18 +75,14 @@ class KMedoids(Reducer):
     def _updated(self, center: Tensor, label: Tensor, distance: Tensor, weight: Tensor) -> Tensor:
         """The member of each cluster with the least cost, [B, keep]; the first one wins a tie."""
         if self.update == "textbook":
-            to_cluster = sum_groups(
-                distance, label, self.keep, weight
-            )  # [B, keep, n], weighted distances of every token to each cluster
-            cost = to_cluster.gather(1, label.unsqueeze(1)).squeeze(
-                1
-            )  # [B, n], of each token as its own cluster's centre
+            # Weighted distances of every token to each cluster, [B, keep, n], and to its own, [B, n].
+            to_cluster = sum_groups(distance, label, self.keep, weight)
+            cost = to_cluster.gather(1, label.unsqueeze(1)).squeeze(1)
         else:
             cost = weight * distance.sum(1)
         least = cost.new_full(center.shape, torch.inf).scatter_reduce(1, label, cost, "amin")
         index = torch.arange(self.n, device=label.device)
         candidate = torch.where(cost == least.gather(1, label), index, self.n)
-        best = torch.full_like(center, self.n).scatter_reduce(
-            1, label, candidate, "amin"
-        )  # n in an empty cluster
+        none = torch.full_like(center, self.n)  # what an empty cluster has
+        best = none.scatter_reduce(1, label, candidate, "amin")
         return torch.where(best < self.n, best, center if self.update == "textbook" else 0)

@@ -43,9 +43,7 @@ class SiT(Reducer):
     def forward(self, view: View) -> Mix:
         hidden = self.act(self.hidden(self.norm(view.x.float())))  # [B, n, C/2]
         weight, bias = self.scale * self.score.weight[: self.keep], self.scale * self.score.bias[: self.keep]
-        scores = torch.matmul(weight, hidden.mT) + bias.unsqueeze(
-            -1
-        )  # [B, keep, n], ready for a softmax over rows
+        scores = torch.matmul(weight, hidden.mT) + bias.unsqueeze(-1)  # [B, keep, n]
         return Mix(scores.softmax(-1))
 
     def calibrate(self, view: View) -> None:

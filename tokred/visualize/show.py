@@ -12,7 +12,7 @@ from tokred.data import preflight, sources, user_images
 from tokred.data.source import Source
 from tokred.data.user_images import Given
 from tokred.errors import TokredError
-from tokred.evaluation import candidates
+from tokred.evaluation import builder
 from tokred.evaluation.config import Config
 from tokred.evaluation.engine import dense_model, evaluate
 from tokred.evaluation.inputs import load_weights, open_images, prepare
@@ -120,7 +120,7 @@ class Showing:
 
     def _plan(self) -> None:
         costs, model = CostTable(self.loaded.model), self.loaded.model
-        self.candidates = candidates.build(replace(self.config, controls=False), self.loaded, costs)
+        self.candidates = builder.build(replace(self.config, controls=False), self.loaded, costs)
         models = {candidate.name: candidate.model for candidate in self.candidates}
         self.models = {name: model for name, model in models.items() if model is not None}
         self.rows = {candidate.name: candidate.row(costs) for candidate in self.candidates}
