@@ -28,7 +28,7 @@ import tokred
 from tokred.core.costs import CostTable
 from tokred.errors import TokredError
 from tokred.evaluation import calibration, foreign_plans
-from tokred.evaluation.candidates import build
+from tokred.evaluation.builder import build
 from tokred.evaluation.config import Config
 from tokred.models import foreign, tensor_files, zoo
 from tokred.tables.results_table import row_notes, sweep_table
