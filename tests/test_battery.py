@@ -101,6 +101,7 @@ def test_the_battery_asks_for_a_docstring_and_keyword_options():
     assert "documented" in check_reducer(Undocumented)
 
 
+@pytest.mark.slow
 def test_the_documentation_is_what_the_methods_say():
     text = (DOCS / "methods.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| `(\w+)` \|.*\| (yes|no) \|$", text, flags=re.M))

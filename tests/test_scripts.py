@@ -47,6 +47,7 @@ def test_forms_of_proportional_attention_are_equal():
         assert found.numpy() == pytest.approx(wanted, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_segmentation_example(monkeypatch, tmp_path, capsys):
     picture = tmp_path / "segmentation.png"
     run(ROOT / "examples" / "segmentation.py", monkeypatch, *("--train", 4, "--test", 3, "--out", picture))

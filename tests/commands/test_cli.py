@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from helpers.command import run
 
@@ -23,6 +24,7 @@ def test_match_prints_all_methods():
     assert "lotm at layers 4 7 11 can save at most" in text
 
 
+@pytest.mark.slow
 def test_errors_as_a_user_sees_them():
     done = subprocess.run(
         [sys.executable, "-m", "tokred", "match", "--budget", "7"],

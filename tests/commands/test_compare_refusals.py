@@ -137,6 +137,7 @@ def test_an_unreadable_image_ends_the_run_by_name(tmp_path):
             tmp_path / "o",
             "--workers",
             workers,
+            *FEW[-3:],
         )
         assert code == 2
         assert "a.png cannot be read" in text

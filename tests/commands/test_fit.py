@@ -68,6 +68,7 @@ def test_a_full_fit_is_a_row_of_its_own_kind(tmp_path):
         "0.2",
         "--methods",
         "lotm,tome",
+        "--no-controls",
         "--adapters",
         tmp_path / "fit",
         "--out",

@@ -1,37 +1,27 @@
 """`tokred new`, and the example of a package with a method."""
 
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 from helpers.command import run
+from helpers.outputs import plain
+from helpers.processes import Command
 
 ROOT = Path(__file__).parents[2]
 
 
-def python(*arguments, path, folder):
-    """An interpreter that finds a folder and this checkout."""
-    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
+@pytest.mark.slow
 def test_a_new_method_passes_its_test(tmp_path):
     code, text = run("new", "my_method", "--out", tmp_path / "methods")
     assert code == 0, text
     assert "my_method.py and" in text
     folder = tmp_path / "methods"
     assert "class MyMethod(Reducer)" in (folder / "my_method.py").read_text()
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_method.py", path="", folder=folder)
+    arguments = ("-q", "-p", "no:cacheprovider", folder / "test_my_method.py")
+    done = Command(tmp_path / "printed", *arguments, program="pytest.console_main").wait()
     assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
     code, text = run("new", "my_method", "--out", folder)
     assert code == 2
     assert "my_method.py exists already; choose another name" in text
@@ -72,15 +62,16 @@ def entry_points(project):
 def test_the_example_of_a_package_is_compared(tmp_path):
     """As pip installs it: its module can be imported, and a dist-info folder names its method."""
     plugin = ROOT / "examples" / "plugin"
-    about = tmp_path / "tokred_norms-0.1.0.dist-info"
+    site = tmp_path / "site"
+    shutil.copytree(plugin, site)
+    about = site / "tokred_norms-0.1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: tokred-norms\nVersion: 0.1.0\n")
     (about / "entry_points.txt").write_text(entry_points(plugin / "pyproject.toml"))
     arguments = ("--model", "deit_t", "--methods", "norms,random", "--set", "norms.power=1", "--limit", "8")
-    done = python(
-        *("-m", "tokred", "compare", *arguments, "--no-controls", "--workers", "0", "--format", "csv"),
-        path=f"{plugin}{os.pathsep}{tmp_path}",
-        folder=tmp_path,
-    )
+    options = ("--no-controls", "--workers", "0", "--format", "csv", "--out", tmp_path / "out")
+    settings = {"tokred.report.outputs.files": plain}
+    command = Command(tmp_path / "printed", "compare", *arguments, *options, path=site, settings=settings)
+    done = command.wait()
     assert done.returncode == 0, done.stderr
     assert "norms,power=1.0," in done.stdout

@@ -89,6 +89,7 @@ def test_all_training_free_methods_run(kind):
             assert wrapped.logits(state).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_flops_are_those_of_the_trace(kind):
     model = backbone(kind)

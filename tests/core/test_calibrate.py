@@ -71,6 +71,7 @@ def test_the_cost_of_an_image_is_the_trace_of_the_model_on_it_alone(cls):
     assert reducers.tolist() == [trace.total("stages") for trace in traces]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "budget"), [(Standouts, 0.3), (Standouts, 0.1), (Runs, 0.2)])
 def test_calibration_meets_the_budget_in_the_mean(cls, budget):
     reduced, costs = model(cls), CostTable(tiny_vit())
@@ -83,19 +84,25 @@ def test_calibration_meets_the_budget_in_the_mean(cls, budget):
     assert match.budget == budget
 
 
-@pytest.mark.parametrize("budget", [0.05, 0.25, 0.4])
-def test_calibration_finds_what_a_scan_over_all_thresholds_finds(budget):
-    reduced, costs = model(Standouts), CostTable(tiny_vit())
-    saved = []
+@pytest.fixture(scope="module")
+def scan():
+    """What 101 thresholds save of 40 images."""
+    reduced, costs, saved = model(Standouts), CostTable(tiny_vit()), []
     for threshold in np.linspace(0, 1, 101):
         set_threshold(reduced, float(threshold))
         with torch.no_grad():
             counts = reduced.run(images(40)).counts.numpy()
         saved.append(1 - image_flops(costs, reduced.plan, counts)[0].mean() / costs.dense)
-    assert saved == sorted(saved)
-    match = calibrate(reduced, costs, budget, images(40).split(16))
+    return saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [0.05, 0.25, 0.4])
+def test_calibration_finds_what_a_scan_over_all_thresholds_finds(budget, scan):
+    assert scan == sorted(scan)
+    match = calibrate(model(Standouts), CostTable(tiny_vit()), budget, images(40).split(16))
     place = np.searchsorted(np.linspace(0, 1, 101), match.plan.knob)
-    assert saved[place - 1] <= match.reduction <= saved[place]
+    assert scan[place - 1] <= match.reduction <= scan[place]
 
 
 def test_calibration_passes_over_all_images_few_times(monkeypatch):

@@ -5,7 +5,7 @@ import functools
 import pytest
 import timm
 import torch
-from helpers.methods import FIXED
+from helpers.methods import FEW_QUICK, FIXED
 from timm.layers import set_fused_attn
 from torch import nn
 from torch.nn import functional as F
@@ -37,8 +37,8 @@ def closed_form(dim, lengths_attention, lengths_mlp, patches, patch_values, clas
     ("name", "dim", "published"),
     [
         ("deit_tiny_patch16_224", 192, 1.258),
-        ("deit_small_patch16_224", 384, 4.608),
-        ("deit_base_patch16_224", 768, 17.583),
+        pytest.param("deit_small_patch16_224", 384, 4.608, marks=pytest.mark.slow),
+        pytest.param("deit_base_patch16_224", 768, 17.583, marks=pytest.mark.slow),
     ],
 )
 def test_deit(name, dim, published):
@@ -76,6 +76,7 @@ def test_lotm_on_deit_t(k, published):
     assert counted.total / 1e9 == pytest.approx(published, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.9, 0.7, 0.5, 0.25])
 def test_keep_rate_schedules_between_attention_and_mlp(rate):
     """Published planning figures of DeiT-S at layers 4, 7, 10, which leave LayerNorm out."""
@@ -105,7 +106,7 @@ def test_reducers_own_work_in_closed_form():
     )  # the map, the distances, three updates
 
 
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", FEW_QUICK)
 @pytest.mark.parametrize("options", [
     {},
     pytest.param(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers.methods import FIXED
-from hypothesis import given
+from helpers.methods import FEW_QUICK
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokred
@@ -34,7 +34,7 @@ def table(name):
     return CostTable(timm.create_model(name))
 
 
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", FEW_QUICK)
 @pytest.mark.parametrize(("model", "budget"), [
     (TINY, 0.3),
     pytest.param(TINY, 0.45, marks=pytest.mark.slow),
@@ -49,7 +49,7 @@ def test_within_a_tenth_of_a_point(method, model, budget):
     assert all(registry.get(method).floor(n) <= keep <= n for n, keep in itertools.pairwise(counts))
 
 
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", FEW_QUICK)
 @pytest.mark.parametrize(("model", "arguments"), [
     (TINY, {"budget": 0.3}),
     pytest.param(TINY, {"budget": 0.17, "stages": (3, 8)}, marks=pytest.mark.slow),
@@ -68,6 +68,8 @@ def test_a_cost_that_no_polynomial_describes(budget):
     assert count(ReducedViT(table(TINY).backbone, found.plan)).total == found.flops
 
 
+@pytest.mark.slow
+@settings(max_examples=12)
 @given(st.floats(0.02, 0.6), st.sampled_from(["topk", "dpcknn", "evit"]))
 def test_any_budget(budget, method):
     found = match(table(TINY), method, budget)
@@ -105,6 +107,7 @@ class Cubic(Quarter):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "budget", "stages"),
     [(Quarter, 0.1, (4, 7, 10)), (Single, 0.02, tuple(range(1, 13))), (Cubic, 0.1, (3, 6))],
@@ -148,7 +151,7 @@ def test_the_uniform_plan_wins_where_it_is_close_enough():
     assert found.plan.knob == 40
 
 
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", FEW_QUICK)
 def test_common_protocol_and_own_stages(method):
     costs = table(TINY)
     assert match(costs, method, 0.3, protocol="common").plan.stages == (4, 7, 10)
@@ -220,6 +223,7 @@ def no_trace(*arguments):
     pytest.fail("A reducer was counted again")
 
 
+@pytest.mark.slow
 def test_counts_are_kept_for_other_tables_and_other_processes(stored, monkeypatch, tmp_path):
     matches, _ = match_each(CostTable(tiny_vit()), ("lotm", "tome"), 0.2, stages=(2, 3))
     monkeypatch.setattr(CostTable, "_counted", no_trace)
@@ -231,6 +235,7 @@ def test_counts_are_kept_for_other_tables_and_other_processes(stored, monkeypatc
         match(CostTable(tiny_vit(num_heads=1)), "lotm", 0.2, stages=(2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["", "[]", '{"counts": 1}', "[" * 10**5, '{"a": NaN, "software": {}}'])
 def test_a_damaged_cache_is_ignored(damage, stored, tmp_path):
     (tmp_path / "tokred").mkdir()

@@ -63,6 +63,7 @@ def tokred(*arguments, path):
     )
 
 
+@pytest.mark.slow
 def test_a_method_in_a_package_is_listed(package):
     listed = tokred("methods", path=package)
     assert "centre" in listed.stdout
@@ -121,6 +122,7 @@ def listed(tmp_path_factory):
     return dict(zip(FORMS, done.stdout.splitlines(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_the_layers_that_a_class_states_are_listed(listed, form):
     assert listed[form] == "nobody, never|(3, 6)"
@@ -501,6 +503,7 @@ def test_a_run_knows_the_modules_that_a_plugin_brings(plugin, tmp_path):
     assert {key for key in before if before[key] != after[key]} == {"method centre"}
 
 
+@pytest.mark.slow
 def test_a_plugin_in_the_working_directory(plugin, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bare = type(sys)("bare_module")

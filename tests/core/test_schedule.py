@@ -74,6 +74,7 @@ def test_decreasing_counts(stages, total, method):
     assert all(cls.floor(n) <= keep <= n for n, keep in pairwise((196, *counts)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lotm", "topk"])
 @pytest.mark.parametrize("stages", [None, "all", (2, 5)])
 @pytest.mark.parametrize("shape", [DECREASING, Schedule()])

@@ -65,6 +65,7 @@ def test_each_is_compared_under_its_name():
         Config(methods=("lotm",), options={"lotm[weighted=True]": {"metric": "keys"}})
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_row_for_each(tmp_path):
     names = "lotm,lotm[weighted=true,metric=keys],topk"
     options = ("--model", "deit_t", "--limit", "2", "--batch-size", "2", "--workers", "0", "--no-controls")

@@ -362,6 +362,7 @@ def test_hooks_on_attention_run_where_it_is_looked_at(images):
     assert [shape[1] for shape in calls] == [37, 37, 21, 21]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["tome", "kmedoids", "dynamicvit", "sinkhorn"])
 def test_threads_share_a_model(method, images):
     reduced = ReducedViT(tiny_vit(), Plan(method, (2, 3), (28, 20)))

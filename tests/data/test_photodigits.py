@@ -13,6 +13,7 @@ from tokred.data.photodigits import PhotoDigits, Scene, render, split_digits, to
 from tokred.errors import TokredError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_fixed_splits_have_their_published_hash(split):
     assert PhotoDigits(split).pixel_hash() == photodigits.SPLIT_HASHES[split]

@@ -23,6 +23,7 @@ def test_chance_is_told_from_more():
     assert not preflight.at_chance(20, 200, 10)  # classes too few to tell
 
 
+@pytest.mark.slow
 def test_a_subset_through_the_command_line(tmp_path, put, weights):
     put(*(tmp_path / "data" / "val" / WNIDS[i] / val(i) for i in (4, 700, 40)))
     code, text = compare(weights, "--data", tmp_path / "data", "--out", tmp_path / "out")
@@ -41,6 +42,7 @@ def test_a_subset_through_the_command_line(tmp_path, put, weights):
     )
 
 
+@pytest.mark.slow
 def test_a_model_at_chance_is_noticed(tmp_path, thousand, weights):
     code, text = compare(
         weights, "--data", thousand, "--limit", "208", "--batch-size", "104", "--out", tmp_path / "out"
@@ -50,6 +52,7 @@ def test_a_model_at_chance_is_noticed(tmp_path, thousand, weights):
     assert "chance" in json.loads((tmp_path / "out" / "run.json").read_text())["notes"][1]
 
 
+@pytest.mark.slow
 def test_crop_and_interpolation_are_options_and_part_of_the_run(tmp_path, put, weights):
     put(*(tmp_path / "photos" / "deep" / f"{i}.jpg" for i in range(2)), tmp_path / "photos" / "b.jpg")
     common = ("--data", tmp_path / "photos", "--no-labels", "--out", tmp_path / "out")

@@ -144,6 +144,7 @@ def test_shards_that_cannot_be_used(tmp_path, shards):
         preflight.align(sources.open_source(f"wds/{tmp_path / 'from1.tar'}"), 10)
 
 
+@pytest.mark.slow
 def test_shards_through_the_command_line(shards, tmp_path):
     arguments = (
         "--model",
@@ -260,6 +261,7 @@ def test_loose_images_have_no_labels(photos):
     assert not aligned.take([3, 1]).labelled
 
 
+@pytest.mark.slow
 def test_images_without_labels_are_compared_by_agreement(photos, tmp_path):
     arguments = (
         "--model",

@@ -50,6 +50,7 @@ def a_job(**changes):
         return Job(Config(**{**OPTIONS, **changes}), outputs=files)
 
 
+@pytest.mark.slow
 def test_the_row_has_the_means_over_the_test_images_of_what_each_costs_alone(tmp_path):
     job = a_job()
     job.open(tmp_path)

@@ -80,6 +80,7 @@ def test_the_command_line_refuses_what_is_empty_or_means_nothing(arguments, word
     assert (code, words in text) == (2, True), text
 
 
+@pytest.mark.slow
 def test_an_option_is_one_value_however_it_is_written():
     def key(**options):
         methods = {"methods": ("lotm",), "options": {"lotm": options}} if options else {"methods": ("lotm",)}

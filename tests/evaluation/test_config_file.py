@@ -16,6 +16,8 @@ from tokred.errors import TokredError
 from tokred.evaluation.config import Config, Fixed
 from tokred.evaluation.config_file import config_text, read_config
 
+pytestmark = pytest.mark.usefixtures("shared_costs", "plain_outputs")
+
 SMALL = ("--limit", "2", "--batch-size", "2", "--workers", "0", "--precision", "fp32", "--no-controls")
 
 
@@ -108,6 +110,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_configuration_that_a_run_leaves_is_the_same_run(finished):
     code, text = run("compare", "--config", finished / "config.yaml", "--workers", "0", "--out", finished)
     assert code == 0, text
@@ -124,6 +127,7 @@ def test_the_configuration_that_a_run_leaves_is_the_same_run(finished):
         assert line in saved
 
 
+@pytest.mark.slow
 def test_flags_win_over_the_configuration(finished, tmp_path):
     flags = ("--methods", "lotm", "--set", "lotm.weighted=true", "--seed", "3", "--workers", "0")
     code, text = run("compare", "--config", finished / "config.yaml", *flags, "--out", tmp_path / "out")
@@ -134,6 +138,7 @@ def test_flags_win_over_the_configuration(finished, tmp_path):
     assert chosen["options"]["lotm"]["weighted"] is True  # of the flag
 
 
+@pytest.mark.slow
 def test_a_schedule_file_takes_the_place_of_the_budget_and_is_kept_with_the_run(tmp_path):
     file, out = tmp_path / "mine.yaml", tmp_path / "out"
     file.write_text("stages: [3, 6]\ntokens: [120, 50]\n")
@@ -154,6 +159,7 @@ def test_a_schedule_file_takes_the_place_of_the_budget_and_is_kept_with_the_run(
     assert "was finished on" in text
 
 
+@pytest.mark.slow
 def test_flags_of_a_schedule_win_over_the_configuration(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("model: deit_t\nbudgets: [0.2, 0.4]\nmethods: [topk]\nschedule: decreasing\n")
@@ -178,6 +184,7 @@ class First(tokred.Reducer):
 '''
 
 
+@pytest.mark.slow
 def test_a_run_with_a_plugin_is_the_same_run_from_its_configuration(tmp_path, request):
     request.addfinalizer(lambda: registry._classes.pop("first", None))
     path, out = tmp_path / "mine.py", tmp_path / "out"

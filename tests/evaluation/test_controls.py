@@ -22,6 +22,7 @@ from tokred.tables.row import BASELINE, Row
 from tokred.testing import tiny_vit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 48), (32, 80)])
 @pytest.mark.parametrize("budget", [0.1, 0.5])
 def test_lowres_is_the_largest_grid_of_the_images_shape_within_the_budget(size, budget):
@@ -67,6 +68,7 @@ def test_lowres_that_no_grid_reaches():
         lowres(CostTable(tiny_vit()), 0.99)
 
 
+@pytest.mark.slow
 def test_smaller_is_the_next_model_of_the_family_with_weights_at_hand():
     loaded = zoo.load_shipped("deit_s")
     control = smaller(loaded)

@@ -98,6 +98,7 @@ def test_shared_states_give_the_very_logits_of_a_lone_model():
             assert torch.equal(model.logits(model.advance(shared)), _logits(model, images, index)), name
 
 
+@pytest.mark.slow
 def test_another_batch_size_agrees():
     """To 1e-5 in logits, on real weights and images; near-ties between tokens may be decided otherwise."""
     model = zoo.load_shipped("deit_t").model.eval()

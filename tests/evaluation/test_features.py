@@ -163,6 +163,7 @@ def test_columns_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_an_encoder_is_compared_by_its_features(finished):
     root, text = finished
     assert "The model has no classifier" in text

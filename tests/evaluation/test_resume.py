@@ -105,6 +105,7 @@ class Killed(BaseException):
     """As SIGKILL, this is not for anybody to catch."""
 
 
+@pytest.mark.slow
 def test_killed_before_or_in_the_middle_of_any_write(tmp_path, monkeypatch):
     """A kill at every write or move of a run, one after the other."""
     monkeypatch.setattr("tokred.evaluation.recording._INTERVAL", 0.0)

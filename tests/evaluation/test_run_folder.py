@@ -146,6 +146,7 @@ def test_what_another_run_has_packed_is_not_taken(tmp_path):
     assert not back.done.any()
 
 
+@pytest.mark.slow
 def test_threads_may_enter_while_rows_are_packed():
     evaluation, stop = filled(20_000), threading.Event()
     evaluation.kinds = dict.fromkeys(range(20_000), "greyscale")

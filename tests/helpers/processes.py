@@ -34,14 +34,18 @@ class Command:
         path: a folder to import from first.
         environment: variables beside those of this process.
         settings: module attributes to set before it runs, by "module.attribute".
+        program: what is called, by "module.function".
     """
 
-    def __init__(self, folder, *arguments, path=None, environment=None, settings=None):
+    def __init__(
+        self, folder, *arguments, path=None, environment=None, settings=None, program="tokred.cli.main"
+    ):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **(environment or {})}
         self.process = CONTEXT.Process(
-            target=_main, args=(self.folder, [*map(str, arguments)], path, variables, settings or {})
+            target=_main,
+            args=(self.folder, [*map(str, arguments)], path, variables, settings or {}, program),
         )
         self.process.start()
 
@@ -94,7 +98,7 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
-def _main(folder, arguments, path, variables, settings):
+def _main(folder, arguments, path, variables, settings, program):
     for number, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
@@ -108,7 +112,6 @@ def _main(folder, arguments, path, variables, settings):
     for name, value in settings.items():
         module, attribute = name.rsplit(".", 1)
         setattr(import_module(module), attribute, value)
-    from tokred import cli
-
     sys.argv = ["tokred", *arguments]
-    cli.main()
+    module, function = program.rsplit(".", 1)
+    sys.exit(getattr(import_module(module), function)())

@@ -105,7 +105,7 @@ def leftovers(folder):
 @pytest.mark.slow
 def test_writers_lose_nothing_and_a_reader_always_sees_a_whole_board(tmp_path, writers):
     board = tmp_path / "leaderboard.csv"
-    processes = writers(board, count=4, adds=12, rows=10)
+    processes = writers(board, count=4, adds=6, rows=5)
     sizes, deadline = [], time.monotonic() + 400
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         if board.exists():
@@ -114,9 +114,9 @@ def test_writers_lose_nothing_and_a_reader_always_sees_a_whole_board(tmp_path, w
     assert [process.wait(timeout=60) for process in processes] == [0] * 4, [
         process.stderr.read() for process in processes
     ]
-    wanted = {f"w{p}-{step}-{i}" for p in range(4) for step in range(12) for i in range(10)} | {"shared"}
+    wanted = {f"w{p}-{step}-{i}" for p in range(4) for step in range(6) for i in range(5)} | {"shared"}
     found = methods(board)
-    assert len(found) == len(set(found)) == 4 * 12 * 10 + 1
+    assert len(found) == len(set(found)) == 4 * 6 * 5 + 1
     assert set(found) == wanted
     assert sizes == sorted(sizes)  # and a board never shrinks
     assert len(set(sizes)) > 5  # the reader looked while they wrote
@@ -137,6 +137,7 @@ def test_the_order_does_not_depend_on_who_comes_first(tmp_path):
     assert len(texts) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_whole_board_and_no_lock(tmp_path, writers):
     board = tmp_path / "leaderboard.csv"
     add(board, [replace(ROW, method="first")])
@@ -395,6 +396,7 @@ def command(*arguments, folder):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     first, second = (
         written(tmp_path / "a", ROW),

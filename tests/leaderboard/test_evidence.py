@@ -210,7 +210,7 @@ def test_a_killed_writer_leaves_no_row_with_another_ones_evidence(tmp_path):
     board = tmp_path / "b.csv"
     runs = [made(tmp_path, {"lotm": outcome(150 + i), "tome": outcome(120 + i)}, f"r{i}") for i in range(4)]
     draw = random.Random(1)
-    for _ in range(5):
+    for _ in range(3):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, board, *runs],
             stdin=subprocess.PIPE,

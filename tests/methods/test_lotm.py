@@ -106,6 +106,7 @@ def test_any_grid_has_pairs_of_the_curve(curve, rows, columns, n):
         assert order == snake(rows, columns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("curve", "window"), [("snake", 2), ("hilbert", 2), ("hilbert", 5)])
 def test_tokens_stay_runs_of_the_curve_over_stages_and_compile(curve, window, images):
     options = {"curve": curve, "window": window}

@@ -135,6 +135,7 @@ def test_other_numbers_are_refused_with_grid(keep):
         LoTM2D(16, keep, 48, 3, grid=True)(make_view())
 
 
+@pytest.mark.slow
 def test_equal_tokens_and_compilers(images):
     view = make_view(n=16, x=torch.ones(3, 16, 48))
     label = LoTM2D(16, 9, 48, 3)(view).labels()

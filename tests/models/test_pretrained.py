@@ -277,6 +277,7 @@ def with_prefix(prefix, state):
     return {f"{prefix}{key}": value for key, value in state.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [

@@ -108,6 +108,7 @@ def test_the_summary_adds_up_and_the_trace_is_the_grid(method):
     assert reduced.tokred.plan is reduced.plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     ["import sys, tokred; assert 'torch' not in sys.modules; import timm", "import timm, tokred"],

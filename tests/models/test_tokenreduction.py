@@ -133,6 +133,7 @@ def test_counts_that_depend_on_the_image(tmp_path, images, monkeypatch):
     assert not torch.allclose(logits, wanted, atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "changes", "options"),
     [

@@ -103,6 +103,7 @@ def test_shipped_weights_and_their_cards(name):
     )  # the command of the card is the one that was run
 
 
+@pytest.mark.slow
 def test_shipped_weights_do_what_their_card_says():
     loaded = zoo.load_shipped("deit_t")
     got = accuracy(loaded.model, "test", limit=100)

@@ -56,6 +56,7 @@ def planned_lines(table, model, costs):
     return join(table, model, planned(read_config(f"table{table}"), costs), comparable=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", WIDTH)
 def test_flops_of_table_1_follow_from_the_papers_formulas(model, costs):
     found = {(line["layers"], line["k"]): line for line in planned_lines(1, model, costs[model])}
@@ -71,6 +72,7 @@ def test_flops_of_table_1_follow_from_the_papers_formulas(model, costs):
         assert line["gflops_diff"] == pytest.approx(line["gflops"] - line["gflops_printed"])
 
 
+@pytest.mark.slow
 def test_what_the_notes_say_of_the_printed_flops_is_so(costs):
     for model, layers, worst in (("deit_t", "4 7 10", 0.0070), ("deit_t", "4 7 11", 0.031)):
         off = [
@@ -123,6 +125,7 @@ def test_printed_drops_and_their_misprints():
             assert all((other.top1, other.gflops) == (one.top1, one.gflops) for other in again)
 
 
+@pytest.mark.slow
 def test_tables_2_to_4_have_every_method_within_the_budget(costs):
     for table, model in ((2, "deit_s"), (3, "deit_b"), (4, "deit_t")):
         found = planned_lines(table, model, costs[model])

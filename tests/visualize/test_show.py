@@ -48,6 +48,7 @@ def test_show_draws_and_tells(tiny, tmp_path):
     assert text.index("test 5") < text.index("test 2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tiny", [{"img_size": (40, 64)}, {"class_token": False, "global_pool": "avg"}], indirect=True
 )

@@ -18,6 +18,7 @@ from tokred.studies.similarity.study import SENSES, Study
 from tokred.testing import tiny_vit
 
 
+@pytest.mark.slow
 def test_files_say_what_they_are_about(found_smooth, tmp_path):
     measurement, found = found_smooth
     report.write(measurement, found, tmp_path)
@@ -63,6 +64,7 @@ def test_names_of_folders_are_no_formulas(found_smooth):
 SMALL = ("--model", "deit_t", "--limit", "4", "--workers", "0", "--precision", "fp32", "--layers", "1")
 
 
+@pytest.mark.slow
 def test_the_command_leaves_its_files_and_prints_the_verdict(tmp_path):
     code, text = run("similarity", *SMALL, "--out", tmp_path / "out")
     assert code == 0, text
