@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from tokred.errors import names_arguments
 from tokred.utils import timm_hook
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _PUBLIC = {
     "Plan": "tokred.core.plan",
     "TokredError": "tokred.errors",
 }
+_CALLED = ("reduce", "compare", "export", "show")  # with arguments, which the command line has as flags
 
 __all__ = ["__version__", *_PUBLIC]
 
@@ -40,4 +42,6 @@ timm_hook.install()
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tokred' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = names_arguments(value) if name in _CALLED else value
+    return globals()[name]

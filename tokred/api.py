@@ -208,8 +208,10 @@ def compare(
         settings: other fields of `Config`, such as `methods` and `data`.
 
     Raises:
-        TokredError: see `Job`.
+        TokredError: `workers` is no number of processes; else see `Job`.
     """
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+        raise TokredError(f"workers is the number of processes that load images, 0 or more; got {workers!r}.")
     from tokred.evaluation.comparison import Job
     from tokred.evaluation.config import Config
     from tokred.report import outputs

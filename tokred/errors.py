@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_COMMAND = r"`[^`]*`|tokred [a-z]+(?: --[\w-]+(?: [^-\s]\S*)?)*"  # keeps its flags
+_FLAG = r"--(?P<no>no-)?(?P<name>[a-z][a-z-]*)"
 UNLABELLED = -2  # label of an image whose label is unknown or could not be read
 
 
@@ -76,3 +82,33 @@ def did_you_mean(kind: str, name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"Did you mean: {', '.join(near)}?" if near else f"Known: {', '.join(known)}."
     return f"Unknown {kind} {name!r}. {hint}"
+
+
+def with_arguments(sentence: str) -> str:
+    """A sentence for Python users: the names of arguments in place of flags, except in whole commands.
+
+    >>> with_arguments("choose others with --img-size, or use --no-labels; see `tokred data --split all`")
+    'choose others with img_size, or use labels=False; see `tokred data --split all`'
+    """
+
+    def argument(match: re.Match[str]) -> str:
+        if match["name"] is None:
+            return match[0]
+        name = match["name"].replace("-", "_")
+        return f"{name}=False" if match["no"] else name
+
+    return re.sub(f"{_COMMAND}|{_FLAG}", argument, sentence)
+
+
+def names_arguments(function: _Function) -> _Function:
+    """Decorate a function of the Python interface, so that its errors name arguments instead of flags."""
+
+    @functools.wraps(function)
+    def named(*args: Any, **settings: Any) -> Any:
+        try:
+            return function(*args, **settings)
+        except TokredError as error:
+            error.args = tuple(with_arguments(a) if isinstance(a, str) else a for a in error.args)
+            raise
+
+    return named  # type: ignore[return-value]

@@ -308,6 +308,16 @@ def test_arguments_of_the_wrong_kind_are_refused_in_one_sentence(arguments, sent
     assert "\n" not in str(error.value)
 
 
+def test_errors_name_arguments_in_python_and_flags_elsewhere():
+    settings = {"stages": (2,), "protocol": "native"}
+    with pytest.raises(Unreachable, match=r"set more or earlier layers with stages\.$"):
+        tokred.reduce(tiny_vit(), "tome", 0.9, **settings)
+    with pytest.raises(Unreachable, match=r"set more or earlier layers with --stages\.$"):
+        match(CostTable(tiny_vit()), "tome", 0.9, **settings)
+    with pytest.raises(TokredError, match="workers is the number of processes .* got -1"):
+        tokred.compare("deit_t", workers=-1)
+
+
 def test_stages_and_seeds_may_be_numpy_integers():
     reduced = tokred.reduce(tiny_vit(), "tome", 0.2, stages=np.array([3, 2]), seed=np.int64(3))
     assert reduced.plan.stages == (2, 3)
