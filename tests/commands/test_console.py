@@ -1,6 +1,7 @@
 """Progress in a pipe is lines with the figures so far; foreign text is printed as it is."""
 
 import io
+import sys
 import types
 
 import numpy as np
@@ -97,8 +98,16 @@ def test_nothing_done_has_no_scores():
     assert running_scores(types.SimpleNamespace(evaluation=Evaluation.empty(2, ["a"]), source=source)) == []
 
 
-def test_a_method_of_a_broken_package_is_listed_with_its_error(tmp_path, monkeypatch):
-    (tmp_path / "broken_module.py").write_text("import nothing_of_that_name\n")
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("import nothing_of_that_name", "No module named 'nothing_of_that_name'"),
+        ("raise SystemExit(0)", "SystemExit 0"),
+    ],
+)
+def test_a_method_of_a_broken_package_is_listed_with_its_error(source, error, tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text(f"{source}\n")
+    monkeypatch.delitem(sys.modules, "broken_module", raising=False)
     about = tmp_path / "broken_package-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-package\nVersion: 1.0\n")
@@ -110,7 +119,7 @@ def test_a_method_of_a_broken_package_is_listed_with_its_error(tmp_path, monkeyp
     code, text = run("match", "--model", "deit_t", "--methods", "topk,broken", "--format", "csv")
     assert code == 1
     assert "\ntopk," in text
-    assert "No module named 'nothing_of_that_name'" in text
+    assert error in text
     code, text = run("check", "broken")
     assert code == 2
     assert "broken-package" in text

@@ -242,6 +242,15 @@ def test_check_reports_a_broken_method(importable):
     assert "output_count" in text
 
 
+def test_check_goes_on_where_a_method_exits(importable):
+    (importable / "leaves.py").write_text(
+        METHOD.replace("        order =", "        raise SystemExit(0)\n        order =")
+    )
+    code, text = run("check", "leaves:Centre")
+    assert code == 1
+    assert "SystemExit: 0" in text
+
+
 def test_a_plugin_that_fails_to_import_is_listed_and_explained(importable):
     install(importable, "import nothing_of_the_kind\n" + METHOD)
     code, text = run("methods")

@@ -192,9 +192,10 @@ def _import_class(target: str) -> type[Reducer]:
     module, _, attribute = target.partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is somebody else's
+    except (Exception, SystemExit) as error:  # the module is somebody else's
+        reason = f"{type(error).__name__} {error}".strip() if isinstance(error, SystemExit) else error
         raise TokredError(
-            f"Cannot load the method {target!r}: {error}; expected an importable module:Class."
+            f"Cannot load the method {target!r}: {reason}; expected an importable module:Class."
         ) from error
     if not (inspect.isclass(cls) and issubclass(cls, Reducer)):
         raise TokredError(f"{target!r} is not a subclass of tokred.Reducer; give the class itself.")

@@ -56,7 +56,7 @@ def export(
             content = _WRITERS[form](model, *_example(model, dynamic_batch))
     except TokredError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # code of a method can raise anything
         raise UnsupportedModel(f"{_name(model)} cannot be exported to {form}: {_cause(error)}") from error
     replace_file(path, content, "choose another file")
     return path

@@ -23,7 +23,7 @@ def check_reducer(cls: type[Reducer], progress: Callable[[str], None] = lambda n
         progress(name)
         try:
             check(cls)
-        except Exception as error:  # a battery reports whatever a method does
+        except (Exception, SystemExit) as error:  # a battery reports whatever a method does
             said = isinstance(error, AssertionError | TokredError) and str(error)
             problems[name] = said or f"{type(error).__name__}: {error}"
     return problems

@@ -125,7 +125,7 @@ def trace(
             for name in [name for name in everything if name not in failed]:
                 try:
                     parts[name].append(_follow(everything[name], images, index))
-                except Exception as error:  # code of a method can raise anything
+                except (Exception, SystemExit) as error:  # code of a method can raise anything
                     failed[name] = str(error).strip().partition("\n")[0] or type(error).__name__
         if "" in failed:
             raise TokredError(f"The dense model fails: {failed['']}")
