@@ -121,6 +121,18 @@ def test_methods_of_others_never_cost_more_than_the_target(cls, budget, stages, 
     assert count(ReducedViT(costs.backbone, found.plan)).total == found.flops
 
 
+def test_a_decision_that_cannot_be_applied_is_named_by_its_rule():
+    class TooFar(Quarter):
+        """Keep tokens that are not there."""
+
+        def forward(self, view):
+            kept = torch.arange(self.n, self.n + self.keep).expand(len(view.x), -1)
+            return Keep(kept, self.n)
+
+    with pytest.raises(TokredError, match="Keep's index must lie between 0 and"):
+        CostTable(tiny_vit()).stage(Plan(TooFar, (2,), (30,)), 2, 36, 30)
+
+
 def test_the_knob_that_was_really_applied():
     found = match(table(SMALL), "lotm", 0.45, protocol="common")
     removed = [a - b for a, b in itertools.pairwise((196, *found.plan.tokens))]

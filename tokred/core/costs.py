@@ -28,7 +28,9 @@ from tokred.core.backbone import (
 from tokred.core.flops import analyse
 from tokred.core.plan import Plan
 from tokred.core.reducer import Attention
+from tokred.core.rules import broken_rule
 from tokred.core.stage import State, build_stage
+from tokred.errors import TokredError
 
 
 class CostTable:
@@ -101,7 +103,17 @@ class CostTable:
         before_all = layer == 1 and stage.reducer.site == "pre"
         attention = None if before_all else Attention(qkv, qkv, qkv, 1.0)
         state = State(self._like(1, p + n, self.backbone.embed_dim), layer, stage.reducer.site, attention)
-        return _count(stage, lambda x: stage(replace(state, x=x)).x, state.x)
+        try:
+            return _count(stage, lambda x: stage(replace(state, x=x)).x, state.x)
+        except TokredError:
+            raise
+        except Exception as error:  # a decision that breaks a rule can fail anywhere
+            reducer = stage.reducer
+            decision = reducer(stage.view(state))
+            rule = broken_rule(decision, 1, n, None if reducer.adaptive() else keep)
+            if rule:
+                raise TokredError(f"{plan.reducer.name} has no plan: {rule}") from error
+            raise
 
     def reducer_estimate(self, plan: Plan, n: int, keep: int) -> float:
         """What a stage from n to keep tokens costs by a polynomial fitted to small counts.
