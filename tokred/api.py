@@ -135,7 +135,12 @@ def _check_counts(
                 f"{cls.name} keeps as many tokens of every image and takes no threshold or images; give a "
                 "budget, keep or tokens."
             )
-    elif fixed or (threshold is None) == (images is None) or not isinstance(threshold or 0, Real):
+    elif (
+        fixed
+        or (threshold is None) == (images is None)
+        or not isinstance(0 if threshold is None else threshold, Real)
+        or not isinstance(() if images is None else images, Iterable)
+    ):
         raise TokredError(
             f"How many tokens {cls.name} keeps depends on the image: give images, on which its threshold is "
             "set for a budget, or else a threshold between 0 and 1."

@@ -154,6 +154,11 @@ def test_reduce_sets_a_threshold_on_images_or_takes_one():
         ),
         ("ats", {"keep": 0.5}, "tokens ats keeps depends on the image"),
         ("ats", {"threshold": "0.5"}, "tokens ats keeps depends on the image"),
+        ("ats", {"threshold": ""}, "tokens ats keeps depends on the image"),
+        ("ats", {"threshold": []}, "tokens ats keeps depends on the image"),
+        ("ats", {"images": 3}, "tokens ats keeps depends on the image"),
+        ("ats", {"images": torch.zeros(0, 3, 48, 48)}, "no image to calibrate"),
+        ("ats", {"images": torch.full((2, 3, 48, 48), torch.nan)}, "numbers that are not finite"),
         ("ats", {"threshold": 1.5}, "The knob of ats is a threshold between 0 and 1; got 1.5"),
         ("ats", {"budget": "0.5", "images": []}, "A budget is the fraction of FLOPs"),
         ("ats", {"budget": 0.5, "images": []}, "no image to calibrate"),
@@ -164,6 +169,10 @@ def test_reduce_sets_a_threshold_on_images_or_takes_one():
 def test_what_sets_the_counts_is_what_the_method_has(method, settings, sentence):
     with pytest.raises(TokredError, match=sentence):
         tokred.reduce(tiny_vit(), method, stages=(2, 3), **settings)
+
+
+def test_no_images_have_no_logits():
+    assert model(Standouts)(images(0)).shape == (0, 10)
 
 
 def test_a_budget_out_of_reach_is_refused():

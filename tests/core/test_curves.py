@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tokred
 from tokred.core.curves import along
+from tokred.testing import tiny_vit
 
 CPU = torch.device("cpu")
 
@@ -59,6 +61,12 @@ def test_a_run_of_hilberts_curve_is_compact():
         return max(max(max(side) - min(side) for side in zip(*part, strict=True)) for part in parts)
 
     assert extent("hilbert") < extent("snake") == 13
+
+
+def test_a_model_with_few_patches_is_planned_too():
+    model = tiny_vit(img_size=32)
+    reduced = tokred.reduce(model, "lotm", 0.2, stages=(2, 3), curve="snake", weighted=True)
+    assert reduced.plan.tokens[-1] < model.patch_embed.num_patches == 16
 
 
 def test_patches_that_a_grid_lacks_are_left_out():

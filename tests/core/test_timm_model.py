@@ -144,7 +144,7 @@ def _flat(value):
     return torch.cat([_flat(part) for part in parts])
 
 
-@pytest.mark.parametrize("indices", [(4,), (-5,), "last", 5])
+@pytest.mark.parametrize("indices", [(4,), (-5,), (), "last", 5])
 def test_layers_that_the_model_does_not_have_are_one_sentence(indices, images):
     with pytest.raises(TokredError, match="layers from 0 to 3, or the number of last layers; got"):
         ReducedViT(tiny_vit()).forward_intermediates(images, indices)

@@ -92,11 +92,11 @@ def calibrate(model: ReducedViT, costs: CostTable, budget: float, images: Iterab
         images: batches of prepared images [B, channels, H, W]; training images or unlabelled ones.
 
     Raises:
-        TokredError: a budget outside (0, 1), or no image.
+        TokredError: a budget outside (0, 1), no image, or images with numbers that are not finite.
         Unreachable: the method cannot save that much at these stages.
     """
     check_budget(budget)
-    batches = list(images)
+    batches = [batch for batch in images if not (isinstance(batch, Tensor) and batch.numel() == 0)]
     if not batches:
         raise TokredError("There is no image to calibrate the threshold on.")
     everything = _Saved(model, costs, batches)
@@ -136,6 +136,10 @@ class _Saved:
     def __init__(self, model: ReducedViT, costs: CostTable, batches: Iterable[Tensor]) -> None:
         self.model, self.costs = model, costs
         self.starts = [model.advance(model.embed(batch), stop=model.first_point) for batch in batches]
+        if not all(start.x.isfinite().all() for start in self.starts):
+            raise TokredError(
+                "The images to calibrate on, or the model's weights, hold numbers that are not finite."
+            )
         self.counts: dict[float, np.ndarray] = {}
         """Tokens of each image after each stage, [n, S], at the thresholds that were tried."""
 

@@ -126,8 +126,9 @@ class CostTable:
         key = (plan.method, repr(plan.options), n % 2, plan.stages[0] == 1)
         if key not in self._quadratics:
             lengths = [16 + n % 2 + 2 * i for i in range(3)]
-            if any(plan.reducer.floor(length) + 3 > length for length in lengths):
-                return float(self.stage(plan, plan.stages[0], n, keep))  # too few counts for a polynomial
+            few = lengths[-1] > self.n or any(plan.reducer.floor(m) + 3 > m for m in lengths)
+            if few:  # too few counts for a polynomial, or more tokens than the model has
+                return float(self.stage(plan, plan.stages[0], n, keep))
             points = [
                 (length, max(plan.reducer.floor(length), 12) + j)
                 for i, length in enumerate(lengths)

@@ -234,9 +234,11 @@ class Merge(Reduction):
     def trimmed(self) -> Merge:
         """The decision without the last groups, which no image of the batch uses. This reads values.
 
-        On the meta device there are none, and all groups stay.
+        On the meta device, or without images, there are none, and all groups stay.
         """
-        return self if self.label.is_meta else replace(self, m=int(self.label.max()) + 1)
+        if self.label.is_meta or not self.label.numel():
+            return self
+        return replace(self, m=int(self.label.max()) + 1)
 
 
 @dataclass(frozen=True, eq=False)

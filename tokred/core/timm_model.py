@@ -108,7 +108,7 @@ class TimmModel(nn.Module):
             raise TokredError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}.")
         try:
             layers, last = feature_take_indices(self.depth, indices)
-        except (AssertionError, TypeError):
+        except (AssertionError, TypeError, ValueError):
             raise TokredError(
                 f"indices are layers from 0 to {self.depth - 1}, or the number of last layers; got "
                 f"{indices!r}."
