@@ -154,7 +154,7 @@ class Merge(Reduction):
 
     def pool(self, x: Tensor) -> Tensor:
         # Sums of many bfloat16 tokens lose bits; groups are added in float32 and rounded once.
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        wide = _wide(x)
         if self.reduce == "absmax":
             return self._cut(extremes_of_groups(wide, self._slots(), self._groups)).to(x.dtype)
         if self.weight is not None:
@@ -170,11 +170,13 @@ class Merge(Reduction):
     def apply(self, x: Tensor, prefix: int) -> Tensor:
         # Tokens of the prefix are groups of their own: that saves a copy of all others, 3 % of a DeiT-S with
         # a stage in every layer.
-        weight = self.weight
+        weight, reduce = self.weight, self.reduce
         if weight is not None:
+            if reduce == "mean":
+                weight, reduce = self._share(_wide(x).dtype), "sum"
             weight = torch.cat([weight.new_ones(weight.shape[0], prefix), weight], dim=1)
         label = behind_prefix(self._slots(), prefix)
-        return replace(self, label=label, m=self.m + prefix, weight=weight).pool(x)
+        return replace(self, label=label, m=self.m + prefix, weight=weight, reduce=reduce).pool(x)
 
     @property
     def _groups(self) -> int:
@@ -203,18 +205,26 @@ class Merge(Reduction):
     def _share(self, dtype: torch.dtype) -> Tensor:
         """The weight of each token, [B, N]; for a mean, the weights of a group sum to one."""
         assert self.weight is not None
-        weight, slots = self.weight.to(dtype), self._slots()
+        weight = self.weight.to(dtype)
         if self.reduce == "sum":
             return weight
-        total = sum_groups(weight.unsqueeze(-1), slots, self._groups).squeeze(-1)
+        total = self._total.to(dtype)
         if self.drops:  # dropped tokens may weigh nothing
             total = torch.where(total == 0, 1, total)
-        return weight / total.gather(1, slots)
+        return weight / total.gather(1, self._slots())
+
+    @once
+    def _total(self) -> Tensor:
+        """The weight of each group, [B, groups]."""
+        assert self.weight is not None
+        return sum_groups(_wide(self.weight).unsqueeze(-1), self._slots(), self._groups).squeeze(-1)
 
     def carry(self, mass: Tensor) -> Tensor:
         return self._cut(sum_groups(mass, self._slots(), self._groups))
 
     def sizes(self, size: Tensor) -> Tensor:
+        if self.mass is None and size is self.weight:
+            return self._cut(self._total)
         return super().sizes(size if self.mass is None else self.mass)
 
     def labels(self) -> Tensor:
@@ -353,6 +363,11 @@ class History:
             before = self._before.places(columns) if self._before else raster(reduction.labels(), columns)
             self._places = reduction.carry(before)
         return self._places
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x with at least the precision of float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def compose(reductions: Sequence[Reduction]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,8 +118,11 @@ class Stage(nn.Module):
         Counts grow and shrink with the number of patches, rounded down. What owns a parameter for each token
         out has one count.
         """
-        reducer, own, patches = self.reducer, math.prod(self.grid), math.prod(state.grid or self.grid)
-        if patches == own or reducer.nested:
+        reducer = self.reducer
+        if state.grid in (None, self.grid) or reducer.nested:
+            return reducer
+        own, patches = math.prod(self.grid), math.prod(state.grid)
+        if patches == own:
             return reducer
         n = state.x.shape[1] - self.num_prefix
         if reducer.adaptive() or state.alive is not None:
@@ -167,7 +171,9 @@ class Stage(nn.Module):
             return state  # nothing to remove: the reducer is bypassed
         view = self.view(state)
         # Similarities in bfloat16 are full of ties. Tensors without data have no autocast of their own.
-        with torch.autocast("cpu" if view.x.is_meta else view.x.device.type, enabled=False):
+        device = "cpu" if view.x.is_meta else view.x.device.type
+        off = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with off:
             reduction = reducer(view)
             if not isinstance(reduction, Reduction):
                 raise TokredError(

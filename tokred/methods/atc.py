@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from tokred.core.ops import unit_rows
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -49,7 +49,7 @@ class ATC(Reducer):
         self.linkage, self.proportional = linkage, proportional
 
     def forward(self, view: View) -> Merge:
-        keys = F.normalize(view.key_metric.detach(), dim=-1, eps=1e-12)
+        keys = unit_rows(view.key_metric.detach())
         distance = 1 - torch.matmul(keys, keys.mT)  # [B, n, n]
         return Merge(agglomerate(distance, self.keep, self.linkage), self.keep, weight=view.size)
 

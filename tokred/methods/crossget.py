@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
-from tokred.core.ops import join, take_rows
+from tokred.core.ops import join, take_rows, unit_rows
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -41,7 +40,7 @@ class CrossGET(Reducer):
         return n - n // 2
 
     def forward(self, view: View) -> Merge:
-        keys = F.normalize(view.key_metric, dim=-1, eps=1e-12)
+        keys = unit_rows(view.key_metric)
         similarity = torch.matmul(keys, keys.mT)  # [B, n, n]
         index = torch.arange(self.n, device=keys.device)
         # The best pair is a tie: exactly symmetric, so that its first token comes first on every device.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
-from tokred.core.ops import best_match, take_rows
+from tokred.core.ops import best_match, take_rows, unit_rows
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -58,7 +57,7 @@ class DiffRate(Reducer):
         merged = removed - int(removed * self.pruned + 0.5)
         order = view.cls_attention.argsort(dim=1, descending=True, stable=True)  # [B, n]
         kept, rest = order[:, : self.keep], order[:, self.keep :]
-        unit = F.normalize(view.x.detach().float(), dim=-1, eps=1e-12)
+        unit = unit_rows(view.x.detach().float())
         cosine, target = best_match(take_rows(unit, rest), take_rows(unit, kept))
         slots = torch.arange(self.n, device=order.device).expand_as(order)
         target = torch.where(slots[:, :removed] < merged, target, -1)

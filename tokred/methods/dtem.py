@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokred.core.ops import alternate, bipartite_labels
+from tokred.core.ops import alternate, bipartite_labels, unit_rows
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge, Mix, Reduction
 from tokred.core.registry import register
@@ -47,7 +47,7 @@ class DTEM(Reducer):
         return n - n // 2
 
     def forward(self, view: View) -> Reduction:
-        tokens = F.normalize(self.metric(self._normalized(view)), dim=-1, eps=1e-12)  # [B, n, d]
+        tokens = unit_rows(self.metric(self._normalized(view)))  # [B, n, d]
         a, b = alternate(view.num_prefix)
         label = bipartite_labels(tokens.detach(), a, b, self.n - self.keep)
         merge = Merge(label, self.keep, weight=view.size)

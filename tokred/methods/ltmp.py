@@ -6,9 +6,8 @@ from math import cos, pi
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tokred.core.ops import alternate, best_match
+from tokred.core.ops import alternate, best_match, unit_rows
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -78,7 +77,7 @@ class LTMP(Reducer):
         root = own.repeat(len(view.x), 1)
         if view.x.shape[1] < 2:
             return root
-        unit = F.normalize(view.key_metric.detach(), dim=-1, eps=1e-12) * view.valid.unsqueeze(-1)
+        unit = unit_rows(view.key_metric.detach()) * view.valid.unsqueeze(-1)
         similarity, partner = best_match(unit[:, a], unit[:, b])  # padding has 0, which joins nothing
         joins = similarity.clamp(max=1) > cos(self.threshold * pi / 2)
         root[:, a] = torch.where(joins, own[b][partner], own[a])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tokred.core.ops import alternate
+from tokred.core.ops import alternate, unit_rows
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -89,7 +88,7 @@ class MCTF(Reducer):
         return Merge(label, self.keep, weight=attention * view.size)
 
     def _affinity(self, x: Tensor, attention: Tensor, size: Tensor, a: slice, b: slice) -> Tensor:
-        unit = F.normalize(x.detach(), dim=-1, eps=1e-12)
+        unit = unit_rows(x.detach())
         cosine = torch.matmul(unit[:, a], unit[:, b].mT)
         similarity = ((1 + cosine) / 2).clamp(min=0) ** (1 / self.similarity)
         factor = attention ** (-1 / self.information) * size ** (-1 / self.size)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokred.core.ops import ROWS, join, take_rows
+from tokred.core.ops import ROWS, join, take_rows, unit_rows
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -64,7 +64,7 @@ class PiToMe(Reducer):
 
     def forward(self, view: View) -> Merge:
         removed = self.n - self.keep
-        keys = F.normalize(view.key_metric, dim=-1, eps=1e-12)
+        keys = unit_rows(view.key_metric)
         similarity = torch.matmul(keys, keys.mT)  # [B, n, n]
         margin = self.margin * (1 - (view.layer - 1) / view.depth)
         order = energy(similarity, margin).argsort(dim=1, descending=True, stable=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tokred.core.ops import alternate, bipartite_labels
+from tokred.core.ops import alternate, bipartite_labels, unit_rows
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -74,6 +73,6 @@ class PPT(Reducer):
 
     def _merged(self, view: View) -> Tensor:
         """Labels [B, n] of ToMe's groups."""
-        tokens = F.normalize(view.key_metric, dim=-1, eps=1e-12)
+        tokens = unit_rows(view.key_metric)
         a, b = alternate(view.num_prefix)
         return bipartite_labels(tokens, a, b, self.n - self.keep)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
-from tokred.core.ops import alternate, bipartite_labels
+from tokred.core.ops import alternate, bipartite_labels, unit_rows
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -46,7 +45,7 @@ class ToFu(Reducer):
         return n - n // 2
 
     def forward(self, view: View) -> Merge:
-        keys = F.normalize(view.key_metric, dim=-1, eps=1e-12)
+        keys = unit_rows(view.key_metric)
         a, b = alternate(view.num_prefix)
         label = bipartite_labels(keys, a, b, self.n - self.keep)
         if view.layer > self.prune * view.depth:

@@ -6,9 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tokred.core.ops import alternate, bipartite_labels, head_mean
+from tokred.core.ops import alternate, bipartite_labels, head_mean, unit_rows
 from tokred.core.reducer import Reducer, View
 from tokred.core.reduction import Merge
 from tokred.core.registry import register
@@ -63,7 +62,7 @@ class ToMe(Reducer):
         return n - n // 2
 
     def forward(self, view: View) -> Merge:
-        tokens = F.normalize(view.key_metric if self.metric == "keys" else view.x.float(), dim=-1, eps=1e-12)
+        tokens = unit_rows(view.key_metric if self.metric == "keys" else view.x.float())
         a, b = self._halves(view)
         label = bipartite_labels(tokens, a, b, self.n - self.keep)
         return Merge(label, self.keep, weight=self._weight(view))
