@@ -1,11 +1,14 @@
 """Exported models against the models themselves."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 import tokred
+from tokred.core import registry
 from tokred.core.plan import Plan
 from tokred.core.reducer import Reducer
 from tokred.core.reduction import Keep
@@ -67,6 +70,15 @@ def test_a_checked_file_has_an_agreement_and_a_speed_up(onnx_files):
     assert result.difference < 1e-5
     assert set(result.speedups) == {1, 16}
     assert "5 of 5 images" in result.table("title").render("markdown")
+
+
+def test_the_guide_lists_all_methods():
+    guide = Path(__file__).parents[2] / "docs" / "export.md"
+    rows = [line for line in guide.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    exported, on_host = (re.findall(r"`(\w+)`", row.split("|")[1]) for row in rows[:2])
+    methods = [registry.get(name) for name in registry.names()]
+    assert exported == [cls.name for cls in methods if not (cls.adaptive() or cls.host)]
+    assert on_host == [cls.name for cls in methods if cls.host]
 
 
 def test_exporting_leaves_the_mode_alone(tmp_path):

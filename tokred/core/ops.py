@@ -23,7 +23,7 @@ _SORTED_SCATTER = _FBGEMM and torch.backends.openmp.is_available()
 
 def traced() -> bool:
     """Whether a graph is being made, in which nothing may depend on the size of this batch."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
