@@ -44,6 +44,12 @@ def test_what_the_operating_system_refuses_is_one_sentence():
     assert text == f"Error: {'n' * 300} cannot be used: File name too long.\n"
 
 
+def test_what_all_methods_refuse_is_said_once():
+    code, text = run("match", "--model", "deit_t", "--methods", "lotm,topk", "--stages", "13")
+    assert code == 2
+    assert text == "Stages must be layers from 1 to 12 of this model, got 13; choose with --stages.\n"
+
+
 def test_lack_of_memory_is_one_sentence(monkeypatch):
     def starve(*_, **settings):
         torch.empty(2**50)

@@ -171,6 +171,11 @@ def test_what_sets_the_counts_is_what_the_method_has(method, settings, sentence)
         tokred.reduce(tiny_vit(), method, stages=(2, 3), **settings)
 
 
+def test_images_that_are_not_finite_have_logits_that_are_not():
+    reduced = tokred.reduce(tiny_vit(), "ats", stages=(2, 3), threshold=0.5)
+    assert reduced(torch.full((2, 3, 48, 48), torch.nan)).isnan().all()
+
+
 def test_no_images_have_no_logits():
     assert model(Standouts)(images(0)).shape == (0, 10)
 

@@ -50,8 +50,8 @@ def match(
         schedule = "" if config.counts.uniform else config.counts.name
         records = [{**_record(name, match), "schedule": schedule} for name, match in matches.items()]
         show_records(table, records, form)
-    for error in refused.values():
-        say(str(error), err)
+    for sentence in dict.fromkeys(map(str, refused.values())):
+        say(sentence, err)
     if refused:
         raise typer.Exit(1 if matches else 2)
 

@@ -248,7 +248,7 @@ class Merge(Reduction):
         """
         if self.label.is_meta or not self.label.numel():
             return self
-        return replace(self, m=int(self.label.max()) + 1)
+        return replace(self, m=max(1, int(self.label.max()) + 1))  # images that are not finite keep nothing
 
 
 @dataclass(frozen=True, eq=False)
