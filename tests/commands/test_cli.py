@@ -12,6 +12,7 @@ from tokred.core import registry
 from tokred.models import zoo
 
 
+@pytest.mark.slow
 def test_match_prints_all_methods():
     code, text = run("match", "--model", "deit_t", "--budget", "0.3")
     assert code == 0

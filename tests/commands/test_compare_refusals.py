@@ -68,6 +68,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_files_of_somebody_else_are_kept(tmp_path):
     (tmp_path / "table.md").write_text("mine")
     code, text = run("compare", *FEW, "--out", tmp_path)

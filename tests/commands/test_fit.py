@@ -82,6 +82,7 @@ def test_a_full_fit_is_a_row_of_its_own_kind(tmp_path):
     assert "is for lotm, which is not compared" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

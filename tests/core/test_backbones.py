@@ -224,6 +224,7 @@ def test_what_is_refused_says_why(name, options, why):
         check_supported(timm.create_model(name, **size, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dinov3", "rope_mixed", "siglip"])
 def test_the_control_of_low_resolution_leaves_the_backbone_alone(kind):
     model = backbone(kind)

@@ -60,6 +60,7 @@ def test_the_counts_are_those_of_the_formula():
     assert reduced.run(x).counts[:, 0].tolist() == want.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", METHODS)
 @torch.no_grad()
 def test_the_cost_of_an_image_is_the_trace_of_the_model_on_it_alone(cls):
@@ -118,12 +119,14 @@ def test_calibration_passes_over_all_images_few_times(monkeypatch):
     assert sum(seen) < 9 * 200  # bisection over all takes twice as many
 
 
+@pytest.mark.slow
 def test_calibration_does_not_depend_on_the_batch_size():
     costs = CostTable(tiny_vit())
     plans = [calibrate(model(Standouts), costs, 0.25, images(40).split(size)).plan for size in (1, 12, 40)]
     assert plans[0].knob == plans[1].knob == plans[2].knob
 
 
+@pytest.mark.slow
 def test_reduce_sets_a_threshold_on_images_or_takes_one():
     backbone = tiny_vit().train()
     try:
@@ -198,6 +201,7 @@ class Cubic(Standouts):
         return super().forward(view) if triples.shape else None
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_reducer_that_is_not_quadratic_is_counted_at_every_number_of_tokens():
     reduced, costs, x = model(Cubic), CostTable(tiny_vit()), images(3)

@@ -59,6 +59,7 @@ def test_fused_and_unfused_attention_count_the_same():
     assert fused == unfused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("k", "published"), [(10, 1.167), (20, 1.078), (30, 0.991), (40, 0.906), (44, 0.873), (48, 0.840)]
 )

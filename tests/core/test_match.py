@@ -61,6 +61,7 @@ def test_the_plans_cost_is_fvcores_trace(method, model, arguments):
     assert (found.flops, found.reducer_flops) == (counted.total, counted.reducers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.1, 0.3])
 def test_a_cost_that_no_polynomial_describes(budget):
     found = match(table(TINY), "lotm[window=4]", budget)  # windows of an odd length at the end
@@ -133,6 +134,7 @@ def test_a_decision_that_cannot_be_applied_is_named_by_its_rule():
         CostTable(tiny_vit()).stage(Plan(TooFar, (2,), (30,)), 2, 36, 30)
 
 
+@pytest.mark.slow
 def test_the_knob_that_was_really_applied():
     found = match(table(SMALL), "lotm", 0.45, protocol="common")
     removed = [a - b for a, b in itertools.pairwise((196, *found.plan.tokens))]
@@ -259,6 +261,7 @@ def test_a_damaged_cache_is_ignored(damage, stored, tmp_path):
     assert stored_counts.shared()._known
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_left_alone(stored, monkeypatch, tmp_path):
     (tmp_path / "tokred").write_text("a file where the folder would be")
     assert match_each(CostTable(tiny_vit()), ("lotm",), 0.2, stages=(2, 3))[0]

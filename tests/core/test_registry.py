@@ -216,6 +216,7 @@ def importable(tmp_path, clean, monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_a_method_is_one_file_in_a_package(importable):
     install(importable)
     code, text = run("match", "--model", "deit_t", "--methods", "centre,lotm")

@@ -117,6 +117,7 @@ def test_the_cost_of_explicit_counts_is_fvcores_trace():
     assert (found.knob_name, found.knob) == ("removed", "46 35 26")
 
 
+@pytest.mark.slow
 def test_reduce_takes_names_files_and_mappings(tmp_path):
     model = tiny_vit(depth=4)
     file = tmp_path / "mine.yaml"

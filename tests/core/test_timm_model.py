@@ -150,6 +150,7 @@ def test_layers_that_the_model_does_not_have_are_one_sentence(indices, images):
         ReducedViT(tiny_vit()).forward_intermediates(images, indices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", registry.names())
 def test_every_layer_has_features_on_the_grid(method, images):
     reduced = build(method)

@@ -31,6 +31,7 @@ def test_a_variant_is_the_method_with_other_defaults():
     assert torch.equal(made(12, 8, 48, 3, order="inplace")(view).labels(), base(12, 8, 48, 3)(view).labels())
 
 
+@pytest.mark.slow
 def test_reduce_takes_one(images):
     model = tiny_vit()
     reduced = tokred.reduce(model, "lotm[weighted=True]", 0.2, stages=(2, 3), proportional=True)

@@ -233,6 +233,7 @@ def test_an_error_with_another_reason_than_the_images_stays_itself(images):
         reduced(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", registry.names())
 def test_a_model_on_the_meta_device_gives_shapes(method, images):
     reduced = ReducedViT(copy.deepcopy(tiny_vit()), tiny_plan(registry.get(method), tiny_vit())).to("meta")

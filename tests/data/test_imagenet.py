@@ -48,6 +48,7 @@ def test_a_flat_folder_without_labels_is_refused_by_name(flat):
     assert not sources.open_source(str(flat), labels=False).labelled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["folder", "archive", "files beside the images", "option"])
 def test_labels_from_the_devkit_are_those_of_sorted_wordnet_ids(flat, tmp_path, form):
     write_devkit(tmp_path / "kit" / "ILSVRC2012_devkit_t12" / "data")

@@ -63,6 +63,7 @@ def test_crop_and_interpolation_are_options_and_part_of_the_run(tmp_path, put, w
     assert "differs in crop_pct, interpolation" in " ".join(text.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -90,6 +91,7 @@ def test_bad_input_is_one_sentence(arguments, words, tmp_path):
     assert text.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_preflight_by_itself(tmp_path, put, weights, thousand):
     code, text = run("data", thousand, "--model", "deit_t")
     assert code == 0, text
@@ -118,6 +120,7 @@ def test_a_fit_on_some_of_imagenets_classes_learns_their_labels(tmp_path, put):
     assert "2 of ImageNet's 1,000 classes" in images.note
 
 
+@pytest.mark.slow
 def test_sizes_of_plans_without_images():
     code, text = run("match", "--model", "deit_t", "--methods", "lotm", "--img-size", "96")
     assert code == 0, text

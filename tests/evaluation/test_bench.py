@@ -164,6 +164,7 @@ def test_the_command_writes_a_row_for_each_method_and_batch_size(tmp_path):
     assert float(lotm["promise_share"]) == pytest.approx(float(lotm["speedup"]) / float(lotm["promise"]))
 
 
+@pytest.mark.slow
 def test_learned_methods_without_an_adapter_are_marked(tmp_path):
     rows = Bench(
         Config("deit_t", (0.3,), ("sit", "topk"), stages=(3, 6), controls=False), (1,), rounds=1

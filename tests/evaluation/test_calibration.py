@@ -77,6 +77,7 @@ def test_the_row_has_the_means_over_the_test_images_of_what_each_costs_alone(tmp
     assert again.run(workers=0).rows[1] == row
 
 
+@pytest.mark.slow
 def test_images_of_the_calibration_are_not_those_of_the_test():
     job = a_job(budgets=(0.2, 0.3))
     saved = [candidate.match.reduction for candidate in job.candidates]
@@ -104,6 +105,7 @@ def a_folder(path, seed, count=3):
     return str(path)
 
 
+@pytest.mark.slow
 def test_images_of_ones_own_are_calibrated_on_images_that_are_named(tmp_path):
     test, other = a_folder(tmp_path / "test", 0), a_folder(tmp_path / "other", 1, 4)
     own = {"data": test, "labels": False, "limit": None}
@@ -118,6 +120,7 @@ def test_images_of_ones_own_are_calibrated_on_images_that_are_named(tmp_path):
     assert row.gflops_sd > 0
 
 
+@pytest.mark.slow
 def test_a_model_with_a_threshold_shares_its_backbone_with_the_others():
     job = a_job(methods=("standouts", "lotm"))
     assert all(isinstance(model, ReducedViT) for model in job.models.values())

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from helpers.command import run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokred import configs
@@ -76,6 +76,7 @@ def test_an_unknown_name_suggests_another():
         read_config("smok")
 
 
+@settings(max_examples=10)
 @given(
     budgets=st.lists(st.floats(0.01, 0.99), max_size=3),
     knob=st.integers(1, 40),

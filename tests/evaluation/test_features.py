@@ -190,6 +190,7 @@ def test_an_encoder_is_compared_by_its_features(finished):
         assert "Top-1" not in content
 
 
+@pytest.mark.slow
 def test_a_run_of_features_is_verified_and_resumed(finished):
     root, _ = finished
     code, text = run("leaderboard", "verify", root / "out", "--sample", 8)
@@ -226,6 +227,7 @@ def test_boards_keep_the_cosine_and_say_what_they_cannot_check(finished, tmp_pat
     assert "feature_cosine" not in unchecked
 
 
+@pytest.mark.slow
 def test_images_without_labels_at_several_budgets(finished, tmp_path):
     root, _ = finished
     settings = ("--budgets", "0.2,0.3", "--no-labels", "--no-controls", "--out", tmp_path)

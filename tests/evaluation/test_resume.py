@@ -329,6 +329,7 @@ def test_a_read_only_folder(checked, tmp_path):
         fresh(checked).open(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edited", ["", "method,options\n", None])
 def test_what_was_changed_in_a_finished_run_is_written_again(checked, tmp_path, edited):
     whole = finished(checked, tmp_path)

@@ -127,6 +127,7 @@ def drawn(seed, m=6, n=80):
     return [float(100 * row.mean()) for row in correct], correct, groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 def test_ranks_follow_the_rule(seed):
     top1s, correct, groups = drawn(seed)

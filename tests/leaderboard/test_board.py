@@ -124,6 +124,7 @@ def test_writers_lose_nothing_and_a_reader_always_sees_a_whole_board(tmp_path, w
     assert list(pd.read_csv(board).columns) == list(COLUMNS)
 
 
+@pytest.mark.slow
 def test_the_order_does_not_depend_on_who_comes_first(tmp_path):
     rows = [
         replace(ROW, method=f"m{i}", budget=b, top1=float(i % 3)) for i in range(12) for b in (0.2, 0.5)

@@ -62,6 +62,7 @@ def test_opposite_tokens_add_no_size():
     assert decision.sizes(view.size).flatten().tolist() == view.size.gather(1, kept[:, None])[:, 0].tolist()
 
 
+@pytest.mark.slow
 def test_the_authors_schedule_runs():
     plan = tokred.reduce(zoo.outline("deit_t"), "diffrate", schedule="diffrate_t_0.9").plan
     assert plan.stages == get("diffrate").stages

@@ -172,6 +172,7 @@ def test_folders_are_looked_through_and_other_files_passed_over(tmp_path, backbo
         foreign.find([tmp_path / "tiny.safetensors"])
 
 
+@pytest.mark.slow
 def test_reduce_takes_an_adapter_and_refuses_random_parameters(tmp_path, backbone):
     settings = {"stages": (2, 3), "epsilon": 0.5}
     with pytest.raises(Unfitted, match="not fitted: run `tokred fit sinkhorn"):

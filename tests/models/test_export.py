@@ -81,6 +81,7 @@ def test_the_guide_lists_all_methods():
     assert on_host == [cls.name for cls in methods if cls.host]
 
 
+@pytest.mark.slow
 def test_exporting_leaves_the_mode_alone(tmp_path):
     model = build("lotm").train()
     modes = [part.training for part in model.modules()]

@@ -51,6 +51,7 @@ def test_tags_are_part_of_names():
         zoo.timm_name("timm/deit")
 
 
+@pytest.mark.slow
 def test_timm_weights_come_from_the_cache(home):
     """The real loading code, on made-up weights under the real name."""
     model = zoo.build("deit_t")
@@ -227,6 +228,7 @@ def test_a_damaged_cache_is_one_sentence(home):
         zoo.load_pretrained("hf-hub:org/small")
 
 
+@pytest.mark.slow
 def test_weights_without_a_classifier_are_refused(tmp_path, monkeypatch):
     """The weights of DINO and its like tell no classes apart, which the empty head of their tag says."""
     name = "vit_small_patch16_224.dino"
@@ -235,6 +237,7 @@ def test_weights_without_a_classifier_are_refused(tmp_path, monkeypatch):
         zoo.load_for(name, str(tmp_path / "dino.pth"))
 
 
+@pytest.mark.slow
 def test_a_tag_decides_how_images_are_prepared_for_a_file(tmp_path):
     """One architecture, two ways to normalise."""
     for tag, mean in (("augreg_in21k_ft_in1k", 0.5), ("dino", 0.485)):
@@ -311,6 +314,7 @@ def test_wrappers_of_training_code_are_taken_off(tmp_path, tensors, layout):
         assert same(zoo.load_file("deit_t", file).model, zoo_model(tensors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["module.", "model.", "model.module.backbone."])
 def test_wrappers_in_safetensors(tmp_path, tensors, prefix):
     safetensors.torch.save_file(with_prefix(prefix, tensors), tmp_path / "w.safetensors")

@@ -27,6 +27,7 @@ def created(text):
     return timm.create_model("tokred_vit", pretrained=False, drop_rate=0.0, **arguments.model_kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     ["method=lotm budget=0.2 stages=2,3 order=append", "method=sit allow_unfitted=1 keep=0.7 stages=2,3"],

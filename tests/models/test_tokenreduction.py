@@ -75,6 +75,7 @@ def test_fixed_counts(tmp_path, images, method, ema_best):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dynamicvit", "dpcknn"])
 def test_free_counts(tmp_path, images, monkeypatch, method):
     """Parameters that serve any counts: the budget decides."""
@@ -117,6 +118,7 @@ def picked(s, x, score):
     return x[:, (sums - points[:, None]).abs().argmin(1).unique()]
 
 
+@pytest.mark.slow
 def test_counts_that_depend_on_the_image(tmp_path, images, monkeypatch):
     """At the rate of its training a file of ATS gives the benchmark's logits; a budget sets another rate."""
     path = written(tmp_path / "x.pth", "ats")
@@ -293,6 +295,7 @@ def test_from_python(tmp_path, images):
         )
 
 
+@pytest.mark.slow
 def test_of_several_rates_the_nearest_to_the_budget_runs(tmp_path, monkeypatch):
     costs, saved = CostTable(tiny_vit()), {}
     for rate in (0.9, 0.7, 0.5):

@@ -110,6 +110,7 @@ def test_shipped_weights_do_what_their_card_says():
     assert abs(got - loaded.card["test_top1"]) < 10  # three deviations of 100 draws
 
 
+@pytest.mark.slow
 def test_nothing_is_shipped_for_other_models():
     with pytest.raises(
         TokredError, match=r"No PhotoDigits weights are shipped for deit_b .*tokred train --model deit_b"

@@ -224,6 +224,7 @@ def test_report_writes_the_page_again(tmp_path):
     assert (tmp_path / "other.html").read_text(encoding="utf-8") == page
 
 
+@pytest.mark.slow
 def test_report_of_what_is_no_run(tmp_path):
     rows, arrays = made_up()
     folder = write(tmp_path / "run", rows, arrays)
@@ -260,6 +261,7 @@ def test_report_of_what_is_no_run(tmp_path):
     refused("is not a run of tokred")
 
 
+@pytest.mark.slow
 def test_a_page_has_what_a_leaderboard_had_when_it_was_written(tmp_path):
     """A report made from the files equals the one that a run would make from memory."""
     rows, arrays = made_up(budgets=(0.2, 0.3))

@@ -44,6 +44,7 @@ def finished(out, stop=None):
     return trainer
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     whole = finished(tmp_path / "whole")
     assert finished(tmp_path / "cut", stop=3).step == 3

@@ -105,6 +105,7 @@ def test_bfloat16_learns_too(tmp_path, pictures):
     assert all(p.dtype == torch.float32 for p in run.learner.parameters.values())
 
 
+@pytest.mark.slow
 def test_a_validation_that_is_cut_off_is_made_up_for(tmp_path, pictures):
     whole = finished(tmp_path / "whole", pictures)
     cut = fit(tmp_path / "cut", pictures)
@@ -350,6 +351,7 @@ def test_counts_are_drawn_anew_at_every_step_within_reach(tmp_path, pictures):
         assert max(a for a, _ in drawn) == 35
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fitted_is_refused_in_a_sentence(tmp_path, pictures):
     with pytest.raises(
         TokredError,
@@ -377,6 +379,7 @@ def _write(path, text):
     return path
 
 
+@pytest.mark.slow
 def test_learned_weights_of_dpcknn_can_be_fitted(tmp_path, pictures):
     run = finished(tmp_path, pictures, method="dpcknn", options={"weights": "learned"})
     assert set(run.learner.parameters) == {

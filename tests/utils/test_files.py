@@ -22,6 +22,7 @@ def test_regular_files_folders_and_links_to_them_are_read(tmp_path):
         assert not is_stream(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

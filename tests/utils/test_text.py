@@ -75,6 +75,7 @@ def plain_report():
     return shown.tags, shown.attributes
 
 
+@pytest.mark.slow
 @given(text=ANY)
 @hostile
 def test_a_report_holds_the_text_and_no_tag_of_it(text):

@@ -89,6 +89,7 @@ def files(folder):
     return [folder / f"{name}.png" for name in ("plain", "grey", "palette", "clear", "deep")]
 
 
+@pytest.mark.slow
 def test_own_images_of_all_kinds(tiny, tmp_path):
     found = files(tmp_path)
     code, text = run("show", *FEW, *found, "--out", tmp_path / "page.png")
@@ -135,6 +136,7 @@ CASES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.split(","))
 def test_bad_input_is_one_sentence(case, tiny, tmp_path):
     arguments, expected = bad(tmp_path)[case]
@@ -147,6 +149,7 @@ def test_bad_input_is_one_sentence(case, tiny, tmp_path):
     assert text.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_method_that_cannot_does_not_keep_the_others_from_being_shown(tiny, tmp_path):
     code, text = run(
         "show",

@@ -111,6 +111,7 @@ def test_counts_of_a_method_whose_counts_depend_on_the_image_are_means():
     assert (traced.maps["standouts"].labels.max(2) + 1).tolist() == counts.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_tokens_labels_and_predictions_are_those_of_the_model_run_alone(kind):
     backbone = a_model(kind)

@@ -43,6 +43,7 @@ def test_files_say_what_they_are_about(found_smooth, tmp_path):
         report.write(measurement, found, tmp_path)
 
 
+@pytest.mark.slow
 def test_figures_of_a_grid_of_one_line():
     """Five patches in a line: one window, no square, nothing above anything."""
     model = tiny_vit(img_size=(8, 40))
@@ -79,6 +80,7 @@ def test_the_command_leaves_its_files_and_prints_the_verdict(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
