@@ -283,7 +283,7 @@ def test_other_models_are_refused(tmp_path, images):
         TokredError, match=r"36 patches and 10 classes .*but what is compared is .*36 patches and 7 classes"
     ):
         tokred.reduce(backbone, "sit", 0.2, adapter=path)
-    with pytest.raises(TokredError, match="was trained at layers 2 3, not at 1 2; leave out --stages"):
+    with pytest.raises(TokredError, match="was trained at layers 2 3, not at 1 2; leave out stages"):
         tokred.reduce(tiny_vit(), "sit", 0.2, adapter=path, stages=(1, 2))
 
 
