@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 import tokred
@@ -60,6 +61,18 @@ def test_pt2_takes_any_number_of_images(method, tmp_path, images):
     run = load(tokred.export(model, tmp_path / "x.pt2", dynamic_batch=True), "pt2")
     for batch in (images[:1], images):
         assert torch.equal(run(batch), model(batch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_base_patch16_siglip_224"])
+def test_rotary_and_pooling_models_take_any_number_of_images(name, tmp_path):
+    tiny = {"embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 56, "patch_size": 14}
+    model = tokred.reduce(timm.create_model(name, **tiny).eval(), "tome", tokens=(12,), stages=(1,))
+    run = load(tokred.export(model, tmp_path / "x.pt2", dynamic_batch=True), "pt2")
+    images = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for batch in (images[:1], images):
+            assert torch.allclose(run(batch), model(batch), atol=1e-5)
 
 
 @pytest.mark.slow
