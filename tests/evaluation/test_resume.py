@@ -356,7 +356,9 @@ def test_a_finished_run_that_cannot_be_written_is_shown(checked, tmp_path, monke
     monkeypatch.setattr("tokred.evaluation.folder.check_writable", read_only)
     monkeypatch.setattr("tokred.evaluation.folder.replace_file", read_only)
     job = fresh(checked)
-    assert "was finished on" in job.open(tmp_path)
+    said = job.open(tmp_path)
+    assert "was finished on" in said
+    assert said.endswith("stay as they are, since the folder is read-only: table.md.")
     assert {row.method for row in job.run(workers=0).rows} == {"baseline", "lotm", "random", "lowres"}
     (tmp_path / "predictions.npz").write_bytes(b"")
     with pytest.raises(TokredError, match="its predictions are damaged"):

@@ -205,8 +205,13 @@ class Job(Setup):
                 f"{out} cannot be written, and its predictions are damaged; choose another folder with --out."
             )
         if self.folder.finished and done == len(self.source):
-            changed = "" if self.folder.read_only else ", ".join(self.folder.damaged)
-            again = f" Files that were changed or removed are written again: {changed}." if changed else ""
+            changed = ", ".join(self.folder.damaged)
+            how = (
+                "stay as they are, since the folder is read-only"
+                if self.folder.read_only
+                else "are written again"
+            )
+            again = f" Files that were changed or removed {how}: {changed}." if changed else ""
             date = self.folder.run["date"]
             return f"This comparison was finished on {date}; to run it again, delete {out}.{again}"
         return self.folder.notice or (
