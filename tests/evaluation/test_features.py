@@ -200,6 +200,7 @@ def test_a_run_of_features_is_verified_and_resumed(finished):
     assert "was finished on" in compare(root, "--out", root / "out")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forged", ["cosine", "features"])
 def test_forged_features_are_not_confirmed(finished, tmp_path, forged):
     root, _ = finished

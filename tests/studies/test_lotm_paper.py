@@ -156,6 +156,7 @@ def test_a_line_says_whether_the_interval_holds_what_is_printed():
     assert (elsewhere["top1"], elsewhere["top1_diff"], elsewhere["within"]) == (79.0, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_flops_only_needs_no_data_and_no_weights(tmp_path, form):
     code, text = run("reproduce", "table4", "--flops-only", "--out", tmp_path / "out", "--format", form)
