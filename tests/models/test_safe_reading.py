@@ -28,6 +28,7 @@ IMPORTERS = {"importlib.import_module", "importlib.util.spec_from_file_location"
 READ_ARCHIVES = {"imagenet.py", "webdataset.py"}  # member by member, in memory
 MAY_IMPORT = {
     "__init__.py",
+    "entries.py",
     "registry.py",
     "plugins.py",
     "timm_hook.py",
