@@ -79,6 +79,7 @@ def test_help_and_methods_do_not_import_torch():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_from_python(tmp_path):
     done = tokred.compare("deit_t", 0.3, methods=("lotm", "random"), limit=4, batch_size=2, workers=0)
     assert [row.method for row in done.rows][0] == "baseline"

@@ -63,6 +63,7 @@ def test_a_run_of_hilberts_curve_is_compact():
     assert extent("hilbert") < extent("snake") == 13
 
 
+@pytest.mark.slow
 def test_a_model_with_few_patches_is_planned_too():
     model = tiny_vit(img_size=32)
     reduced = tokred.reduce(model, "lotm", 0.2, stages=(2, 3), curve="snake", weighted=True)

@@ -47,7 +47,7 @@ def arrays(outcomes):
     return outcomes.prediction, outcomes.top5, outcomes.kl, outcomes.nll
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_pass_equals_separate_runs_bit_for_bit(threads, monkeypatch):
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(threads)

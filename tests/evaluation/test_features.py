@@ -215,6 +215,7 @@ def test_forged_features_are_not_confirmed(finished, tmp_path, forged):
     )
 
 
+@pytest.mark.slow
 def test_boards_keep_the_cosine_and_say_what_they_cannot_check(finished, tmp_path):
     (root, _), board = finished, tmp_path / "board.csv"
     code, text = run("leaderboard", "add", root / "out", "--board", board)

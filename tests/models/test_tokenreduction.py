@@ -201,6 +201,7 @@ def test_parameters_tell_the_method_without_settings(tmp_path, method):
     assert (card["method"], card["stages"], card["images_seen"]) == (method, [2, 3], None)
 
 
+@pytest.mark.slow
 def test_a_method_that_cannot_be_told_is_asked_for(tmp_path, images):
     path = tmp_path / "best_checkpoint.pth"
     torch.save({"model": state("none"), "args": {"reduction_loc": LAYERS}}, path)
