@@ -105,6 +105,8 @@ def test_exporting_leaves_the_mode_alone(tmp_path):
 def test_another_form_is_one_sentence(tmp_path):
     with pytest.raises(TokredError, match="onnx or pt2, not as 'engine'"):
         tokred.export(build("lotm"), tmp_path / "x.engine")
+    with pytest.raises(TokredError, match="onnx or pt2, not as tensor"):
+        tokred.export(build("lotm"), tmp_path / "x.pt2", torch.ones(2))  # type: ignore[arg-type]
 
 
 class OnHost(Reducer):

@@ -41,7 +41,7 @@ def export(
     if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
         raise TokredError(f"The file to write is given by its path, such as 'model.onnx'; got {path!r}.")
     path = Path(path)
-    form = check_form(form or path.suffix.removeprefix("."))
+    form = check_form(path.suffix.removeprefix(".") if form is None else form)
     check_writable_file(path)
     if model.adaptive:
         raise UnsupportedModel(
@@ -62,9 +62,9 @@ def export(
     return path
 
 
-def check_form(name: str) -> Form:
+def check_form(name: object) -> Form:
     """The name itself; a `TokredError` if it is not that of a form."""
-    if name not in get_args(Form):
+    if not isinstance(name, str) or name not in get_args(Form):
         raise TokredError(f"A model is exported as {' or '.join(get_args(Form))}, not as {name!r}.")
     return cast("Form", name)
 

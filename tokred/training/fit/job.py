@@ -214,8 +214,8 @@ class Fit(TrainingRun):
             return ""
         return (
             f"Stopped after {self.step} of {self.steps} steps: the loss was not lower than at step "
-            f"{self.best.step} in the last {self.recipe.patience} validations. To continue, use a recipe "
-            "with more patience."
+            f"{self.best.step} in {self.recipe.patience} validations since. To continue, use a recipe with "
+            "more patience."
         )
 
     @property
