@@ -19,6 +19,7 @@ def run(script, monkeypatch, *arguments):
     runpy.run_path(str(script), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_on_a_cpu(monkeypatch, tmp_path, capsys):
     run(GPU, monkeypatch, "--device", "cpu", "--quick", "--rounds", 2, "--out", tmp_path / "gpu.csv")
     table = pd.read_csv(tmp_path / "gpu.csv")

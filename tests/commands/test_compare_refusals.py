@@ -90,6 +90,7 @@ def test_a_card_that_is_no_card_is_ignored(tmp_path):
     assert zoo.load_file("deit_t", weights).card == {}
 
 
+@pytest.mark.slow
 def test_corrupt_weights_and_an_output_folder_that_is_a_file(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"\0" * 40)
     code, text = run("compare", *FEW, "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out")

@@ -106,6 +106,7 @@ def test_calibration_finds_what_a_scan_over_all_thresholds_finds(budget, scan):
     assert scan[place - 1] <= match.reduction <= scan[place]
 
 
+@pytest.mark.slow
 def test_calibration_passes_over_all_images_few_times(monkeypatch):
     seen = []
     advance = ReducedViT.advance

@@ -502,6 +502,7 @@ def test_code_hash(tmp_path, monkeypatch):
     provenance.code_hash.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_run_knows_the_modules_that_a_plugin_brings(plugin, tmp_path):
     (tmp_path / "centre_helper.py").write_text("FACTOR = 1\n")
     registry.load_plugin(plugin(METHOD.replace("from tokred", "import centre_helper\nfrom tokred", 1)))

@@ -77,6 +77,7 @@ def same(a, b):
         np.testing.assert_array_equal(a[1][name], b[1][name])
 
 
+@pytest.mark.slow
 def test_the_same_table_twice_and_with_other_worker_counts(checked, tmp_path):
     whole = finished(checked, tmp_path / "0")
     for workers in (1, 2):

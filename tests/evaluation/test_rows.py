@@ -108,6 +108,7 @@ def test_a_method_that_fails_has_a_row_with_the_reason():
     assert (row.status, row.error, row.top1) == ("failed", "it broke", None)
 
 
+@pytest.mark.slow
 def test_reading_a_run_needs_no_torch():
     program = "import sys, tokred.evaluation.rows; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

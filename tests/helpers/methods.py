@@ -8,8 +8,6 @@ FIXED = [name for name in registry.names() if not registry.get(name).adaptive()]
 
 #: The same, all but a few marked slow: for tests whose outcome rarely depends on the method.
 FEW_QUICK = [
-    name
-    if name in ("kmedoids", "lotm", "patchmerger", "topk")
-    else pytest.param(name, marks=pytest.mark.slow)
+    name if name in ("lotm", "patchmerger", "topk") else pytest.param(name, marks=pytest.mark.slow)
     for name in FIXED
 ]

@@ -356,6 +356,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, tensors):
         zoo.load_for("deit_t", str(tmp_path / "w.safetensors"))
 
 
+@pytest.mark.slow
 def test_files_of_deit_iii_call_layer_scale_otherwise(tmp_path):
     model = zoo.build("deit3_small_patch16_224", 10)
     official = {

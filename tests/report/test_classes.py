@@ -70,6 +70,7 @@ def test_drops_leave_out_images_without_a_label_or_by_wish_a_prediction():
     assert classes.drops(material(rows)) is None
 
 
+@pytest.mark.slow
 def test_of_many_classes_the_extremes_of_each_method():
     rows, arrays = made_up(classes=300, per_class=5, methods=tuple(f"m{k}" for k in range(12)), speed=False)
     found_material = material(rows, arrays, run_info(class_names=[f"class {c}" for c in range(300)]))

@@ -88,6 +88,7 @@ def test_a_frozen_backbone_gets_a_form_that_can_work_and_a_full_fit_the_publishe
     assert fit(tmp_path, pictures, "sinkhorn", recipe).student.plan.options == published
 
 
+@pytest.mark.slow
 def test_a_killed_fit_goes_on_to_the_same_adapter(tmp_path, pictures):
     whole = finished(tmp_path / "whole", pictures, method="dynamicvit")
     assert finished(tmp_path / "cut", pictures, stop=5, method="dynamicvit").step == 5

@@ -297,6 +297,7 @@ def test_hostile_names_do_no_harm(tiny, tmp_path):
     assert r"\x1b[31m" in text
 
 
+@pytest.mark.slow
 def test_notebooks_and_files_get_the_same_picture(tiny, tmp_path):
     shown = tokred.show([Image.fromarray(an_image(50, 50))], ["topk"], stages=(2, 3))
     shown.save(tmp_path / "page.png")

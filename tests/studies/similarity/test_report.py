@@ -56,6 +56,7 @@ def test_figures_of_a_grid_of_one_line():
     assert len(report.premise_table(measurement, found).rows) == 1
 
 
+@pytest.mark.slow
 def test_names_of_folders_are_no_formulas(found_smooth):
     measurement, found = found_smooth
     drawn = figures.figures(dataclasses.replace(measurement, data="a$_{b}$ & <c> test"), found)["layers"]
