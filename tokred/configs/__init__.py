@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -164,10 +164,16 @@ def validated(schema: TypeAdapter[S], values: Mapping[str, Any]) -> S:
         where = "".join(f".{key}" for key in inner if "[" not in key)  # "tuple[int, ...]" is a branch
         message = first["msg"].removeprefix("Input ").replace("tuple", "list")
         raise InvalidSetting(name, f"{{}}{where}: {message}, got {first['input']!r}.") from error
+    for name, wrong in _truth_values(values, typed):
+        raise InvalidSetting(name, f"{{}} takes numbers, and {wrong} is none.")
+    return typed
+
+
+def _truth_values(values: Mapping[str, Any], typed: Any) -> Iterator[tuple[str, str]]:
+    """Settings in which a truth value has become a number, and that value as YAML writes it."""
     for name, value in values.items():
         if (wrong := _as_number(value, getattr(typed, name))) is not None:
-            raise InvalidSetting(name, f"{{}} takes numbers, and {wrong} is none.")
-    return typed
+            yield name, wrong
 
 
 def _as_number(value: Any, typed: Any) -> str | None:
@@ -203,9 +209,8 @@ def parse(schema: type[T], values: dict[str, Any], origin: str) -> T:
         raise TokredError(
             f"In {origin}, {where} is wrong: {message.lower()} (got {first.get('input')!r})."
         ) from error
-    for name, value in values.items():
-        if (wrong := _as_number(value, getattr(typed, name))) is not None:
-            raise TokredError(f"In {origin}, {name} is wrong: it takes numbers, and {wrong} is none.")
+    for name, wrong in _truth_values(values, typed):
+        raise TokredError(f"In {origin}, {name} is wrong: it takes numbers, and {wrong} is none.")
     return typed
 
 

@@ -43,8 +43,8 @@ def image_flops(costs: CostTable, plan: Plan, counts: np.ndarray) -> tuple[np.nd
         lengths, where = np.unique(before[:, place], return_inverse=True)
         flops = [sum(costs.part(part, layer, n) for part, layer in segment) for n in lengths.tolist()]
         total += np.array(flops, dtype=np.int64)[where]
-        for layer in plan.stages[place : place + 1]:
-            reducers += _stage_flops(costs, plan, layer, lengths)[where]
+        if place < len(plan.stages):
+            reducers += _stage_flops(costs, plan, plan.stages[place], lengths)[where]
     return total + reducers, reducers
 
 

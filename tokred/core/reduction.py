@@ -176,7 +176,7 @@ class Merge(Reduction):
                 weight, reduce = self._share(_wide(x).dtype), "sum"
             weight = torch.cat([weight.new_ones(weight.shape[0], prefix), weight], dim=1)
         label = behind_prefix(self._slots(), prefix)
-        return Merge(label, self.m + prefix, weight, reduce, self.mass, self.drops).pool(x)
+        return replace(self, label=label, m=self.m + prefix, weight=weight, reduce=reduce).pool(x)
 
     @property
     def _groups(self) -> int:

@@ -69,12 +69,7 @@ class State:
     def reduced(self, x: Tensor, reduction: Reduction) -> State:
         """The state after a stage, with its tokens [B, P + M, C] and its decision."""
         rotation = self.rotation and self.rotation.reduced(reduction)
-        history = History(reduction, self.history)
-        return State(x, self.layer, self.site, self.attention, self.images, history, rotation, self.grid)
-
-    def after(self, x: Tensor, layer: int, site: Site, attention: Attention | None) -> State:
-        """The state at the next site, with its tokens; `replace` takes several times as long."""
-        return State(x, layer, site, attention, self.images, self.history, self.rotation, self.grid)
+        return replace(self, x=x, history=History(reduction, self.history), rotation=rotation)
 
     def copy(self) -> State:
         """A copy with its own tensors, so that a method that writes into its view affects no other."""

@@ -10,6 +10,7 @@ cast or moved since is what runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -224,12 +225,12 @@ class ReducedViT(TimmModel):
         rotation = None if state.rotation is None else state.rotation.of(state.layer)
         record = state.layer in self.recorded
         x, attention = parts.attend(block, state.x, self._log_size(state), alive, record, rotation)
-        return state.after(x, state.layer, "mid", attention)
+        return replace(state, x=x, site="mid", attention=attention)
 
     def mlp(self, state: State) -> State:
         """The state after the MLP of its layer."""
         x = parts.mlp(self._block(state.layer), state.x)
-        return state.after(x, state.layer + 1, "pre", state.attention)
+        return replace(state, x=x, layer=state.layer + 1, site="pre")
 
     def _block(self, layer: int) -> Any:
         """A block of the backbone, as it is now.

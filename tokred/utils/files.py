@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 NOT_REGULAR = "is a pipe, a socket or a device, where a regular file is needed"
@@ -11,7 +12,11 @@ NOT_REGULAR = "is a pipe, a socket or a device, where a regular file is needed"
 
 def is_stream(path: Path) -> bool:
     """Whether a path is a device, a pipe or a socket, which has to be written to and not replaced."""
-    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # there is none, or there can be none
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def check_regular(path: Path) -> None:

@@ -134,7 +134,8 @@ class Fit(TrainingRun):
     def status(self) -> str:
         """Loss and the last validation, for a progress bar."""
         status = f"loss {self.running_loss:.3f}"
-        for last in self.history[-1:]:
+        if self.history:
+            last = self.history[-1]
             validation = f"validation {last['top1']:.1f} % (loss {last['loss']:.3f})"
             status += f", {validation}, best {self.best.top1:.1f} %"
         return status
